@@ -1,0 +1,294 @@
+"""The configuration: every key, its type, its default and its bounds stand here and nowhere else.
+
+Precedence: the defaults below < `--config` files in their order < `key=value` on the command line.
+"""
+
+from __future__ import annotations
+
+import datetime as dt
+import difflib
+import json
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+import yaml
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
+
+from sparkcf.errors import ConfigError
+
+Positive = Annotated[int, Field(ge=1)]
+Share = Annotated[float, Field(ge=0.0, le=1.0)]
+NonNegative = Annotated[float, Field(ge=0.0, allow_inf_nan=False)]
+
+
+class Section(BaseModel):
+    model_config = ConfigDict(extra="forbid", frozen=True, validate_default=True)
+
+
+class LakeConfig(Section):
+    root: str = Field("./lake", min_length=1)  # a folder or a file:, s3a:, abfss:, hdfs: address
+
+
+class Columns(Section):
+    """Names of the input's columns; a dotted name reaches into a nested JSON object or struct."""
+
+    user_id: str = "user_id"
+    item_id: str = "item_id"
+    ts: str = "ts"
+    event: str | None = None  # None: every row is an `input.default_event`
+    value: str | None = None  # None: every row has value 1
+
+
+class ItemColumns(Section):
+    item_id: str = "item_id"
+    title: str | None = None
+    categories: str | None = None
+    numbers: tuple[str, ...] = ()  # numeric attributes, kept under their own names
+
+
+class ItemsInput(Section):
+    """A table of the items' attributes, joined by item_id."""
+
+    path: str
+    format: Literal["csv", "jsonl", "parquet", "delta"] = "csv"
+    columns: ItemColumns = ItemColumns()
+    delimiter: str = Field(",", min_length=1)
+    category_separator: str = Field("|", min_length=1)
+    no_category: tuple[str, ...] = ("(no genres listed)",)  # values that stand for "none"
+
+
+class InputConfig(Section):
+    path: str = Field(..., min_length=1)  # a glob; {ds} is replaced by the logical date; sample:NAME is packaged
+    format: Literal["csv", "jsonl", "parquet", "delta"] = "csv"
+    columns: Columns = Columns()
+    delimiter: str = Field(",", min_length=1)  # CSV only
+    header: bool = True  # CSV only: the first line of every file names its columns
+    names: tuple[str, ...] = ()  # CSV without a header: the columns in order
+    ts_formats: tuple[str, ...] = ("iso8601",)  # tried in order: iso8601, epoch_s|ms|us|ns or a Java pattern
+    default_event: str = "rating"
+    events: dict[str, Annotated[float, Field(gt=0, allow_inf_nan=False)]] | None = None  # allowed events and their weights; None: any, weight 1
+    value_range: tuple[float, float] | None = None  # inclusive
+    items: ItemsInput | None = None
+
+    @model_validator(mode="after")
+    def _consistent(self) -> InputConfig:
+        if self.format == "csv" and not self.header and not self.names:
+            raise ValueError("header is false: give input.names, the columns in order")
+        if self.value_range and self.value_range[0] > self.value_range[1]:
+            raise ValueError(f"value_range {list(self.value_range)} is empty: give [low, high]")
+        return self
+
+
+class CleanConfig(Section):
+    null_tokens: tuple[str, ...] = ("null", "NULL", "None")  # ids that stand for "no id"
+    max_id_length: Positive = 256
+    fold_case: bool = False  # ids to lower case
+    normalize_unicode: bool = False  # ids: compatibility characters to plain ones, zero-width ones away
+    earliest: dt.datetime = dt.datetime(1990, 1, 1)  # UTC; an older timestamp is taken for a fault
+    future_tolerance_hours: NonNegative = 0.0  # beyond the end of the logical date (UTC)
+    max_events_per_user: Positive = 100_000  # a user with more in one input is a bot
+    min_events_per_user: Positive = 1
+    min_events_per_item: Positive = 1
+    max_quarantined_share: Share = 0.5  # above it the input is refused as a whole
+
+
+class PreferenceConfig(Section):
+    """How interactions become the weight of a (user, item) pair."""
+
+    positive_from: float | None = None  # implicit models and ranking measures: a value from here up is a positive
+    weight: Literal["one", "value", "event"] = "one"  # of a positive: 1, its value, or its event's weight
+
+
+class ALSConfig(Section):
+    mode: Literal["implicit", "explicit"] = "implicit"
+    form: Literal["ials", "hu_koren", "implicit"] = "ials"  # which implicit objective: see sparkcf/objective.py
+    rank: Annotated[int, Field(ge=1, le=4096)] = 64
+    iterations: Positive = 16
+    regularization: NonNegative = 0.003
+    regularization_exponent: NonNegative = 1.0
+    unobserved_weight: NonNegative = 0.1  # alpha0, form ials
+    alpha: Annotated[float, Field(gt=0, allow_inf_nan=False)] = 1.0  # forms hu_koren and implicit
+    biases: bool = False  # explicit only
+    solver: Literal["cholesky", "cg"] = "cholesky"
+    cg_steps: Positive = 3
+    init_sd: Annotated[float, Field(gt=0, allow_inf_nan=False)] = 0.1  # entries ~ N(0, init_sd / sqrt(rank))
+    tolerance: NonNegative = 0.0  # stop when the objective falls by a smaller share in a sweep; 0: never
+    workers: Positive | None = None  # size of the gang; None: all task slots
+    timeout_s: Positive = 60  # a peer silent for longer is taken for dead
+
+    @model_validator(mode="after")
+    def _consistent(self) -> ALSConfig:
+        if self.biases and self.mode == "implicit":
+            raise ValueError("biases go with mode explicit: set als.biases=false or als.mode=explicit")
+        return self
+
+
+class PopularityConfig(Section):
+    by: Literal["users", "weight"] = "users"  # distinct users, or the sum of the pairs' weights
+
+
+class TrainConfig(Section):
+    warm_start: bool = False  # from the published run's factors, where rank and model agree
+
+
+class EvaluationConfig(Section):
+    protocol: Literal["q1", "q2", "q3", "q4"] = "q4"  # strong, weak, ratings, by time
+    holdout_share: Annotated[float, Field(gt=0, lt=1)] = 0.1  # of users (q1), of a user's items (q2), of pairs (q3), of events (q4)
+    foldin_share: Annotated[float, Field(gt=0, lt=1)] = 0.8  # q1: of a held-out user's items
+    min_user_items: Positive = 5  # q1, q2: users with fewer positives are left out
+    ks: tuple[Positive, ...] = (10, 20, 50, 100)
+    bootstrap: Annotated[int, Field(ge=0, le=10_000)] = 200  # replicates for the 95 % bounds
+
+
+class TopKConfig(Section):
+    k: Positive = 20
+    exclude_seen: bool = True
+    users: tuple[str, ...] = ()  # only these users; empty: all
+    ineligible: str | None = None  # a table (csv, parquet, delta) with a column item_id never to recommend
+    categories: tuple[str, ...] = ()  # only items of one of these; empty: all
+    exclude_categories: tuple[str, ...] = ()
+    similar_items: Annotated[int, Field(ge=0)] = 20  # neighbours an item; 0: none
+
+    @field_validator("users", mode="before")
+    @classmethod
+    def _ids_are_text(cls, value: Any) -> Any:
+        return [str(v) for v in value] if isinstance(value, list | tuple) else value
+
+
+class GateConfig(Section):
+    metric: str = "ndcg_at_k"
+    at: Positive | None = 100  # its k; None for measures without one
+    max_fall: Share = 0.1  # against the published run's figure
+    min_user_coverage: Share = 0.5  # users with a recommendation from the model, among all
+    max_fallback_share: Share = 1.0
+
+
+class SparkConfig(Section):
+    app_name: str = "sparkcf"
+    log_level: Literal["OFF", "ERROR", "WARN", "INFO"] = "ERROR"
+
+
+class Config(Section):
+    ds: dt.date  # the logical date: never taken from the clock
+    input: InputConfig
+    lake: LakeConfig = LakeConfig()
+    seed: Annotated[int, Field(ge=0, lt=2**31)] = 42
+    model: Literal["als", "popularity"] = "als"
+    run_id: str | None = Field(None, pattern=r"^[A-Za-z0-9._-]{1,80}$")  # evaluate, recommend, publish: the run; None: the newest unpublished
+    clean: CleanConfig = CleanConfig()
+    preference: PreferenceConfig = PreferenceConfig()
+    train: TrainConfig = TrainConfig()
+    als: ALSConfig = ALSConfig()
+    popularity: PopularityConfig = PopularityConfig()
+    evaluation: EvaluationConfig = EvaluationConfig()
+    topk: TopKConfig = TopKConfig()
+    gate: GateConfig = GateConfig()
+    spark: SparkConfig = SparkConfig()
+
+    @model_validator(mode="after")
+    def _consistent(self) -> Config:
+        if self.gate.at is not None and self.gate.at not in self.evaluation.ks:
+            raise ValueError(f"gate.at={self.gate.at} is not among evaluation.ks={list(self.evaluation.ks)}")
+        return self
+
+    def to_json(self) -> str:
+        """The resolved configuration, as it is stored with the run."""
+        return json.dumps(self.model_dump(mode="json"), sort_keys=True)
+
+    @property
+    def input_path(self) -> str:
+        return self.input.path.replace("{ds}", self.ds.isoformat())
+
+
+def load_config(files: Iterable[str | Path] = (), overrides: Iterable[str] = ()) -> Config:
+    """Read the files, lay the overrides over them and check the whole.
+
+    Parameters
+    ----------
+    files : paths of YAML files; a later one wins, key by key.
+    overrides : `dotted.key=value` strings; the value is read as YAML.
+
+    Raises
+    ------
+    ConfigError
+        A file is missing or no YAML mapping; a key is unknown; a value has the wrong type or range.
+    """
+    merged: dict[str, Any] = {}
+    for file in files:
+        _merge(merged, _read_yaml(Path(file)))
+    for override in overrides:
+        key, sign, text = override.partition("=")
+        if not sign or not key.strip():
+            raise ConfigError(f"argument {override!r} is not key=value, for example als.rank=64")
+        try:
+            value = yaml.safe_load(text) if text.strip() else None
+        except yaml.YAMLError:
+            value = text
+        _merge(merged, _nest(key.strip().split("."), value))
+    return parse_config(merged)
+
+
+def parse_config(values: Mapping[str, Any]) -> Config:
+    try:
+        return Config.model_validate(values)
+    except ValidationError as error:
+        raise ConfigError(_explain(error)) from None
+
+
+def _read_yaml(path: Path) -> dict[str, Any]:
+    try:
+        loaded = yaml.safe_load(path.read_text(encoding="utf-8"))
+    except OSError as error:
+        raise ConfigError(f"configuration file {path}: {error.strerror or error}") from None
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        raise ConfigError(f"configuration file {path} is not YAML: {' '.join(str(error).split())}") from None
+    if loaded is None:
+        return {}
+    if not isinstance(loaded, dict):
+        raise ConfigError(f"configuration file {path}: expected `key: value` lines, found a {type(loaded).__name__}")
+    return loaded
+
+
+def _nest(keys: list[str], value: Any) -> dict[str, Any]:
+    for key in reversed(keys):
+        value = {key: value}
+    return value
+
+
+def _merge(into: dict[str, Any], new: Mapping[str, Any]) -> None:
+    for key, value in new.items():
+        if isinstance(value, Mapping) and isinstance(into.get(key), dict):
+            _merge(into[key], value)
+        else:
+            into[key] = dict(value) if isinstance(value, Mapping) else value
+
+
+def _explain(error: ValidationError) -> str:
+    return "; ".join(_explain_one(e) for e in error.errors())
+
+
+def _explain_one(e: Any) -> str:
+    loc = [str(part) for part in e["loc"]]
+    key = ".".join(loc)
+    if e["type"] == "extra_forbidden":
+        near = difflib.get_close_matches(loc[-1], known := _known_keys(loc[:-1]), n=1)
+        hint = f"did you mean {'.'.join([*loc[:-1], near[0]])}?" if near else f"known here: {', '.join(known)}"
+        return f"unknown configuration key {key}: {hint}"
+    if e["type"] == "missing":
+        return f"configuration key {key} is missing: set it in a --config file or as {key}=…"
+    message = e["msg"].removeprefix("Value error, ")
+    if not key:
+        return f"configuration: {message}"
+    shown = repr(e.get("input"))
+    shown = "" if isinstance(e.get("input"), dict) else f"={shown if len(shown) < 80 else shown[:77] + '…'}"
+    return f"configuration key {key}{shown}: {message[0].lower() + message[1:]}"
+
+
+def _known_keys(loc: list[str]) -> list[str]:
+    section: Any = Config
+    for part in loc:
+        field = section.model_fields[part].annotation
+        options = [field, *getattr(field, "__args__", ())]
+        section = next(o for o in options if isinstance(o, type) and issubclass(o, BaseModel))
+    return list(section.model_fields)

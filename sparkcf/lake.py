@@ -1,0 +1,195 @@
+"""The lake: the only place where tables are created, read and written with Spark."""
+
+from __future__ import annotations
+
+import datetime as dt
+import os
+import re
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import TypeVar
+
+from delta.tables import DeltaTable
+from pyspark.sql import DataFrame, SparkSession
+
+from sparkcf.errors import ConflictError, LakeError
+from sparkcf.schemas import TABLES, Table
+from sparkcf.session import first_line
+
+ATTEMPTS = 6
+PROPERTIES = {  # readable by every Delta client
+    "delta.enableDeletionVectors": "false",
+    "delta.columnMapping.mode": "none",
+    "delta.deletedFileRetentionDuration": "interval 30 days",
+    "delta.logRetentionDuration": "interval 90 days",
+}
+CONFLICTS = ("Concurrent", "ProtocolChanged", "MetadataChanged")
+T = TypeVar("T")
+
+
+def resolve_root(root: str) -> str:
+    """A root without a scheme is a local folder; it becomes an absolute `file:` address."""
+    if re.match(r"^[A-Za-z][A-Za-z0-9+.-]+:", root):
+        return root.rstrip("/")
+    return Path(os.path.abspath(root)).as_uri().replace("file:///", "file:/")
+
+
+def local_folder(root: str) -> str | None:
+    """The folder on this machine behind a root, or None for an object store."""
+    resolved = resolve_root(root)
+    if not resolved.startswith("file:"):
+        return None
+    from urllib.parse import unquote
+
+    return unquote("/" + resolved.removeprefix("file:").lstrip("/"))
+
+
+def check_writable(root: str) -> None:
+    """Raise LakeError unless a local root can be made and written; costs no Spark."""
+    folder = local_folder(root)
+    if folder is None:
+        return
+    existing = Path(folder)
+    while not existing.exists() and existing != existing.parent:
+        existing = existing.parent
+    if not existing.is_dir():
+        raise LakeError(f"lake.root={root}: {existing} is not a folder: choose another root")
+    if not os.access(existing, os.W_OK | os.X_OK):
+        raise LakeError(f"lake.root={root}: {existing} is not writable: change its rights or choose another root")
+    if os.statvfs(existing).f_flag & os.ST_RDONLY:
+        raise LakeError(f"lake.root={root}: {existing} is on a read-only file system: choose another root")
+
+
+class LakeTables:
+    """Delta tables under one root, by name.
+
+    Parameters
+    ----------
+    spark : the session.
+    root : folder or address; see `resolve_root`.
+    """
+
+    def __init__(self, spark: SparkSession, root: str) -> None:
+        self.spark = spark
+        self.root = resolve_root(root)
+
+    def path(self, name: str) -> str:
+        return f"{self.root}/{TABLES[name].name}"
+
+    def exists(self, name: str) -> bool:
+        return DeltaTable.isDeltaTable(self.spark, self.path(name))
+
+    def create(self, name: str) -> DeltaTable:
+        """The table, made empty with its comments and constraints where it does not exist."""
+        table, path = TABLES[name], self.path(name)
+        if not self.exists(name):
+            builder = DeltaTable.createIfNotExists(self.spark).location(path).comment(table.comment)
+            builder = builder.addColumns(table.schema)
+            if table.partition_by:
+                builder = builder.partitionedBy(*table.partition_by)
+            for key, value in PROPERTIES.items():
+                builder = builder.property(key, value)
+            _explained(f"create table {name} in {self.root}", builder.execute)
+            for constraint, condition in table.constraints.items():
+                self._add_constraint(name, constraint, condition)
+        return DeltaTable.forPath(self.spark, path)
+
+    def _add_constraint(self, name: str, constraint: str, condition: str) -> None:
+        quoted = self.path(name).replace("`", "``")
+        _explained(
+            f"constrain table {name}",
+            lambda: self.spark.sql(f"ALTER TABLE delta.`{quoted}` ADD CONSTRAINT {constraint} CHECK ({condition})"),
+        )
+
+    def read(self, name: str, version: int | None = None) -> DataFrame:
+        """The table's rows at a version; an empty frame of its schema where it does not exist yet."""
+        if not self.exists(name):
+            return self.spark.createDataFrame([], TABLES[name].schema)
+        reader = self.spark.read.format("delta")
+        if version is not None:
+            reader = reader.option("versionAsOf", version)
+        return _explained(f"read table {name} version {version}", lambda: reader.load(self.path(name)))
+
+    def version(self, name: str) -> int:
+        """The table's newest version; -1 where it does not exist."""
+        if not self.exists(name):
+            return -1
+        row = _explained(f"read the history of {name}", lambda: self._table(name).history(1).first())
+        return int(row["version"])
+
+    def last_metrics(self, name: str) -> dict[str, int]:
+        """Delta's own counts of the newest commit, for example numOutputRows."""
+        row = self._table(name).history(1).select("operationMetrics").first()
+        return {k: int(v) for k, v in (row[0] or {}).items() if str(v).isdigit()}
+
+    def append(self, name: str, rows: DataFrame) -> None:
+        self.create(name)
+        selected = _select(TABLES[name], rows)
+        _explained(
+            f"append to {name}", lambda: selected.write.format("delta").mode("append").save(self.path(name))
+        )
+
+    def replace(self, name: str, rows: DataFrame, where: str) -> None:
+        """Replace exactly the rows that match `where` (literal partition predicates), in one commit."""
+        self.create(name)
+        writer = _select(TABLES[name], rows).write.format("delta").mode("overwrite").option("replaceWhere", where)
+        retry_conflicts(f"replace {where} in {name}", lambda: writer.save(self.path(name)))
+
+    def upsert(self, name: str, rows: DataFrame) -> None:
+        """Insert new keys and update changed rows. Keys of `rows` must be unique."""
+        table = TABLES[name]
+        same_key = " AND ".join(f"t.{c} <=> s.{c}" for c in table.key)
+        changed = " OR ".join(f"NOT (t.{c} <=> s.{c})" for c in table.schema.names if c not in table.key)
+        selected = _select(table, rows)
+
+        def merge() -> None:
+            target = self.create(name).alias("t").merge(selected.alias("s"), same_key)
+            target.whenMatchedUpdateAll(condition=changed).whenNotMatchedInsertAll().execute()
+
+        retry_conflicts(f"merge into {name}", merge)
+
+    def _table(self, name: str) -> DeltaTable:
+        return DeltaTable.forPath(self.spark, self.path(name))
+
+
+def sql_date(day: dt.date) -> str:
+    return f"DATE'{day.isoformat()}'"
+
+
+def retry_conflicts(what: str, write: Callable[[], T]) -> T:
+    """Run a write again where another writer's commit came between; after some attempts a ConflictError."""
+    for attempt in range(ATTEMPTS):
+        try:
+            return write()
+        except Exception as error:
+            if not is_conflict(error):
+                raise LakeError(f"cannot {what}: {first_line(error)}") from error
+            if attempt == ATTEMPTS - 1:
+                raise ConflictError(
+                    f"cannot {what}: other writers were first {ATTEMPTS} times; run again when they are done"
+                ) from error
+            time.sleep(0.2 * 2**attempt)
+    raise AssertionError("unreachable")
+
+
+def is_conflict(error: BaseException) -> bool:
+    name = type(error).__name__
+    java = getattr(error, "java_exception", None)
+    return any(c in name or (java is not None and c in java.getClass().getName()) for c in CONFLICTS)
+
+
+def _select(table: Table, rows: DataFrame) -> DataFrame:
+    missing = [c for c in table.schema.names if c not in rows.columns]
+    if missing:
+        raise LakeError(f"table {table.name} wants columns {table.schema.names}, got {rows.columns}: lacks {missing}")
+    return rows.select(*(rows[f.name].cast(f.dataType).alias(f.name) for f in table.schema.fields))
+
+
+def _explained(what: str, action: Callable[[], T]) -> T:
+    try:
+        return action()
+    except LakeError:
+        raise
+    except Exception as error:
+        raise LakeError(f"cannot {what}: {first_line(error)}") from error

@@ -1,0 +1,242 @@
+"""Every table of the lake: its columns with a comment each, its key, partitions and constraints.
+
+The one place where a table's shape is written. Writers select exactly these columns, in this order.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+from pyspark.sql.types import (
+    ArrayType,
+    DataType,
+    DateType,
+    DoubleType,
+    FloatType,
+    IntegerType,
+    LongType,
+    MapType,
+    StringType,
+    StructField,
+    StructType,
+    TimestampType,
+)
+
+STRING, INT, LONG, DOUBLE = StringType(), IntegerType(), LongType(), DoubleType()
+VECTOR = ArrayType(FloatType(), containsNull=False)
+
+
+@dataclass(frozen=True)
+class Table:
+    """One Delta table. `key` names the columns that a row is known by."""
+
+    name: str
+    comment: str
+    schema: StructType
+    key: tuple[str, ...] = ()
+    partition_by: tuple[str, ...] = ()
+    constraints: dict[str, str] = field(default_factory=dict)  # name -> SQL condition
+
+
+def column(name: str, dtype: DataType, comment: str, nullable: bool = False) -> StructField:
+    return StructField(name, dtype, nullable, {"comment": comment})
+
+
+INTERACTIONS = Table(
+    "interactions",
+    "cleaned events",
+    StructType(
+        [
+            column("user_id", STRING, "external id of the user"),
+            column("item_id", STRING, "external id of the item"),
+            column("event", STRING, "kind of the event"),
+            column("value", DOUBLE, "its value, such as a rating; 1 where the input has none"),
+            column("ts", TimestampType(), "when it happened"),
+            column("source", STRING, "file it was read from"),
+            column("ds", DateType(), "logical date of the load that brought it"),
+        ]
+    ),
+    key=("user_id", "item_id", "event", "ts"),
+    partition_by=("ds",),
+    constraints={"ids_present": "user_id <> '' AND item_id <> ''"},
+)
+
+QUARANTINE = Table(
+    "quarantine",
+    "rejected input rows",
+    StructType(
+        [
+            column("ds", DateType(), "logical date of the load"),
+            column("reason", STRING, "why, one of a closed list"),
+            column("raw", STRING, "the row as it was read", nullable=True),
+            column("source", STRING, "file it was read from"),
+        ]
+    ),
+    partition_by=("ds",),
+)
+
+USERS = Table(
+    "users",
+    "every user ever seen",
+    StructType(
+        [
+            column("user_id", STRING, "external id"),
+            column("user_idx", INT, "dense index, given once and for ever"),
+            column("first_seen", TimestampType(), "earliest event", nullable=True),
+        ]
+    ),
+    key=("user_id",),
+)
+
+ITEMS = Table(
+    "items",
+    "every item ever seen, with its attributes",
+    StructType(
+        [
+            column("item_id", STRING, "external id"),
+            column("item_idx", INT, "dense index, given once and for ever"),
+            column("first_seen", TimestampType(), "earliest event; null: none yet", nullable=True),
+            column("title", STRING, "title, as it came", nullable=True),
+            column("categories", ArrayType(STRING), "categories, as they came", nullable=True),
+            column("numbers", MapType(STRING, DOUBLE), "numeric attributes by name", nullable=True),
+        ]
+    ),
+    key=("item_id",),
+)
+
+
+def _factors(side: str) -> Table:
+    return Table(
+        f"{side}_factors",
+        f"the {side}s' vectors of every kept run",
+        StructType(
+            [
+                column(f"{side}_idx", INT, f"dense index of the {side}"),
+                column(f"{side}_id", STRING, f"external id of the {side}"),
+                column("factor", VECTOR, "vector, float32 (rank,)"),
+                column("bias", FloatType(), "added to the inner product"),
+                column("model", STRING, "model's name"),
+                column("run_id", STRING, "run that made it"),
+            ]
+        ),
+        key=("run_id", f"{side}_idx"),
+        partition_by=("model", "run_id"),
+    )
+
+
+USER_FACTORS = _factors("user")
+ITEM_FACTORS = _factors("item")
+
+RECOMMENDATIONS = Table(
+    "recommendations",
+    "top-K lists; see `published` for the run to read",
+    StructType(
+        [
+            column("ds", DateType(), "logical date"),
+            column("user_id", STRING, "external id of the user"),
+            column("position", INT, "place in the list, from 1"),
+            column("item_id", STRING, "external id of the item"),
+            column("score", FloatType(), "comparable only inside one list"),
+            column("reason", STRING, "model, or fallback (popularity)"),
+            column("model", STRING, "model's name"),
+            column("run_id", STRING, "run that made it"),
+        ]
+    ),
+    key=("run_id", "user_id", "position"),
+    partition_by=("model", "run_id"),
+)
+
+SIMILAR_ITEMS = Table(
+    "similar_items",
+    "nearest items by cosine of their factors",
+    StructType(
+        [
+            column("ds", DateType(), "logical date"),
+            column("item_id", STRING, "external id of the item"),
+            column("position", INT, "place in the list, from 1"),
+            column("similar_item_id", STRING, "external id of the neighbour"),
+            column("score", FloatType(), "cosine, -1 to 1"),
+            column("model", STRING, "model's name"),
+            column("run_id", STRING, "run that made it"),
+        ]
+    ),
+    key=("run_id", "item_id", "position"),
+    partition_by=("model", "run_id"),
+)
+
+RUNS = Table(
+    "runs",
+    "every run of every job, failed ones too",
+    StructType(
+        [
+            column("run_id", STRING, "one fit, or one load"),
+            column("job", STRING, "what made the run: clean or train"),
+            column("model", STRING, "model's name", nullable=True),
+            column("ds", DateType(), "logical date"),
+            column("state", STRING, "running, cleaned, trained, recommended, published, refused or failed"),
+            column("reason", STRING, "why it was refused or failed", nullable=True),
+            column("config", STRING, "resolved configuration, JSON"),
+            column("code_version", STRING, "version of sparkcf"),
+            column("inputs", MapType(STRING, LONG), "versions of the tables read"),
+            column("seed", LONG, "seed of every random draw"),
+            column("started_at", TimestampType(), "begin of the run"),
+            column("updated_at", TimestampType(), "last change of this row"),
+            column("counts", MapType(STRING, LONG), "rows in and out, by name"),
+        ]
+    ),
+    key=("run_id",),
+)
+
+METRICS = Table(
+    "metrics",
+    "measures of runs",
+    StructType(
+        [
+            column("run_id", STRING, "run measured"),
+            column("system", STRING, "model, or popularity: the baseline on the same data"),
+            column("protocol", STRING, "q1 to q4; fit: logged while training"),
+            column("metric", STRING, "measure's name"),
+            column("k", INT, "length of the list; null: none; for protocol fit the sweep", nullable=True),
+            column("value", DOUBLE, "mean over the users"),
+            column("lower", DOUBLE, "2.5 % bound by bootstrap", nullable=True),
+            column("upper", DOUBLE, "97.5 % bound by bootstrap", nullable=True),
+            column("users", LONG, "users counted", nullable=True),
+        ]
+    ),
+    key=("run_id", "system", "protocol", "metric", "k"),
+)
+
+PUBLISHED = Table(
+    "published",
+    "which run readers see; the newest row of a model and day wins",
+    StructType(
+        [
+            column("model", STRING, "model's name"),
+            column("ds", DateType(), "logical date"),
+            column("sequence", LONG, "1, 2, … for one model and day"),
+            column("run_id", STRING, "run that readers see"),
+            column("action", STRING, "publish or rollback"),
+            column("published_by", STRING, "who"),
+            column("published_at", TimestampType(), "when"),
+            column("versions", MapType(STRING, LONG), "table versions that hold the run's rows"),
+        ]
+    ),
+    key=("model", "ds", "sequence"),
+)
+
+TABLES: dict[str, Table] = {
+    t.name: t
+    for t in (
+        INTERACTIONS,
+        QUARANTINE,
+        USERS,
+        ITEMS,
+        USER_FACTORS,
+        ITEM_FACTORS,
+        RECOMMENDATIONS,
+        SIMILAR_ITEMS,
+        RUNS,
+        METRICS,
+        PUBLISHED,
+    )
+}

@@ -1,0 +1,135 @@
+"""The one Spark session: what the library needs, without touching what spark-submit was given."""
+
+from __future__ import annotations
+
+import logging
+import os
+import sys
+
+from sparkcf.config import SparkConfig
+from sparkcf.errors import ConfigError
+from sparkcf.runtime import java_problem
+
+DELTA_EXTENSION = "io.delta.sql.DeltaSparkSessionExtension"
+
+# Only where neither spark-submit nor spark-defaults.conf say otherwise.
+DEFAULTS = {
+    "spark.sql.execution.arrow.pyspark.enabled": "true",
+    "spark.sql.execution.arrow.maxRecordsPerBatch": "100000",
+    "spark.sql.adaptive.enabled": "true",
+    "spark.databricks.delta.snapshotPartitions": "2",
+    "spark.ui.showConsoleProgress": "false",
+    "spark.sql.debug.maxToStringFields": "200",
+}
+# Correctness depends on these: days begin and end in UTC on every host.
+REQUIRED = {
+    "spark.sql.session.timeZone": "UTC",
+    "spark.sql.ansi.enabled": "false",
+}
+
+
+def open_session(config: SparkConfig | None = None, run_name: str = ""):  # noqa: ANN201 (a SparkSession)
+    """Get or create the session, with Delta and with the driver's Python for the workers.
+
+    Returns
+    -------
+    (SparkSession, bool)
+        The session, and whether it was started here: only then may the caller stop it.
+
+    Raises
+    ------
+    ConfigError
+        No Java that runs Spark, or Delta's jars are not on the class path.
+    """
+    config = config or SparkConfig()
+    if problem := java_problem():
+        raise ConfigError(problem)
+    os.environ.setdefault("PYSPARK_PYTHON", sys.executable)
+    for name in ("py4j", "pyspark"):
+        logging.getLogger(name).setLevel(logging.ERROR)
+
+    from pyspark import SparkContext
+    from pyspark.sql import SparkSession
+
+    started = SparkContext._active_spark_context is None
+    builder = SparkSession.builder
+    if started:
+        builder = _configured(builder, f"{config.app_name} {run_name}".strip())
+    try:
+        spark = builder.getOrCreate()
+    except Exception as error:
+        raise ConfigError(f"Spark does not start: {first_line(error)}") from error
+    spark.sparkContext.setLogLevel(config.log_level)
+    _quiet(spark, config.log_level)
+    for key, value in REQUIRED.items():
+        spark.conf.set(key, value)
+    _check_delta(spark)
+    return spark, started
+
+
+def _configured(builder, app_name: str):  # noqa: ANN001, ANN202
+    from pyspark import SparkConf
+    from pyspark.java_gateway import launch_gateway
+
+    by_submit = "PYSPARK_GATEWAY_PORT" in os.environ  # spark-submit has started the JVM already
+    if by_submit:
+        from pyspark import SparkContext
+
+        SparkContext._ensure_initialized(gateway=launch_gateway())
+        given = dict(SparkConf().getAll())
+    else:
+        given = {}
+    for key, value in DEFAULTS.items():
+        if key not in given:
+            builder = builder.config(key, value)
+    if "spark.app.name" not in given or given["spark.app.name"].endswith(".py"):
+        builder = builder.appName(app_name)
+    extensions = [e for e in given.get("spark.sql.extensions", "").split(",") if e]
+    if DELTA_EXTENSION not in extensions:
+        builder = builder.config("spark.sql.extensions", ",".join([*extensions, DELTA_EXTENSION]))
+    if "spark.sql.catalog.spark_catalog" not in given:
+        builder = builder.config(
+            "spark.sql.catalog.spark_catalog", "org.apache.spark.sql.delta.catalog.DeltaCatalog"
+        )
+    if not by_submit:
+        from delta import configure_spark_with_delta_pip
+
+        builder = configure_spark_with_delta_pip(builder)
+    return builder
+
+
+def _check_delta(spark) -> None:  # noqa: ANN001
+    try:
+        spark._jvm.java.lang.Thread.currentThread().getContextClassLoader().loadClass(DELTA_EXTENSION)
+    except Exception:
+        raise ConfigError(
+            "Delta's jars are not on Spark's class path: "
+            "add `--packages io.delta:delta-spark_2.12:3.3.3` or `--properties-file conf/spark-defaults.conf`"
+        ) from None
+
+
+def _quiet(spark, level: str) -> None:  # noqa: ANN001
+    """Silence the two loggers that complain at ERROR about things that we survive and report ourselves."""
+    if level in ("OFF", "ERROR"):
+        log4j = spark._jvm.org.apache.logging.log4j
+        off = log4j.Level.OFF
+        for name in (
+            "org.apache.spark.sql.execution.datasources.FileFormatWriter",
+            "org.apache.spark.scheduler.TaskSetManager",
+            "org.apache.spark.executor.Executor",
+            "org.apache.spark.util.Utils",
+        ):
+            log4j.core.config.Configurator.setLevel(name, off)
+
+
+def first_line(error: BaseException) -> str:
+    """The one line of a JVM or Python error that a person needs, without the stack."""
+    java = getattr(error, "java_exception", None)
+    if java is not None:
+        while java.getCause() is not None:
+            java = java.getCause()
+        text = java.toString()
+    else:
+        text = str(error)
+    lines = [line.strip() for line in text.splitlines() if line.strip()]
+    return lines[0] if lines else type(error).__name__
