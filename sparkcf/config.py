@@ -59,7 +59,9 @@ class ItemsInput(Section):
 
 
 class InputConfig(Section):
-    path: str = Field(..., min_length=1)  # a glob; {ds} is replaced by the logical date; sample:NAME is packaged
+    path: str = Field(
+        ..., min_length=1
+    )  # a glob; {ds} is replaced by the logical date; sample:NAME is packaged
     format: Literal["csv", "jsonl", "parquet", "delta"] = "csv"
     columns: Columns = Columns()
     delimiter: str = Field(",", min_length=1)  # CSV only
@@ -67,7 +69,9 @@ class InputConfig(Section):
     names: tuple[str, ...] = ()  # CSV without a header: the columns in order
     ts_formats: tuple[str, ...] = ("iso8601",)  # tried in order: iso8601, epoch_s|ms|us|ns or a Java pattern
     default_event: str = "rating"
-    events: dict[str, Annotated[float, Field(gt=0, allow_inf_nan=False)]] | None = None  # allowed events and their weights; None: any, weight 1
+    events: dict[str, Annotated[float, Field(gt=0, allow_inf_nan=False)]] | None = (
+        None  # allowed events and their weights; None: any, weight 1
+    )
     value_range: tuple[float, float] | None = None  # inclusive
     items: ItemsInput | None = None
 
@@ -96,13 +100,17 @@ class CleanConfig(Section):
 class PreferenceConfig(Section):
     """How interactions become the weight of a (user, item) pair."""
 
-    positive_from: float | None = None  # implicit models and ranking measures: a value from here up is a positive
+    positive_from: float | None = (
+        None  # implicit models and ranking measures: a value from here up is a positive
+    )
     weight: Literal["one", "value", "event"] = "one"  # of a positive: 1, its value, or its event's weight
 
 
 class ALSConfig(Section):
     mode: Literal["implicit", "explicit"] = "implicit"
-    form: Literal["ials", "hu_koren", "implicit"] = "ials"  # which implicit objective: see sparkcf/objective.py
+    form: Literal["ials", "hu_koren", "implicit"] = (
+        "ials"  # which implicit objective: see sparkcf/objective.py
+    )
     rank: Annotated[int, Field(ge=1, le=4096)] = 64
     iterations: Positive = 16
     regularization: NonNegative = 0.003
@@ -134,7 +142,9 @@ class TrainConfig(Section):
 
 class EvaluationConfig(Section):
     protocol: Literal["q1", "q2", "q3", "q4"] = "q4"  # strong, weak, ratings, by time
-    holdout_share: Annotated[float, Field(gt=0, lt=1)] = 0.1  # of users (q1), of a user's items (q2), of pairs (q3), of events (q4)
+    holdout_share: Annotated[float, Field(gt=0, lt=1)] = (
+        0.1  # of users (q1), of a user's items (q2), of pairs (q3), of events (q4)
+    )
     foldin_share: Annotated[float, Field(gt=0, lt=1)] = 0.8  # q1: of a held-out user's items
     min_user_items: Positive = 5  # q1, q2: users with fewer positives are left out
     ks: tuple[Positive, ...] = (10, 20, 50, 100)
@@ -175,7 +185,9 @@ class Config(Section):
     lake: LakeConfig = LakeConfig()
     seed: Annotated[int, Field(ge=0, lt=2**31)] = 42
     model: Literal["als", "popularity"] = "als"
-    run_id: str | None = Field(None, pattern=r"^[A-Za-z0-9._-]{1,80}$")  # evaluate, recommend, publish: the run; None: the newest unpublished
+    run_id: str | None = Field(
+        None, pattern=r"^[A-Za-z0-9._-]{1,80}$"
+    )  # evaluate, recommend, publish: the run; None: the newest unpublished
     clean: CleanConfig = CleanConfig()
     preference: PreferenceConfig = PreferenceConfig()
     train: TrainConfig = TrainConfig()
@@ -246,7 +258,9 @@ def _read_yaml(path: Path) -> dict[str, Any]:
     if loaded is None:
         return {}
     if not isinstance(loaded, dict):
-        raise ConfigError(f"configuration file {path}: expected `key: value` lines, found a {type(loaded).__name__}")
+        raise ConfigError(
+            f"configuration file {path}: expected `key: value` lines, found a {type(loaded).__name__}"
+        )
     return loaded
 
 
@@ -273,7 +287,9 @@ def _explain_one(e: Any) -> str:
     key = ".".join(loc)
     if e["type"] == "extra_forbidden":
         near = difflib.get_close_matches(loc[-1], known := _known_keys(loc[:-1]), n=1)
-        hint = f"did you mean {'.'.join([*loc[:-1], near[0]])}?" if near else f"known here: {', '.join(known)}"
+        hint = (
+            f"did you mean {'.'.join([*loc[:-1], near[0]])}?" if near else f"known here: {', '.join(known)}"
+        )
         return f"unknown configuration key {key}: {hint}"
     if e["type"] == "missing":
         return f"configuration key {key} is missing: set it in a --config file or as {key}=…"

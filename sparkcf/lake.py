@@ -56,7 +56,9 @@ def check_writable(root: str) -> None:
     if not existing.is_dir():
         raise LakeError(f"lake.root={root}: {existing} is not a folder: choose another root")
     if not os.access(existing, os.W_OK | os.X_OK):
-        raise LakeError(f"lake.root={root}: {existing} is not writable: change its rights or choose another root")
+        raise LakeError(
+            f"lake.root={root}: {existing} is not writable: change its rights or choose another root"
+        )
     if os.statvfs(existing).f_flag & os.ST_RDONLY:
         raise LakeError(f"lake.root={root}: {existing} is on a read-only file system: choose another root")
 
@@ -99,7 +101,9 @@ class LakeTables:
         quoted = self.path(name).replace("`", "``")
         _explained(
             f"constrain table {name}",
-            lambda: self.spark.sql(f"ALTER TABLE delta.`{quoted}` ADD CONSTRAINT {constraint} CHECK ({condition})"),
+            lambda: self.spark.sql(
+                f"ALTER TABLE delta.`{quoted}` ADD CONSTRAINT {constraint} CHECK ({condition})"
+            ),
         )
 
     def read(self, name: str, version: int | None = None) -> DataFrame:
@@ -133,7 +137,9 @@ class LakeTables:
     def replace(self, name: str, rows: DataFrame, where: str) -> None:
         """Replace exactly the rows that match `where` (literal partition predicates), in one commit."""
         self.create(name)
-        writer = _select(TABLES[name], rows).write.format("delta").mode("overwrite").option("replaceWhere", where)
+        writer = (
+            _select(TABLES[name], rows).write.format("delta").mode("overwrite").option("replaceWhere", where)
+        )
         retry_conflicts(f"replace {where} in {name}", lambda: writer.save(self.path(name)))
 
     def upsert(self, name: str, rows: DataFrame) -> None:
@@ -182,7 +188,9 @@ def is_conflict(error: BaseException) -> bool:
 def _select(table: Table, rows: DataFrame) -> DataFrame:
     missing = [c for c in table.schema.names if c not in rows.columns]
     if missing:
-        raise LakeError(f"table {table.name} wants columns {table.schema.names}, got {rows.columns}: lacks {missing}")
+        raise LakeError(
+            f"table {table.name} wants columns {table.schema.names}, got {rows.columns}: lacks {missing}"
+        )
     return rows.select(*(rows[f.name].cast(f.dataType).alias(f.name) for f in table.schema.fields))
 
 

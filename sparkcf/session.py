@@ -4,7 +4,10 @@ from __future__ import annotations
 
 import logging
 import os
+import shutil
 import sys
+import tempfile
+from pathlib import Path
 
 from sparkcf.config import SparkConfig
 from sparkcf.errors import ConfigError
@@ -25,6 +28,7 @@ DEFAULTS = {
 REQUIRED = {
     "spark.sql.session.timeZone": "UTC",
     "spark.sql.ansi.enabled": "false",
+    "spark.sql.legacy.timeParserPolicy": "CORRECTED",
 }
 
 
@@ -91,11 +95,37 @@ def _configured(builder, app_name: str):  # noqa: ANN001, ANN202
         builder = builder.config(
             "spark.sql.catalog.spark_catalog", "org.apache.spark.sql.delta.catalog.DeltaCatalog"
         )
-    if not by_submit:
+    if not by_submit and not delta_is_installed():
         from delta import configure_spark_with_delta_pip
 
         builder = configure_spark_with_delta_pip(builder)
     return builder
+
+
+def delta_is_installed() -> bool:
+    """Whether Delta's jars lie among Spark's own, so that nothing has to be resolved at the start."""
+    return any((spark_home() / "jars").glob("delta-spark_*.jar"))
+
+
+def spark_home() -> Path:
+    from pyspark.find_spark_home import _find_spark_home
+
+    return Path(_find_spark_home())
+
+
+def install_delta() -> None:
+    """Resolve Delta's jars through Ivy once and lay them among Spark's own (part of `make setup`)."""
+    if delta_is_installed():
+        return
+    from delta import configure_spark_with_delta_pip
+    from pyspark.sql import SparkSession
+
+    with tempfile.TemporaryDirectory() as ivy:
+        builder = configure_spark_with_delta_pip(SparkSession.builder.master("local[1]"))
+        spark = builder.config("spark.jars.ivy", ivy).config("spark.ui.enabled", "false").getOrCreate()
+        spark.stop()
+        for jar in Path(ivy, "jars").glob("io.delta_*.jar"):
+            shutil.copy(jar, spark_home() / "jars" / jar.name.removeprefix("io.delta_"))
 
 
 def _check_delta(spark) -> None:  # noqa: ANN001
@@ -133,3 +163,7 @@ def first_line(error: BaseException) -> str:
         text = str(error)
     lines = [line.strip() for line in text.splitlines() if line.strip()]
     return lines[0] if lines else type(error).__name__
+
+
+if __name__ == "__main__":
+    install_delta()

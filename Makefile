@@ -1,0 +1,35 @@
+# `make nightly` and `make test` need only Python 3.11, Java 17 and the package registries.
+PYTHON ?= python3.11
+VENV := .venv
+BIN := $(VENV)/bin
+CONFIG ?= conf/nightly.yaml
+ARGS ?=
+DRIVER_MEMORY ?= 4g
+export PYSPARK_PYTHON := $(CURDIR)/$(BIN)/python
+export SPARK_LOCAL_IP ?= 127.0.0.1
+
+.PHONY: setup nightly test lint bench clean-build
+
+setup: $(VENV)/.ready
+
+$(VENV)/.ready: pyproject.toml conf/spark-defaults.conf conf/log4j2.properties
+	@command -v $(PYTHON) >/dev/null || { echo "sparkcf: $(PYTHON) is not on the PATH: install Python 3.11 or set PYTHON=" >&2; exit 2; }
+	@test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
+	@echo "Installing the environment into $(VENV) (torch alone is about 3 GB) ..."
+	@$(BIN)/python -m pip install --quiet --disable-pip-version-check -e '.[dev]'
+	@home=$$($(BIN)/find_spark_home.py) && mkdir -p $$home/conf && cp conf/spark-defaults.conf conf/log4j2.properties $$home/conf/ \
+		&& echo "spark.pyspark.python $(CURDIR)/$(BIN)/python" >> $$home/conf/spark-defaults.conf
+	@$(BIN)/python -m sparkcf.session
+	@touch $@
+
+nightly: setup
+	@$(BIN)/spark-submit --master 'local[*]' --driver-memory $(DRIVER_MEMORY) jobs/nightly.py --config $(CONFIG) $(ARGS)
+
+test: setup
+	@$(BIN)/python -m pytest $(ARGS)
+
+lint: setup
+	@$(BIN)/ruff check . && $(BIN)/ruff format --check . && $(BIN)/mypy
+
+clean-build:
+	rm -rf build dist *.egg-info
