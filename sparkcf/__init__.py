@@ -10,7 +10,7 @@ __version__ = "0.1.0"
 __all__ = ["Lake", "__version__"]
 
 
-def __getattr__(name):  # noqa: ANN001, ANN202  (keeps `import sparkcf` free of pandas and delta-rs)
+def __getattr__(name):
     if name == "Lake":
         from sparkcf.query import Lake
 

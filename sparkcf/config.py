@@ -208,6 +208,10 @@ class Config(Section):
         """The resolved configuration, as it is stored with the run."""
         return json.dumps(self.model_dump(mode="json"), sort_keys=True)
 
+    def shown(self) -> str:
+        """What differs from the defaults, for people."""
+        return json.dumps(self.model_dump(mode="json", exclude_defaults=True), ensure_ascii=False)
+
     @property
     def input_path(self) -> str:
         return self.input.path.replace("{ds}", self.ds.isoformat())

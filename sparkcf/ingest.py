@@ -189,7 +189,7 @@ def _flat(rows: DataFrame) -> DataFrame:
     return rows.select("raw", "source", "block", "line", "header", "parsed.*")
 
 
-def _mapped(columns: Columns, field, malformed: Column) -> Column:  # noqa: ANN001
+def _mapped(columns: Columns, field, malformed: Column) -> Column:
     values = [
         (field(name) if name else F.lit(None).cast("string")).alias(ours)
         for ours, name in _mapping(columns).items()

@@ -12,6 +12,7 @@ from typing import TypeVar
 
 from delta.tables import DeltaTable
 from pyspark.sql import DataFrame, SparkSession
+from pyspark.sql.types import MapType
 
 from sparkcf.errors import ConflictError, LakeError
 from sparkcf.schemas import TABLES, Table
@@ -146,7 +147,9 @@ class LakeTables:
         """Insert new keys and update changed rows. Keys of `rows` must be unique."""
         table = TABLES[name]
         same_key = " AND ".join(f"t.{c} <=> s.{c}" for c in table.key)
-        changed = " OR ".join(f"NOT (t.{c} <=> s.{c})" for c in table.schema.names if c not in table.key)
+        maps = any(isinstance(f.dataType, MapType) for f in table.schema.fields)  # Spark cannot compare maps
+        values = [c for c in table.schema.names if c not in table.key]
+        changed = None if maps else " OR ".join(f"NOT (t.{c} <=> s.{c})" for c in values)
         selected = _select(table, rows)
 
         def merge() -> None:

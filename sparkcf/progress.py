@@ -26,7 +26,7 @@ def printable(text: object) -> str:
 class Step:
     """A named piece of work that is being shown."""
 
-    def __init__(self, name: str, status) -> None:  # noqa: ANN001 (rich.status.Status or None)
+    def __init__(self, name: str, status) -> None:
         self.name = name
         self._status = status
         self.note = ""
@@ -55,7 +55,7 @@ def step(name: str) -> Iterator[Step]:
 
 
 @contextmanager
-def job_description(spark, description: str) -> Iterator[None]:  # noqa: ANN001
+def job_description(spark, description: str) -> Iterator[None]:
     """Name the Spark jobs started inside, so that Spark's UI reads like the pipeline."""
     context = spark.sparkContext
     before = context.getLocalProperty("spark.job.description")

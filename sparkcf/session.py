@@ -32,7 +32,7 @@ REQUIRED = {
 }
 
 
-def open_session(config: SparkConfig | None = None, run_name: str = ""):  # noqa: ANN201 (a SparkSession)
+def open_session(config: SparkConfig | None = None, run_name: str = ""):
     """Get or create the session, with Delta and with the driver's Python for the workers.
 
     Returns
@@ -67,11 +67,13 @@ def open_session(config: SparkConfig | None = None, run_name: str = ""):  # noqa
     _quiet(spark, config.log_level)
     for key, value in REQUIRED.items():
         spark.conf.set(key, value)
+    if spark.sparkContext.getConf().get("spark.sql.shuffle.partitions") is None:
+        spark.conf.set("spark.sql.shuffle.partitions", max(8, 3 * spark.sparkContext.defaultParallelism))
     _check_delta(spark)
     return spark, started
 
 
-def _configured(builder, app_name: str):  # noqa: ANN001, ANN202
+def _configured(builder, app_name: str):
     from pyspark import SparkConf
     from pyspark.java_gateway import launch_gateway
 
@@ -128,7 +130,7 @@ def install_delta() -> None:
             shutil.copy(jar, spark_home() / "jars" / jar.name.removeprefix("io.delta_"))
 
 
-def _check_delta(spark) -> None:  # noqa: ANN001
+def _check_delta(spark) -> None:
     try:
         spark._jvm.java.lang.Thread.currentThread().getContextClassLoader().loadClass(DELTA_EXTENSION)
     except Exception:
@@ -138,7 +140,7 @@ def _check_delta(spark) -> None:  # noqa: ANN001
         ) from None
 
 
-def _quiet(spark, level: str) -> None:  # noqa: ANN001
+def _quiet(spark, level: str) -> None:
     """Silence the two loggers that complain at ERROR about things that we survive and report ourselves."""
     if level in ("OFF", "ERROR"):
         log4j = spark._jvm.org.apache.logging.log4j

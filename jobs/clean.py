@@ -1,0 +1,12 @@
+"""Load a day's raw log into the lake.
+
+    spark-submit jobs/clean.py --config conf/nightly.yaml ds=2018-09-25 input.path='logs/{ds}/*.csv.gz'
+
+Reads the input and, where configured, the items' attributes. Writes users, items, quarantine, interactions, runs.
+"""
+
+from sparkcf.job import main
+from sparkcf.load import clean_day
+
+if __name__ == "__main__":
+    main("clean", clean_day)

@@ -1,0 +1,167 @@
+"""The clean job: read a day's input, clean it, and lay it into the lake without doubling anything."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from pyspark import StorageLevel
+from pyspark.sql import DataFrame, SparkSession
+from pyspark.sql import functions as F
+
+from sparkcf.clean import KEY, Cleaned, clean, normalized_id
+from sparkcf.config import Config
+from sparkcf.errors import LakeError
+from sparkcf.ids import register
+from sparkcf.ingest import decoded, read_items, read_raw
+from sparkcf.lake import LakeTables, retry_conflicts, sql_date
+from sparkcf.progress import say, step
+from sparkcf.runs import start_run
+
+
+def clean_day(spark: SparkSession, config: Config) -> dict[str, Any]:
+    """Load the input of `config.ds` into `users`, `items`, `quarantine` and `interactions`.
+
+    Returns
+    -------
+    dict
+        `counts` (read, clean, exact_duplicates, superseded, quarantined and what changed), `reasons`, `run_id`.
+
+    Raises
+    ------
+    InputError, GateRefused
+        See `read_raw` and `clean`: nothing was written but the failed run's row.
+    """
+    raw, columns = read_raw(spark, config.input, config.input_path)
+    items = read_items(spark, config.input.items) if config.input.items else None
+    with step(f"clean {config.ds}") as shown:
+        cleaned = clean(raw, config.input, config.clean, config.ds)
+        shown.note = summary(cleaned)
+    tables = LakeTables(spark, config.lake.root)
+    run = start_run(tables, "clean", config, {"interactions": tables.version("interactions")})
+    try:
+        with step("give dense indices"):
+            register(tables, "users", _seen_users(cleaned.interactions))
+            register(tables, "items", _seen_items(cleaned.interactions, items, config))
+        with step("write quarantine and interactions") as shown:
+            write_quarantine(tables, cleaned, config)
+            changes = write_interactions(tables, cleaned.interactions, config)
+            shown.note = ", ".join(f"{n:,} {name}" for name, n in changes.items())
+        run.update("cleaned", **cleaned.counts, **changes, **{f"reason:{r}": n for r, n in cleaned.reasons.items()})
+    except BaseException as error:
+        run.update("failed", reason=f"{type(error).__name__}: {error}"[:500])
+        raise
+    finally:
+        cleaned.release()
+    note_unused(columns, config)
+    return {"run_id": run.run_id, "counts": cleaned.counts | changes, "reasons": cleaned.reasons}
+
+
+def summary(cleaned: Cleaned) -> str:
+    """The reconciliation in one line."""
+    c = cleaned.counts
+    reasons = ", ".join(f"{reason} {n:,}" for reason, n in cleaned.reasons.items())
+    return (
+        f"{c['read']:,} rows read = {c['clean']:,} clean + {c['exact_duplicates']:,} exact duplicates"
+        f" + {c['superseded']:,} superseded + {c['quarantined']:,} quarantined" + (f" ({reasons})" if reasons else "")
+    )
+
+
+def note_unused(columns: list[str], config: Config) -> None:
+    mapped = {name for name in config.input.columns.model_dump().values() if name}
+    unused = [name for name in columns if name not in mapped]
+    if unused:
+        say(f"  note: input columns not used: {', '.join(unused)}")
+
+
+def _seen_users(interactions: DataFrame) -> DataFrame:
+    return interactions.groupBy("user_id").agg(F.min("ts").alias("first_seen"))
+
+
+def _seen_items(interactions: DataFrame, items: DataFrame | None, config: Config) -> DataFrame:
+    seen = interactions.groupBy("item_id").agg(F.min("ts").alias("first_seen"))
+    nothing = {"title": "string", "categories": "array<string>", "numbers": "map<string,double>"}
+    if items is None:
+        return seen.select("*", *(F.lit(None).cast(t).alias(name) for name, t in nothing.items()))
+    known = items.withColumn("item_id", normalized_id(F.col("item_id"), config.clean)).where(
+        F.col("item_id").isNotNull() & (F.length("item_id") <= config.clean.max_id_length)
+    )
+    # One row an id, the same one on every run: an id that stands there twice has its largest title.
+    order = F.struct(F.coalesce("title", F.lit("")), F.concat_ws("\u0000", "categories"))
+    one = known.groupBy("item_id").agg(F.max_by(F.struct(*nothing), order).alias("a")).select("item_id", "a.*")
+    return seen.join(one, on="item_id", how="full").select("item_id", "first_seen", *nothing)
+
+
+def write_quarantine(tables: LakeTables, cleaned: Cleaned, config: Config) -> None:
+    """Replace the day's rejected rows and check that each of them arrived."""
+    day = F.lit(config.ds)
+    rows = cleaned.quarantine.select(day.alias("ds"), "reason", "raw", decoded(F.col("source")).alias("source"))
+    tables.replace("quarantine", rows, f"ds = {sql_date(config.ds)}")
+    written = tables.read("quarantine").where(f"ds = {sql_date(config.ds)}").count()
+    if written != cleaned.counts["quarantined"]:
+        raise LakeError(f"quarantine of {config.ds}: {written:,} rows written, {cleaned.counts['quarantined']:,} expected")
+
+
+def write_interactions(tables: LakeTables, clean_rows: DataFrame, config: Config) -> dict[str, int]:
+    """Make the day's partition equal to its clean rows, touching only what changes.
+
+    A key that another day brought first stays there with the same value, and moves to this day with a new one;
+    what a later day brought is left alone. A key that this day brought before and does not bring now is removed.
+    A run that changes nothing makes no commit.
+
+    Returns
+    -------
+    dict
+        Rows `inserted`, `updated`, `deleted` and `unchanged`.
+    """
+    day = sql_date(config.ds)
+    new = clean_rows.withColumn("source", decoded(F.col("source")))
+
+    def merge() -> dict[str, int]:
+        target = tables.create("interactions")
+        changes = _changes(new, tables.read("interactions", tables.version("interactions")), day)
+        changes = changes.persist(StorageLevel.MEMORY_AND_DISK)  # counted, then merged; released below
+        try:
+            span = changes.where("op <> 'unchanged'").agg(F.min("ts").cast("string"), F.max("ts").cast("string")).first()
+            counts = {r["op"]: r["count"] for r in changes.groupBy("op").count().collect()}
+            if span[0] is not None:
+                # The literal bounds let Delta skip the files of other times.
+                within = " AND ".join(f"t.ts {op} TIMESTAMP'{at} UTC'" for op, at in zip((">=", "<="), span, strict=True))
+                same = " AND ".join(f"t.{c} = s.{c}" for c in KEY)
+                source = changes.where("op <> 'unchanged'").withColumn("ds", F.expr(day))
+                merge_into = target.alias("t").merge(source.alias("s"), f"{same} AND {within}")
+                if counts.get("deleted") or counts.get("updated"):
+                    updated = {c: f"s.{c}" for c in ("value", "source", "ds")}
+                    merge_into = merge_into.whenMatchedDelete("s.op = 'deleted'").whenMatchedUpdate(
+                        "s.op = 'updated'", set=updated
+                    )
+                values = {c: f"s.{c}" for c in (*KEY, "value", "source", "ds")}
+                merge_into.whenNotMatchedInsert("s.op = 'inserted'", values=values).execute()
+                _check_merged(tables, counts)
+        finally:
+            changes.unpersist()
+        return {name: counts.get(name, 0) for name in ("inserted", "updated", "deleted", "unchanged")}
+
+    return retry_conflicts("merge into interactions", merge)
+
+
+def _changes(new: DataFrame, table: DataFrame, day: str) -> DataFrame:
+    """Key, value, source and `op` of every row of the day's input and of its partition."""
+    span = new.agg(F.min("ts").alias("lo"), F.max("ts").alias("hi")).first()
+    near = table.where((F.col("ts").between(F.lit(span["lo"]), F.lit(span["hi"]))) | F.expr(f"ds = {day}"))
+    old = near.select(*KEY, F.col("value").alias("old_value"), F.col("ds").alias("old_ds"))
+    both = new.select(*KEY, "value", "source").join(old, on=list(KEY), how="full")
+    op = (
+        F.when(F.col("old_ds").isNull(), "inserted")
+        .when(F.col("value").isNull(), F.when(F.expr(f"old_ds = {day}"), "deleted"))
+        .when((F.col("value") != F.col("old_value")) & F.expr(f"old_ds <= {day}"), "updated")
+        .otherwise("unchanged")
+    )
+    return both.select(*KEY, "value", "source", op.alias("op")).where("op IS NOT NULL")
+
+
+def _check_merged(tables: LakeTables, counts: dict[str, int]) -> None:
+    metrics = tables.last_metrics("interactions")
+    for op, metric in (("inserted", "Inserted"), ("updated", "Updated"), ("deleted", "Deleted")):
+        done = metrics.get(f"numTargetRows{metric}", 0)
+        if done != counts.get(op, 0):
+            raise LakeError(f"interactions: {done:,} rows {op}, {counts.get(op, 0):,} expected: {metrics}")
