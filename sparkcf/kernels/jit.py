@@ -14,23 +14,24 @@ Function = TypeVar("Function", bound=Callable[..., Any])
 def kernel(**options: Any) -> Callable[[Function], Function]:
     """Make a decorator that compiles a function with `numba.njit`.
 
-    A kernel runs without the GIL, so that a caller may run several in threads. Its machine code is kept on disk,
-    because each Python worker of Spark is a new process that would otherwise compile it again.
+    A kernel runs without the GIL, so that a caller may run several in threads. Its machine code is kept on
+    disk, because each Python worker of Spark is a new process that would otherwise compile it again.
 
-    The disk cache is asked for only where the function's source is a regular file. numba stamps a cached function
-    with the time and size of its source file; a package imported from a zip or a wheel on `sys.path`, or a function
-    typed at a prompt, has no such file, and numba then refuses to *define* the function at all. It refuses likewise
-    where neither the folder of the source nor the user's cache folder can be written, as in some containers.
-    In both cases the function is compiled anew in each process: slower to start, equal in result.
+    The disk cache is asked for only where the function's source is a regular file. numba stamps a cached
+    function with the time and size of its source file; a package imported from a zip or a wheel on
+    `sys.path`, or a function typed at a prompt, has no such file, and numba then refuses to define the
+    function at all. It refuses likewise where neither the folder of the source nor the user's cache folder
+    can be written, as in some containers. In both cases the function is compiled anew in each process:
+    slower to start, equal in result.
 
-    The stamp is that of the function's own file only. A kernel should therefore call compiled functions of its own
-    file and no others: a change in another file would not be noticed.
+    The stamp is that of the function's own file only. A kernel should therefore call compiled functions of
+    its own file and no others: a change in another file would not be noticed.
 
     Parameters
     ----------
     **options
-        Options of `numba.njit`, such as `fastmath=True` or `parallel=True`. `nogil` and `cache` may be overridden;
-        `cache=True` still means "where it can work".
+        Options of `numba.njit`, such as `fastmath=True` or `parallel=True`. `nogil` and `cache` may be
+        overridden; `cache=True` still means "where it can work".
 
     Returns
     -------

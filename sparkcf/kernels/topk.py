@@ -11,7 +11,7 @@ Float32 = NDArray[np.float32]
 Int32 = NDArray[np.int32]
 Int64 = NDArray[np.int64]
 
-SCORE_BYTES = 32 << 20
+SCORE_BYTES = 16 << 20
 GROUPS = (
     512  # at least so many group maxima, so that the loop over them is long enough for vector instructions
 )
@@ -46,10 +46,10 @@ def select_top(scores: Float32, k: int) -> tuple[Int32, Float32]:
 
     Notes
     -----
-    The column maxima of a row folded into 4 k groups give, by their k-th largest, a bound that at least k entries
-    reach. Only entries that reach it (about 1.15 k of them in random order) are looked at one by one. The buffer for them
-    is bounded: when full it is cut to the best k, which raises the bound, so ties or sorted rows cost no more than a
-    few such cuts.
+    A row is dealt into 4 k groups or more; the k-th largest of the groups' maxima is a bound that at least k
+    entries reach. Only those that reach it (about 1.2 k where the order is random) are looked at one by one.
+    Their buffer is bounded: when full it is cut to the best k, which raises the bound, so that many ties cost
+    no more than a cut or two.
     """
     _check_k(k)
     _check_float32("scores", scores, 2)
@@ -79,7 +79,7 @@ def rank_block(
     k: int,
     score_bytes: int = SCORE_BYTES,
 ) -> tuple[Int32, Float32]:
-    """Rank all items for a block of users: score = user_vectors @ item_vectors.T + item_bias, best k of each user.
+    """Rank all items for a block of users by user_vectors @ item_vectors.T + item_bias.
 
     Parameters
     ----------
@@ -102,8 +102,8 @@ def rank_block(
     indices : int32 array (n, k)
         Items, best first, ties by the smaller index, padded with -1.
     scores : float32 array (n, k)
-        Their scores, padded with -inf, never NaN. A user whose vector is not finite gets padding alone; an item
-        whose vector or bias is not finite is not listed.
+        Their scores, padded with -inf, never NaN. A user whose vector is not finite gets padding alone; an
+        item whose vector or bias is not finite is not listed.
 
     Raises
     ------
@@ -129,9 +129,7 @@ def rank_block(
     for start in range(0, n, rows):
         end = min(start + rows, n)
         scores = buffer[: end - start]
-        # A vector that is not finite is left out below; BLAS need not say so too.
-        with np.errstate(all="ignore"):
-            np.dot(user_vectors[start:end], item_vectors.T, out=scores)
+        np.dot(user_vectors[start:end], item_vectors.T, out=scores)
         _select_rows(
             scores,
             scorable[start:end],
@@ -151,7 +149,7 @@ def _padding(n: int, k: int) -> tuple[Int32, Float32]:
 def _item_offset(
     item_vectors: Float32, item_bias: Float32 | None, eligible: NDArray[np.bool_] | None
 ) -> Float32:
-    """What is added to each item's score: its bias, or -inf if it may not be listed; empty if that changes nothing."""
+    """What is added to each item's score: its bias, or -inf if it may not be listed; empty if nothing is."""
     m = item_vectors.shape[0]
     listed = np.isfinite(item_vectors).all(axis=1)
     if item_bias is not None:
@@ -202,7 +200,7 @@ def _select_rows(
     indices: Int32,
     best: Float32,
 ) -> None:
-    """Fill the lists of all rows. `scores` is written to only where something is seen or an offset is given."""
+    """Fill the lists of all rows. Scores are changed only where something is seen or an offset is given."""
     n, m = scores.shape
     k = min(indices.shape[1], m)
     maxima = np.empty(min(m, max(GROUPS, GROUPS_PER_K * k)), dtype=np.float32)
@@ -269,7 +267,8 @@ def _to_keys(values: Float32) -> Int32:
 
 
 @kernel()
-def _to_value(key: int) -> float:
+def _to_value(key: np.int64) -> np.float32:
+    """The float of a key."""
     one = np.empty(1, dtype=np.int32)
     b = np.int32(key)
     one[0] = b ^ ((b >> np.int32(31)) & np.int32(0x7FFFFFFF))
@@ -277,7 +276,8 @@ def _to_value(key: int) -> float:
 
 
 @kernel()
-def _count_from(keys: Int32, lowest: int) -> int:
+def _count_from(keys: Int32, lowest: np.int32) -> np.int32:
+    """How many keys are at least `lowest`; all in 32 bits, so that the loop becomes vector instructions."""
     n = np.int32(0)
     for j in range(keys.size):
         n += np.int32(keys[j] >= lowest)
@@ -285,7 +285,7 @@ def _count_from(keys: Int32, lowest: int) -> int:
 
 
 @kernel()
-def _cut(keys: Int32, k: int, slack: int) -> int:
+def _cut(keys: Int32, k: int, slack: int) -> np.int64:
     """A key that k to k + slack keys reach, found by bisection; with ties there, the k-th largest key."""
     low = np.int64(keys[0])
     high = low
@@ -305,7 +305,7 @@ def _cut(keys: Int32, k: int, slack: int) -> int:
 
 
 @kernel()
-def _below(key: int) -> float:
+def _below(key: np.int64) -> np.float32:
     """The float just below that of a key; -inf stays."""
     if key <= NEG_INF_KEY:
         return NEG_INF
@@ -314,23 +314,26 @@ def _below(key: int) -> float:
 
 
 @kernel()
-def _keep_best(row: Float32, candidates: Int32, values: Float32, count: int, k: int) -> tuple[int, float]:
+def _keep_best(
+    row: Float32, candidates: Int32, values: Float32, count: int, k: int
+) -> tuple[int, np.float32]:
     """Keep k of the candidates, in the order they stand; return k and the least score kept.
 
-    Candidates stand by index, so of those tied at the cut the first ones stay, and a later entry has to exceed it.
+    Candidates stand by index, so of those tied at the cut the first ones stay, and a later entry has to
+    exceed it.
     """
     for c in range(count):
         values[c] = row[candidates[c]]
     keys = _to_keys(values[:count])
-    cut = np.int32(_cut(keys, k, 0))
+    cut = _cut(keys, k, 0)
     ties = k
     for c in range(count):
-        ties -= np.int64(keys[c] > cut)
+        ties -= int(keys[c] > cut)
     kept = 0
     for c in range(count):
         tied = keys[c] == cut
         if keys[c] > cut or (tied and ties > 0):
-            ties -= np.int64(tied)
+            ties -= int(tied)
             candidates[kept] = candidates[c]
             kept += 1
     return kept, _to_value(cut)

@@ -1,0 +1,228 @@
+"""A gang: W workers that hold their blocks in memory and meet between half-sweeps.
+
+On Spark it is one barrier stage, a task a worker, joined by a torch.distributed group over gloo. `Alone` is the same
+interface for one worker with no peers, which needs neither torch nor Spark.
+"""
+
+from __future__ import annotations
+
+import datetime as dt
+import json
+import re
+import socket
+import socketserver
+import threading
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import contextmanager
+from typing import Any, Protocol
+
+import numpy as np
+from numpy.typing import NDArray
+
+from sparkcf.errors import ConfigError, SparkcfError, TrainingError
+
+Array = NDArray[Any]
+
+
+class Gang(Protocol):
+    """What a worker may ask of its peers. Every call is a collective: all workers make it, in the same order."""
+
+    rank: int
+    size: int
+
+    def sum(self, array: Array) -> Array:
+        """The element-wise sum over the workers; same shape and dtype."""
+
+    def exchange(self, parts: Sequence[Array]) -> list[Array]:
+        """Send parts[w] to worker w; get what each sent here. Parts may differ in their first dimension only."""
+
+    def report(self, message: dict[str, Any]) -> None:
+        """Tell the driver how far the work is (the first worker only; lost messages are no fault)."""
+
+
+class Alone:
+    """A gang of one."""
+
+    rank, size = 0, 1
+
+    def __init__(self, report: Callable[[dict[str, Any]], None] | None = None) -> None:
+        self._report = report
+
+    def sum(self, array: Array) -> Array:
+        return array
+
+    def exchange(self, parts: Sequence[Array]) -> list[Array]:
+        return list(parts)
+
+    def report(self, message: dict[str, Any]) -> None:
+        if self._report:
+            self._report(message)
+
+
+class GlooGang:
+    """A gang over torch.distributed; made by `joined`."""
+
+    def __init__(self, rank: int, size: int, reporter: Reporter | None) -> None:
+        self.rank, self.size = rank, size
+        self._reporter = reporter
+
+    def sum(self, array: Array) -> Array:
+        import torch
+        import torch.distributed as dist
+
+        total = torch.from_numpy(np.ascontiguousarray(array).copy())
+        dist.all_reduce(total)
+        return total.numpy()
+
+    def exchange(self, parts: Sequence[Array]) -> list[Array]:
+        import torch
+        import torch.distributed as dist
+
+        tail = parts[0].shape[1:]
+        width = int(np.prod(tail, dtype=np.int64))
+        mine = np.array([len(p) for p in parts], np.int64)
+        theirs = np.empty_like(mine)
+        dist.all_to_all_single(torch.from_numpy(theirs), torch.from_numpy(mine))
+        sent = np.concatenate([np.ascontiguousarray(p).reshape(-1) for p in parts])
+        received = np.empty(int(theirs.sum()) * width, parts[0].dtype)
+        dist.all_to_all_single(
+            torch.from_numpy(received),
+            torch.from_numpy(sent),
+            (theirs * width).tolist(),
+            (mine * width).tolist(),
+        )
+        shaped = received.reshape(-1, *tail)
+        return np.split(shaped, np.cumsum(theirs)[:-1])
+
+    def report(self, message: dict[str, Any]) -> None:
+        if self._reporter and self.rank == 0:
+            self._reporter.send(message)
+
+
+@contextmanager
+def joined(size: int, timeout_s: int, report_to: tuple[str, int, str] | None) -> Iterator[Gang]:
+    """Inside a barrier task: the gang of all its tasks, left again whatever happens."""
+    from pyspark import BarrierTaskContext
+
+    context = BarrierTaskContext.get()
+    rank = context.partitionId()
+    reporter = Reporter(*report_to) if report_to and rank == 0 else None
+    if size == 1:
+        yield Alone(reporter.send if reporter else None)
+        return
+
+    import torch
+    import torch.distributed as dist
+
+    torch.set_num_threads(1)
+    timeout = dt.timedelta(seconds=timeout_s)
+    host = context.getTaskInfos()[rank].address.rsplit(":", 1)[0]
+    if rank == 0:
+        store = dist.TCPStore(host, 0, size, is_master=True, timeout=timeout, wait_for_workers=False)
+        context.allGather(f"{host}:{store.port}")
+    else:
+        master, port = context.allGather("")[0].rsplit(":", 1)
+        store = dist.TCPStore(master, int(port), size, is_master=False, timeout=timeout, wait_for_workers=False)
+    dist.init_process_group("gloo", store=store, rank=rank, world_size=size, timeout=timeout)
+    try:
+        yield GlooGang(rank, size, reporter)
+    finally:
+        dist.destroy_process_group()
+
+
+def check_slots(spark: Any, workers: int | None) -> int:
+    """The gang's size: as asked, or every task slot. Refuse at once what Spark would refuse after minutes.
+
+    Raises ConfigError where dynamic allocation is on or the slots are too few.
+    """
+    conf = spark.sparkContext.getConf()
+    if conf.get("spark.dynamicAllocation.enabled", "false").lower() == "true":
+        raise ConfigError(
+            "spark.dynamicAllocation.enabled=true: a gang of workers needs all its slots at once; set it to false "
+            "and give spark.executor.instances"
+        )
+    slots = task_slots(spark)
+    if workers is not None and workers > slots:
+        raise ConfigError(
+            f"als.workers={workers} but Spark has {slots} task slots: lower it, add executors or cores, "
+            "or lower spark.task.cpus"
+        )
+    return workers or max(1, slots)
+
+
+def task_slots(spark: Any) -> int:
+    """Tasks that can run at once now."""
+    scala = spark.sparkContext._jsc.sc()
+    return int(scala.maxNumConcurrentTasks(scala.resourceProfileManager().defaultResourceProfile()))
+
+
+def worker_threads(spark: Any) -> int:
+    return int(spark.sparkContext.getConf().get("spark.task.cpus", "1"))
+
+
+class Reporter:
+    """The worker's end of the progress line. A driver that cannot be reached costs nothing but the bar."""
+
+    def __init__(self, host: str, port: int, token: str) -> None:
+        self._token = token
+        try:
+            self._socket: socket.socket | None = socket.create_connection((host, port), timeout=5)
+        except OSError:
+            self._socket = None
+
+    def send(self, message: dict[str, Any]) -> None:
+        if self._socket is None:
+            return
+        try:
+            self._socket.sendall((json.dumps({"token": self._token} | message) + "\n").encode())
+        except OSError:
+            self._socket = None
+
+
+@contextmanager
+def listening(spark: Any, heard: Callable[[dict[str, Any]], None]) -> Iterator[tuple[str, int, str]]:
+    """On the driver: call `heard` for every report of a gang; yields what `joined` wants as `report_to`."""
+    import secrets
+
+    token = secrets.token_hex(16)
+
+    class Handler(socketserver.StreamRequestHandler):
+        def handle(self) -> None:
+            for line in self.rfile:
+                try:
+                    message = json.loads(line)
+                except ValueError:
+                    return
+                if not isinstance(message, dict) or message.pop("token", None) != token:
+                    return
+                heard(message)
+
+    class Server(socketserver.ThreadingTCPServer):
+        daemon_threads = True
+        allow_reuse_address = True
+
+    host = spark.sparkContext.getConf().get("spark.driver.host", "127.0.0.1")
+    with Server(("", 0), Handler) as server:
+        thread = threading.Thread(target=server.serve_forever, daemon=True)
+        thread.start()
+        try:
+            yield host, server.server_address[1], token
+        finally:
+            server.shutdown()
+
+
+def told_error(error: BaseException) -> SparkcfError | None:
+    """The error of ours that a worker raised, found in what Spark says of its failed task; None: not one of ours."""
+    found = re.search(r"sparkcf\.errors\.(\w+): (.*)", str(error))
+    if found:
+        return TrainingError(found.group(2).strip())
+    return None
+
+
+def numpy_columns(batches: Iterable[Any], names: Sequence[str]) -> list[list[Array]]:
+    """The columns of Arrow batches as lists of numpy arrays, a list a name."""
+    columns: list[list[Array]] = [[] for _ in names]
+    for batch in batches:
+        for column, name in zip(columns, names, strict=True):
+            column.append(batch.column(name).to_numpy(zero_copy_only=False))
+    return columns
