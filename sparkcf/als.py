@@ -217,7 +217,11 @@ def _build_sides(parts: Parts, plan: Plan, gang: Gang, objective: Objective) -> 
     for side in (USER, ITEM):
         n_own = places(sizes[side], gang.rank, gang.size)
         blocks.append(build_block(parts.triples[side], n_own, sizes[1 - side], gang.size))
-        parts.triples[side] = (np.empty(0, np.int32), np.empty(0, np.int32), np.empty(0, np.float32))  # free them
+        parts.triples[side] = (
+            np.empty(0, np.int32),
+            np.empty(0, np.int32),
+            np.empty(0, np.float32),
+        )  # free them
     exchange_routes(blocks, gang)
     present = gang.sum(np.array([np.count_nonzero(block.counts) for block in blocks], np.int64))
     if not present.any():
@@ -229,9 +233,7 @@ def _build_sides(parts: Parts, plan: Plan, gang: Gang, objective: Objective) -> 
         reg = objective.row_regularization(counted, int(present[1 - side]))
         factors = _initial(side, block, parts.starts[side], plan, gang)
         order = work_order(block.indptr)
-        sides.append(
-            Side(KINDS[side], block, weights, targets, reg, factors, order, int(present[side]))
-        )
+        sides.append(Side(KINDS[side], block, weights, targets, reg, factors, order, int(present[side])))
     return sides
 
 
@@ -284,7 +286,9 @@ def _solve(side: Side, other: Side, plan: Plan, gang: Gang, objective: Objective
 
 def _raise_not_finite(side: Side, plan: Plan, gang: Gang) -> None:
     rows = np.flatnonzero(~np.isfinite(side.factors).all(axis=1) | ~np.isfinite(side.loss))
-    where = f"{side.name} row {rows[0] * gang.size + gang.rank}" if len(rows) else f"a {side.name} row of another worker"
+    where = (
+        f"{side.name} row {rows[0] * gang.size + gang.rank}" if len(rows) else f"a {side.name} row of another worker"
+    )
     raise TrainingError(
         f"{where} is not finite: raise als.regularization (now {plan.config.regularization}) or look for huge values"
     )
@@ -294,7 +298,7 @@ def _objective_parts(
     sides: list[Side], gang: Gang, objective: Objective, constant: float, plan: Plan
 ) -> dict[str, float]:
     """The objective after a sweep, whole and by part. The items' losses hold everything but the users' penalty."""
-    user, item = sides
+    item = sides[ITEM]
     penalties = [
         float(np.einsum("n,nk,nk->", s.reg.astype(np.float64), s.factors, s.factors, dtype=np.float64)) for s in sides
     ]
@@ -336,7 +340,11 @@ def _result(sides: list[Side], log: list[dict[str, Any]], plan: Plan, gang: Gang
 
     names = ("side", "idx", "factor", "bias", "log")
     if gang.rank == 0:
-        nothing = pa.nulls(len(log), pa.int32()), pa.nulls(len(log), pa.list_(pa.float32())), pa.nulls(len(log), pa.float32())
+        nothing = (
+            pa.nulls(len(log), pa.int32()),
+            pa.nulls(len(log), pa.list_(pa.float32())),
+            pa.nulls(len(log), pa.float32()),
+        )
         side = pa.array(["log"] * len(log))
         yield pa.RecordBatch.from_arrays([side, *nothing, pa.array([json.dumps(e) for e in log])], names=names)
     for number, side_ in enumerate(sides):
@@ -405,7 +413,18 @@ def fold_in(
     out, loss = np.zeros((n, width), np.float32), np.zeros(n)
     with threadpool_limits(1, user_api="blas"):
         solve_cholesky(
-            indptr, indices, weights, targets, fixed, offsets, matrix, reg, work_order(indptr), threads, out, loss
+            indptr,
+            indices,
+            weights,
+            targets,
+            fixed,
+            offsets,
+            matrix,
+            reg,
+            work_order(indptr),
+            threads,
+            out,
+            loss,
         )
     return _split(out, Plan(config, n, len(items), 0, threads, mean))
 
@@ -420,5 +439,3 @@ def _mean(pairs: DataFrame) -> float:
 def with_defaults(config: ALSConfig, **changes: Any) -> ALSConfig:
     """The configuration with some keys changed, checked again."""
     return ALSConfig.model_validate(config.model_dump() | changes)
-
-

@@ -157,7 +157,10 @@ def row_ids(n: int, rank: int, workers: int) -> NDArray[np.int64]:
 
 
 def build_block(
-    triples: tuple[NDArray[np.int32], NDArray[np.int32], NDArray[np.float32]], n_own: int, n_other: int, workers: int
+    triples: tuple[NDArray[np.int32], NDArray[np.int32], NDArray[np.float32]],
+    n_own: int,
+    n_other: int,
+    workers: int,
 ) -> Block:
     """Compressed rows of one side; `triples` = (place of the row here, column's dense index, value).
 

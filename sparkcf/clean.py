@@ -77,9 +77,7 @@ def clean(raw: DataFrame, input_config: InputConfig, config: CleanConfig, ds: dt
         Every row, or more than `max_quarantined_share` of them, would go to quarantine.
     """
     observed = Observation("read")
-    raw = raw.observe(
-        observed, F.count(F.lit(1)).alias("rows"), F.count(F.when(F.col("header"), 1)).alias("headers")
-    )
+    raw = raw.observe(observed, F.count(F.lit(1)).alias("rows"), F.count(F.when(F.col("header"), 1)).alias("headers"))
     checked = raw.transform(lambda rows: parse(rows, input_config, config)).transform(
         lambda rows: with_reason(rows, input_config, config, ds)
     )
@@ -158,9 +156,7 @@ def normalized_id(text: Column, config: CleanConfig) -> Column:
 def _compatibility_characters() -> tuple[str, str]:
     """Characters of the basic plane that NFKC maps to one other character: (the others, the characters)."""
     pairs = [
-        (unicodedata.normalize("NFKC", c), c)
-        for c in map(chr, range(0x80, 0xFFFE))
-        if not 0xD800 <= ord(c) < 0xE000
+        (unicodedata.normalize("NFKC", c), c) for c in map(chr, range(0x80, 0xFFFE)) if not 0xD800 <= ord(c) < 0xE000
     ]
     pairs = [(plain, c) for plain, c in pairs if plain != c and len(plain) == 1]
     return "".join(p for p, _ in pairs), "".join(c for _, c in pairs)
@@ -287,9 +283,7 @@ def _check_present(rows: DataFrame, config: InputConfig) -> None:
 def _check_counts(counts: dict[str, int], reasons: dict[str, int], config: CleanConfig) -> None:
     ended = counts["clean"] + counts["exact_duplicates"] + counts["superseded"] + counts["quarantined"]
     if counts["read"] != ended:
-        raise GateRefused(
-            f"rows do not reconcile: {counts['read']:,} read, {ended:,} accounted for: {counts}"
-        )
+        raise GateRefused(f"rows do not reconcile: {counts['read']:,} read, {ended:,} accounted for: {counts}")
     by_reason = ", ".join(f"{reason} {n:,}" for reason, n in reasons.items())
     if counts["clean"] == 0:
         raise GateRefused(f"all {counts['read']:,} rows were rejected: {by_reason}")

@@ -27,7 +27,7 @@ class Section(BaseModel):
 
 
 class LakeConfig(Section):
-    root: str = Field("./lake", min_length=1)  # a folder or a file:, s3a:, abfss:, hdfs: address
+    root: Annotated[str, Field(min_length=1)] = "./lake"  # a folder or a file:, s3a:, abfss:, hdfs: address
 
 
 class Columns(Section):
@@ -59,9 +59,7 @@ class ItemsInput(Section):
 
 
 class InputConfig(Section):
-    path: str = Field(
-        ..., min_length=1
-    )  # a glob; {ds} is replaced by the logical date; sample:NAME is packaged
+    path: str = Field(..., min_length=1)  # a glob; {ds} is replaced by the logical date; sample:NAME is packaged
     format: Literal["csv", "jsonl", "parquet", "delta"] = "csv"
     columns: Columns = Columns()
     delimiter: str = Field(",", min_length=1)  # CSV only
@@ -100,17 +98,13 @@ class CleanConfig(Section):
 class PreferenceConfig(Section):
     """How interactions become the weight of a (user, item) pair."""
 
-    positive_from: float | None = (
-        None  # implicit models and ranking measures: a value from here up is a positive
-    )
+    positive_from: float | None = None  # implicit models and ranking measures: a value from here up is a positive
     weight: Literal["one", "value", "event"] = "one"  # of a positive: 1, its value, or its event's weight
 
 
 class ALSConfig(Section):
     mode: Literal["implicit", "explicit"] = "implicit"
-    form: Literal["ials", "hu_koren", "implicit"] = (
-        "ials"  # which implicit objective: see sparkcf/objective.py
-    )
+    form: Literal["ials", "hu_koren", "implicit"] = "ials"  # which implicit objective: see sparkcf/objective.py
     rank: Annotated[int, Field(ge=1, le=4096)] = 64
     iterations: Positive = 16
     regularization: NonNegative = 0.003
@@ -262,9 +256,7 @@ def _read_yaml(path: Path) -> dict[str, Any]:
     if loaded is None:
         return {}
     if not isinstance(loaded, dict):
-        raise ConfigError(
-            f"configuration file {path}: expected `key: value` lines, found a {type(loaded).__name__}"
-        )
+        raise ConfigError(f"configuration file {path}: expected `key: value` lines, found a {type(loaded).__name__}")
     return loaded
 
 
@@ -291,9 +283,7 @@ def _explain_one(e: Any) -> str:
     key = ".".join(loc)
     if e["type"] == "extra_forbidden":
         near = difflib.get_close_matches(loc[-1], known := _known_keys(loc[:-1]), n=1)
-        hint = (
-            f"did you mean {'.'.join([*loc[:-1], near[0]])}?" if near else f"known here: {', '.join(known)}"
-        )
+        hint = f"did you mean {'.'.join([*loc[:-1], near[0]])}?" if near else f"known here: {', '.join(known)}"
         return f"unknown configuration key {key}: {hint}"
     if e["type"] == "missing":
         return f"configuration key {key} is missing: set it in a --config file or as {key}=…"

@@ -48,9 +48,7 @@ def resolve_path(path: str) -> str:
         return path
     found = resources.files("sparkcf").joinpath("sample", name)
     if not found.is_file():
-        raise InputError(
-            f"input.path={path}: the package has no such sample; it has ratings.csv.gz and movies.csv"
-        )
+        raise InputError(f"input.path={path}: the package has no such sample; it has ratings.csv.gz and movies.csv")
     return str(found)
 
 
@@ -70,9 +68,7 @@ def read_raw(spark: SparkSession, config: InputConfig, path: str) -> tuple[DataF
             return _read_json_lines(spark, config, path)
         return _read_typed(spark, config, path)
     except (AnalysisException, Py4JJavaError) as error:
-        raise InputError(
-            f"input.path={path} cannot be read as {config.format}: {first_line(error)}"
-        ) from error
+        raise InputError(f"input.path={path} cannot be read as {config.format}: {first_line(error)}") from error
 
 
 def _read_csv(spark: SparkSession, config: InputConfig, path: str) -> tuple[DataFrame, list[str]]:
@@ -191,8 +187,7 @@ def _flat(rows: DataFrame) -> DataFrame:
 
 def _mapped(columns: Columns, field, malformed: Column) -> Column:
     values = [
-        (field(name) if name else F.lit(None).cast("string")).alias(ours)
-        for ours, name in _mapping(columns).items()
+        (field(name) if name else F.lit(None).cast("string")).alias(ours) for ours, name in _mapping(columns).items()
     ]
     return F.struct(
         (malformed | not_utf8(F.col("raw")) if malformed is not None else malformed).alias("malformed"),
@@ -209,9 +204,7 @@ def _mapping(columns: Columns) -> dict[str, str | None]:
     return {ours: getattr(columns, ours) for ours in FIELDS}
 
 
-def _check_columns(
-    columns: Columns, names: Sequence[str], where: str, rows: DataFrame | None = None
-) -> list[str]:
+def _check_columns(columns: Columns, names: Sequence[str], where: str, rows: DataFrame | None = None) -> list[str]:
     for ours, name in _mapping(columns).items():
         if name is None:
             continue
@@ -271,9 +264,7 @@ def read_items(spark: SparkSession, config: ItemsInput) -> DataFrame:
         else:
             rows = reader.format(config.format).load(path)
     except AnalysisException as error:
-        raise InputError(
-            f"input.items.path={path} cannot be read as {config.format}: {first_line(error)}"
-        ) from error
+        raise InputError(f"input.items.path={path} cannot be read as {config.format}: {first_line(error)}") from error
     columns = config.columns
     for ours, name in (
         ("item_id", columns.item_id),

@@ -12,10 +12,10 @@ from typing import Any
 
 from sparkcf.config import Config, load_config
 from sparkcf.errors import ConfigError, SparkcfError
-from sparkcf.lake import check_writable
 from sparkcf.progress import flush, job_description, say
+from sparkcf.roots import check_writable
 from sparkcf.runtime import check_python, java_problem
-from sparkcf.session import first_line, open_session
+from sparkcf.session import first_line, open_session, stop_session
 
 Job = Callable[[Any, Config], dict[str, Any]]
 
@@ -108,7 +108,7 @@ def _cancel(spark: Any) -> None:
 
 def _stop(spark: Any) -> None:
     try:
-        spark.stop()
+        stop_session(spark)
     except Exception as error:
         say(f"  Spark was gone before it was stopped: {first_line(error)}")
 

@@ -3,11 +3,8 @@
 from __future__ import annotations
 
 import datetime as dt
-import os
-import re
 import time
 from collections.abc import Callable
-from pathlib import Path
 from typing import TypeVar
 
 from delta.tables import DeltaTable
@@ -15,6 +12,7 @@ from pyspark.sql import DataFrame, SparkSession
 from pyspark.sql.types import MapType
 
 from sparkcf.errors import ConflictError, LakeError
+from sparkcf.roots import resolve_root
 from sparkcf.schemas import TABLES, Table
 from sparkcf.session import first_line
 
@@ -27,41 +25,6 @@ PROPERTIES = {  # readable by every Delta client
 }
 CONFLICTS = ("Concurrent", "ProtocolChanged", "MetadataChanged")
 T = TypeVar("T")
-
-
-def resolve_root(root: str) -> str:
-    """A root without a scheme is a local folder; it becomes an absolute `file:` address."""
-    if re.match(r"^[A-Za-z][A-Za-z0-9+.-]+:", root):
-        return root.rstrip("/")
-    return Path(os.path.abspath(root)).as_uri().replace("file:///", "file:/")
-
-
-def local_folder(root: str) -> str | None:
-    """The folder on this machine behind a root, or None for an object store."""
-    resolved = resolve_root(root)
-    if not resolved.startswith("file:"):
-        return None
-    from urllib.parse import unquote
-
-    return unquote("/" + resolved.removeprefix("file:").lstrip("/"))
-
-
-def check_writable(root: str) -> None:
-    """Raise LakeError unless a local root can be made and written; costs no Spark."""
-    folder = local_folder(root)
-    if folder is None:
-        return
-    existing = Path(folder)
-    while not existing.exists() and existing != existing.parent:
-        existing = existing.parent
-    if not existing.is_dir():
-        raise LakeError(f"lake.root={root}: {existing} is not a folder: choose another root")
-    if not os.access(existing, os.W_OK | os.X_OK):
-        raise LakeError(
-            f"lake.root={root}: {existing} is not writable: change its rights or choose another root"
-        )
-    if os.statvfs(existing).f_flag & os.ST_RDONLY:
-        raise LakeError(f"lake.root={root}: {existing} is on a read-only file system: choose another root")
 
 
 class LakeTables:
@@ -102,9 +65,7 @@ class LakeTables:
         quoted = self.path(name).replace("`", "``")
         _explained(
             f"constrain table {name}",
-            lambda: self.spark.sql(
-                f"ALTER TABLE delta.`{quoted}` ADD CONSTRAINT {constraint} CHECK ({condition})"
-            ),
+            lambda: self.spark.sql(f"ALTER TABLE delta.`{quoted}` ADD CONSTRAINT {constraint} CHECK ({condition})"),
         )
 
     def read(self, name: str, version: int | None = None) -> DataFrame:
@@ -131,16 +92,12 @@ class LakeTables:
     def append(self, name: str, rows: DataFrame) -> None:
         self.create(name)
         selected = _select(TABLES[name], rows)
-        _explained(
-            f"append to {name}", lambda: selected.write.format("delta").mode("append").save(self.path(name))
-        )
+        _explained(f"append to {name}", lambda: selected.write.format("delta").mode("append").save(self.path(name)))
 
     def replace(self, name: str, rows: DataFrame, where: str) -> None:
         """Replace exactly the rows that match `where` (literal partition predicates), in one commit."""
         self.create(name)
-        writer = (
-            _select(TABLES[name], rows).write.format("delta").mode("overwrite").option("replaceWhere", where)
-        )
+        writer = _select(TABLES[name], rows).write.format("delta").mode("overwrite").option("replaceWhere", where)
         retry_conflicts(f"replace {where} in {name}", lambda: writer.save(self.path(name)))
 
     def upsert(self, name: str, rows: DataFrame) -> None:
@@ -191,9 +148,7 @@ def is_conflict(error: BaseException) -> bool:
 def _select(table: Table, rows: DataFrame) -> DataFrame:
     missing = [c for c in table.schema.names if c not in rows.columns]
     if missing:
-        raise LakeError(
-            f"table {table.name} wants columns {table.schema.names}, got {rows.columns}: lacks {missing}"
-        )
+        raise LakeError(f"table {table.name} wants columns {table.schema.names}, got {rows.columns}: lacks {missing}")
     return rows.select(*(rows[f.name].cast(f.dataType).alias(f.name) for f in table.schema.fields))
 
 

@@ -46,7 +46,8 @@ def clean_day(spark: SparkSession, config: Config) -> dict[str, Any]:
             write_quarantine(tables, cleaned, config)
             changes = write_interactions(tables, cleaned.interactions, config)
             shown.note = ", ".join(f"{n:,} {name}" for name, n in changes.items())
-        run.update("cleaned", **cleaned.counts, **changes, **{f"reason:{r}": n for r, n in cleaned.reasons.items()})
+        reasons = {f"reason:{name}": n for name, n in cleaned.reasons.items()}
+        run.update("cleaned", counts=cleaned.counts | changes | reasons)
     except BaseException as error:
         run.update("failed", reason=f"{type(error).__name__}: {error}"[:500])
         raise
@@ -98,7 +99,9 @@ def write_quarantine(tables: LakeTables, cleaned: Cleaned, config: Config) -> No
     tables.replace("quarantine", rows, f"ds = {sql_date(config.ds)}")
     written = tables.read("quarantine").where(f"ds = {sql_date(config.ds)}").count()
     if written != cleaned.counts["quarantined"]:
-        raise LakeError(f"quarantine of {config.ds}: {written:,} rows written, {cleaned.counts['quarantined']:,} expected")
+        raise LakeError(
+            f"quarantine of {config.ds}: {written:,} rows written, {cleaned.counts['quarantined']:,} expected"
+        )
 
 
 def write_interactions(tables: LakeTables, clean_rows: DataFrame, config: Config) -> dict[str, int]:
@@ -121,11 +124,15 @@ def write_interactions(tables: LakeTables, clean_rows: DataFrame, config: Config
         changes = _changes(new, tables.read("interactions", tables.version("interactions")), day)
         changes = changes.persist(StorageLevel.MEMORY_AND_DISK)  # counted, then merged; released below
         try:
-            span = changes.where("op <> 'unchanged'").agg(F.min("ts").cast("string"), F.max("ts").cast("string")).first()
+            span = (
+                changes.where("op <> 'unchanged'").agg(F.min("ts").cast("string"), F.max("ts").cast("string")).first()
+            )
             counts = {r["op"]: r["count"] for r in changes.groupBy("op").count().collect()}
             if span[0] is not None:
                 # The literal bounds let Delta skip the files of other times.
-                within = " AND ".join(f"t.ts {op} TIMESTAMP'{at} UTC'" for op, at in zip((">=", "<="), span, strict=True))
+                within = " AND ".join(
+                    f"t.ts {op} TIMESTAMP'{at} UTC'" for op, at in zip((">=", "<="), span, strict=True)
+                )
                 same = " AND ".join(f"t.{c} = s.{c}" for c in KEY)
                 source = changes.where("op <> 'unchanged'").withColumn("ds", F.expr(day))
                 merge_into = target.alias("t").merge(source.alias("s"), f"{same} AND {within}")

@@ -65,13 +65,13 @@ class Objective:
 
     def constant(self, values: F32) -> float:
         """The part of the observed sum that depends on no factor: the objective of all-zero factors."""
-        weights, targets = self.coefficients(values)
+        targets = self.coefficients(values)[1]
         if self.form == "explicit":
             return float(np.square(targets, dtype=np.float64).sum())
         return float(targets.sum(dtype=np.float64))
 
     def row_regularization(self, counts: NDArray[np.int64], n_other: int) -> F32:
-        """lambda times the row's scale, float32 (n,). `counts`: entries of the row; `n_other`: rows of the other side."""
+        """lambda times the row's scale, float32 (n,). `counts`: the row's entries; `n_other`: the other side's rows."""
         if self.form == "implicit":
             return np.full(len(counts), self.regularization, np.float32)
         scale = counts + (self.alpha0 * n_other if self.form == "ials" else 0.0)

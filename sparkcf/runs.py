@@ -33,9 +33,9 @@ class Run:
     def state(self) -> str:
         return str(self.row["state"])
 
-    def update(self, state: str, reason: str | None = None, **counts: int) -> None:
+    def update(self, state: str, reason: str | None = None, counts: dict[str, int] | None = None) -> None:
         """Write the run's new state; counts are added to those it has."""
-        self.counts.update({name: int(n) for name, n in counts.items()})
+        self.counts.update({name: int(n) for name, n in (counts or {}).items()})
         self.row |= {"state": state, "reason": reason, "updated_at": _now(), "counts": self.counts}
         schema = TABLES["runs"].schema
         values = [tuple(self.row[name] for name in schema.names)]
@@ -77,7 +77,9 @@ def find_run(tables: LakeTables, config: Config, states: tuple[str, ...]) -> Run
             newest = [r["run_id"] for r in runs.orderBy(F.desc("started_at")).select("run_id").limit(3).collect()]
             raise NotFoundError(f"no run {config.run_id!r} of model {config.model}: the newest are {newest}")
         if found[0]["state"] not in states:
-            raise NotFoundError(f"run {config.run_id} is {found[0]['state']}: needed is one that is {' or '.join(states)}")
+            raise NotFoundError(
+                f"run {config.run_id} is {found[0]['state']}: needed is one that is {' or '.join(states)}"
+            )
     else:
         here = runs.where(f"ds = {sql_date(config.ds)}").where(F.col("state").isin(*states))
         found = here.orderBy(F.desc("started_at"), F.desc("run_id")).limit(1).collect()

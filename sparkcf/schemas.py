@@ -23,7 +23,7 @@ from pyspark.sql.types import (
 )
 
 STRING, INT, LONG, DOUBLE = StringType(), IntegerType(), LongType(), DoubleType()
-VECTOR = ArrayType(FloatType(), containsNull=False)
+VECTOR = ArrayType(FloatType())
 
 
 @dataclass(frozen=True)

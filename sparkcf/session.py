@@ -94,9 +94,7 @@ def _configured(builder, app_name: str):
     if DELTA_EXTENSION not in extensions:
         builder = builder.config("spark.sql.extensions", ",".join([*extensions, DELTA_EXTENSION]))
     if "spark.sql.catalog.spark_catalog" not in given:
-        builder = builder.config(
-            "spark.sql.catalog.spark_catalog", "org.apache.spark.sql.delta.catalog.DeltaCatalog"
-        )
+        builder = builder.config("spark.sql.catalog.spark_catalog", "org.apache.spark.sql.delta.catalog.DeltaCatalog")
     if not by_submit and not delta_is_installed():
         from delta import configure_spark_with_delta_pip
 
@@ -152,6 +150,17 @@ def _quiet(spark, level: str) -> None:
             "org.apache.spark.util.Utils",
         ):
             log4j.core.config.Configurator.setLevel(name, off)
+
+
+def stop_session(spark) -> None:
+    """Stop a session that we started, and what would keep its JVM alive.
+
+    A barrier stage in local mode leaves a timer thread that is no daemon: spark-submit would wait for it for ever.
+    """
+    jvm = spark._jvm
+    spark.stop()
+    barrier = getattr(jvm, "org.apache.spark.BarrierTaskContext$")
+    getattr(getattr(barrier, "MODULE$"), "org$apache$spark$BarrierTaskContext$$timer")().cancel()
 
 
 def first_line(error: BaseException) -> str:

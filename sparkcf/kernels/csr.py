@@ -41,9 +41,8 @@ def build_csr(
     if not len(rows) == len(cols) == len(values):
         raise ValueError(f"rows, cols and values differ in length: {len(rows)}, {len(cols)}, {len(values)}")
     if len(rows) and (rows.min() < 0 or rows.max() >= n_rows or cols.min() < 0 or cols.max() >= n_cols):
-        raise ValueError(
-            f"indices out of range: rows {rows.min()}..{rows.max()} of {n_rows}, cols {cols.min()}..{cols.max()} of {n_cols}"
-        )
+        seen = f"rows {rows.min()}..{rows.max()} of {n_rows}, cols {cols.min()}..{cols.max()} of {n_cols}"
+        raise ValueError(f"indices out of range: {seen}")
     by_col = _stable_order(cols, n_cols)
     order = by_col[_stable_order(rows[by_col], n_rows)]
     return _merge_sorted(rows[order], cols[order], values[order], n_rows)

@@ -147,9 +147,7 @@ def _measure_rows(
     n, width = ranked.shape
     depth = min(width, ks.max())
     relevant = np.empty(depth, dtype=np.bool_)
-    awaited = np.full(
-        n_items, -1, dtype=np.int64
-    )  # the last user for whom an item is held out and not yet listed
+    awaited = np.full(n_items, -1, dtype=np.int64)  # the last user for whom an item is held out and not yet listed
     for u in range(n):
         heldout = 0
         for p in range(indptr[u], indptr[u + 1]):
@@ -166,9 +164,7 @@ def _measure_rows(
             if relevant[p]:
                 awaited[item] = -1
         for c in range(ks.size):
-            _measure_list(
-                ranked[u, : ks[c]], relevant[: ks[c]], heldout, ks[c], gains, surprise, values[u, :, c]
-            )
+            _measure_list(ranked[u, : ks[c]], relevant[: ks[c]], heldout, ks[c], gains, surprise, values[u, :, c])
 
 
 @kernel()
@@ -369,9 +365,7 @@ def _mix(z: np.uint64) -> np.uint64:
 
 
 @kernel()
-def _fill_weights(
-    seed: np.uint64, user_idx: Int64, steps: NDArray[np.uint64], start: Int64, weights: Float64
-) -> None:
+def _fill_weights(seed: np.uint64, user_idx: Int64, steps: NDArray[np.uint64], start: Int64, weights: Float64) -> None:
     golden = np.uint64(0x9E3779B97F4A7C15)
     n, replicates = weights.shape
     keys = np.empty(replicates, dtype=np.uint64)

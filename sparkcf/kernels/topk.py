@@ -12,12 +12,8 @@ Int32 = NDArray[np.int32]
 Int64 = NDArray[np.int64]
 
 SCORE_BYTES = 16 << 20
-GROUPS = (
-    512  # at least so many group maxima, so that the loop over them is long enough for vector instructions
-)
-GROUPS_PER_K = (
-    4  # and so many for each wanted item: about 15 % more candidates than wanted pass the first cut
-)
+GROUPS = 512  # at least so many group maxima, so that the loop over them is long enough for vector instructions
+GROUPS_PER_K = 4  # and so many for each wanted item: about 15 % more candidates than wanted pass the first cut
 NEG_INF = np.float32(-np.inf)
 NEG_INF_KEY = -0x7F800001  # what _to_keys makes of -inf
 
@@ -115,9 +111,7 @@ def rank_block(
     _check_float32("item_vectors", item_vectors, 2)
     n, m = user_vectors.shape[0], item_vectors.shape[0]
     if user_vectors.shape[1] != item_vectors.shape[1]:
-        raise ValueError(
-            f"user_vectors have rank {user_vectors.shape[1]}, item_vectors {item_vectors.shape[1]}"
-        )
+        raise ValueError(f"user_vectors have rank {user_vectors.shape[1]}, item_vectors {item_vectors.shape[1]}")
     _check_seen(seen_indptr, seen_indices, n, m)
     indices, best = _padding(n, k)
     if n == 0 or m == 0:
@@ -146,9 +140,7 @@ def _padding(n: int, k: int) -> tuple[Int32, Float32]:
     return np.full((n, k), -1, dtype=np.int32), np.full((n, k), NEG_INF, dtype=np.float32)
 
 
-def _item_offset(
-    item_vectors: Float32, item_bias: Float32 | None, eligible: NDArray[np.bool_] | None
-) -> Float32:
+def _item_offset(item_vectors: Float32, item_bias: Float32 | None, eligible: NDArray[np.bool_] | None) -> Float32:
     """What is added to each item's score: its bias, or -inf if it may not be listed; empty if nothing is."""
     m = item_vectors.shape[0]
     listed = np.isfinite(item_vectors).all(axis=1)
@@ -314,9 +306,7 @@ def _below(key: np.int64) -> np.float32:
 
 
 @kernel()
-def _keep_best(
-    row: Float32, candidates: Int32, values: Float32, count: int, k: int
-) -> tuple[int, np.float32]:
+def _keep_best(row: Float32, candidates: Int32, values: Float32, count: int, k: int) -> tuple[int, np.float32]:
     """Keep k of the candidates, in the order they stand; return k and the least score kept.
 
     Candidates stand by index, so of those tied at the cut the first ones stay, and a later entry has to

@@ -1,0 +1,12 @@
+"""Measure a trained run by one of the protocols q1 to q4, beside the popularity baseline.
+
+    spark-submit jobs/evaluate.py --config conf/nightly.yaml evaluation.protocol=q4
+
+Reads interactions, users, items at the run's versions. Writes metrics. `run_id=…` names the run; else the newest.
+"""
+
+from sparkcf.job import main
+from sparkcf.train import evaluate_run
+
+if __name__ == "__main__":
+    main("evaluate", evaluate_run)

@@ -1,0 +1,12 @@
+"""The whole night in one session: clean, train, evaluate, recommend, publish.
+
+    spark-submit jobs/nightly.py --config conf/nightly.yaml ds=2018-09-25
+
+Reads the input. Writes every table. Run it again at will: the same day gives the same rows.
+"""
+
+from sparkcf.job import main
+from sparkcf.nightly import nightly
+
+if __name__ == "__main__":
+    main("nightly", nightly)

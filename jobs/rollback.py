@@ -1,0 +1,12 @@
+"""Show readers an earlier run again: `run_id=…`, or the one published before.
+
+    spark-submit jobs/rollback.py --config conf/nightly.yaml run_id=als-20180925-…
+
+Reads runs, published. Writes published.
+"""
+
+from sparkcf.job import main
+from sparkcf.publish import rollback
+
+if __name__ == "__main__":
+    main("rollback", rollback)

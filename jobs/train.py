@@ -1,0 +1,12 @@
+"""Fit the model on the interactions up to the logical date, as a new run.
+
+    spark-submit jobs/train.py --config conf/nightly.yaml als.rank=128 train.warm_start=true
+
+Reads interactions, users, items (and, warm, the published factors). Writes user_factors, item_factors, metrics, runs.
+"""
+
+from sparkcf.job import main
+from sparkcf.train import train_model
+
+if __name__ == "__main__":
+    main("train", train_model)

@@ -1,0 +1,51 @@
+"""From events to (user, item) pairs: which of them count, and how much."""
+
+from __future__ import annotations
+
+from pyspark.sql import Column, DataFrame
+from pyspark.sql import functions as F
+
+from sparkcf.config import Config
+
+
+def indexed(interactions: DataFrame, users: DataFrame, items: DataFrame) -> DataFrame:
+    """Interactions with dense indices for ids: user_idx, item_idx, event, value, ts."""
+    by_user = interactions.join(users.select("user_id", "user_idx"), on="user_id", how="inner")
+    by_item = by_user.join(items.select("item_id", "item_idx"), on="item_id", how="inner")
+    return by_item.select("user_idx", "item_idx", "event", "value", "ts")
+
+
+def pairs(events: DataFrame, config: Config) -> DataFrame:
+    """One row a (user, item): user_idx, item_idx, value, as the model wants it.
+
+    Explicit ALS gets the latest value. Every other model gets the weight of the positives, see `PreferenceConfig`:
+    1 a pair, or the sum of the values or event weights over its events.
+    """
+    if config.model == "als" and config.als.mode == "explicit":
+        return latest_values(events)
+    good = positives(events, config)
+    if config.preference.weight == "one":
+        return good.groupBy("user_idx", "item_idx").agg(F.lit(1.0).alias("value"))
+    return good.groupBy("user_idx", "item_idx").agg(F.sum(_weight(config)).alias("value"))
+
+
+def latest_values(events: DataFrame) -> DataFrame:
+    """The value of every pair's last event; of several at one moment, the largest."""
+    last = F.max(F.struct("ts", "value")).alias("last")
+    return events.groupBy("user_idx", "item_idx").agg(last).select("user_idx", "item_idx", "last.value")
+
+
+def positives(events: DataFrame, config: Config) -> DataFrame:
+    """The events that say yes."""
+    threshold = config.preference.positive_from
+    return events if threshold is None else events.where(F.col("value") >= threshold)
+
+
+def _weight(config: Config) -> Column:
+    if config.preference.weight == "value":
+        return F.col("value")
+    weights = config.input.events or {}
+    weight = F.lit(1.0)
+    for event, its in weights.items():
+        weight = F.when(F.col("event") == event, its).otherwise(weight)
+    return weight

@@ -1,0 +1,189 @@
+"""The recommend job: top-K lists and neighbours of a run, written under its id."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+from pyspark import StorageLevel
+from pyspark.sql import DataFrame, SparkSession
+from pyspark.sql import functions as F
+
+from sparkcf.config import Config
+from sparkcf.errors import InputError, NotFoundError
+from sparkcf.lake import LakeTables
+from sparkcf.models import MODELS
+from sparkcf.popularity import popularity
+from sparkcf.preferences import pairs
+from sparkcf.progress import step
+from sparkcf.runs import Run, find_run
+from sparkcf.session import first_line
+from sparkcf.topk import ItemSide, item_side, top_k
+from sparkcf.train import index_size, of_run, read_events
+
+
+def recommend_run(spark: SparkSession, config: Config) -> dict[str, Any]:
+    """Write the top-K lists of all users (or of `topk.users`) and the items' neighbours for a trained run.
+
+    Returns the run's id and counts: users, by model and by fallback, and rows.
+    """
+    tables = LakeTables(spark, config.lake.root)
+    run = find_run(tables, config, ("trained", "evaluated", "recommended", "refused"))
+    events = read_events(tables, config, run)
+    users = tables.read("users", run.row["inputs"]["users"])
+    items = tables.read("items", run.row["inputs"]["items"])
+    side = _item_side(tables, events, items, config, run)
+    with step(f"recommend top {config.topk.k}") as shown:
+        wanted = _wanted_users(users, config)
+        counts = _write_lists(tables, wanted, events, items, side, config, run)
+        shown.note = (
+            f"{counts['recommendations']:,} rows, {counts['users']:,} users, {counts['users_fallback']:,} by fallback"
+        )
+    if config.topk.similar_items:
+        with step("find similar items") as shown:
+            counts["similar_items"] = _write_similar(tables, items, side, config, run)
+            shown.note = f"{counts['similar_items']:,} rows"
+    run.update("recommended", counts=counts)
+    return {"run_id": run.run_id, "counts": counts}
+
+
+def _item_side(tables: LakeTables, events: DataFrame, items: DataFrame, config: Config, run: Run) -> ItemSide:
+    factors = tables.read("item_factors").where(of_run(config.model, run.run_id))
+    renamed = factors.select(F.col("item_idx").alias("idx"), "factor", "bias")
+    by_users = config.popularity.model_copy(update={"by": "users"})
+    known = popularity(pairs(events, config), by_users)
+    size, rank = index_size(tables, run, "items"), MODELS[config.model].rank(config)
+    return item_side(renamed, known, size, rank, banned_items(tables.spark, items, config))
+
+
+def banned_items(spark: SparkSession, items: DataFrame, config: Config) -> DataFrame | None:
+    """item_idx of what may not be recommended, by table and by category; None where there is no such wish."""
+    banned = []
+    if config.topk.ineligible:
+        listed = _read_ineligible(spark, config.topk.ineligible)
+        banned.append(items.join(listed, on="item_id", how="left_semi"))
+    has = F.coalesce(F.col("categories"), F.array().cast("array<string>"))
+    if config.topk.categories:
+        _check_categories(items, config.topk.categories, "topk.categories")
+        wanted = F.array(*map(F.lit, config.topk.categories))
+        banned.append(items.where(~F.arrays_overlap(has, wanted)))
+    if config.topk.exclude_categories:
+        _check_categories(items, config.topk.exclude_categories, "topk.exclude_categories")
+        banned.append(items.where(F.arrays_overlap(has, F.array(*map(F.lit, config.topk.exclude_categories)))))
+    if not banned:
+        return None
+    whole = banned[0].select("item_idx")
+    for more in banned[1:]:
+        whole = whole.union(more.select("item_idx"))
+    return whole.distinct()
+
+
+def _read_ineligible(spark: SparkSession, path: str) -> DataFrame:
+    kind = "csv" if path.split("?")[0].rstrip("/").endswith((".csv", ".csv.gz")) else None
+    try:
+        if kind == "csv":
+            rows = spark.read.csv(path, header=True)
+        elif path.rstrip("/").endswith(".parquet"):
+            rows = spark.read.parquet(path)
+        else:
+            rows = spark.read.format("delta").load(path)
+    except Exception as error:
+        raise InputError(f"topk.ineligible={path} cannot be read: {first_line(error)}") from error
+    if "item_id" not in rows.columns:
+        raise InputError(f"topk.ineligible={path}: column item_id is missing, it has {rows.columns}")
+    return rows.select(F.col("item_id").cast("string")).distinct()
+
+
+def _check_categories(items: DataFrame, names: tuple[str, ...], key: str) -> None:
+    known = sorted(r[0] for r in items.select(F.explode("categories")).distinct().collect())
+    unknown = [name for name in names if name not in known]
+    if unknown:
+        raise NotFoundError(
+            f"{key}: no item is of category {unknown[0]!r}: there are {', '.join(known[:30]) or 'none'}"
+        )
+
+
+def _wanted_users(users: DataFrame, config: Config) -> DataFrame:
+    if not config.topk.users:
+        return users
+    wanted = users.where(F.col("user_id").isin(*config.topk.users))
+    found = {r["user_id"] for r in wanted.select("user_id").collect()}
+    missing = [u for u in config.topk.users if u not in found]
+    if missing:
+        some = [r["user_id"] for r in users.orderBy("user_idx").select("user_id").limit(3).collect()]
+        raise NotFoundError(f"topk.users: unknown user {missing[0]!r}: users look like {', '.join(map(repr, some))}")
+    return wanted
+
+
+def _write_lists(
+    tables: LakeTables,
+    users: DataFrame,
+    events: DataFrame,
+    items: DataFrame,
+    side: ItemSide,
+    config: Config,
+    run: Run,
+) -> dict[str, int]:
+    factors = tables.read("user_factors").where(of_run(config.model, run.run_id)).select("user_idx", "factor")
+    wanted = users.select("user_idx", "user_id").join(factors, on="user_idx", how="left")
+    if config.topk.exclude_seen:
+        seen = events.groupBy("user_idx").agg(F.sort_array(F.collect_set("item_idx")).alias("seen"))
+        wanted = wanted.join(seen, on="user_idx", how="left")
+    else:
+        wanted = wanted.withColumn("seen", F.lit(None).cast("array<int>"))
+    ranked = top_k(wanted, side.share(tables.spark), config.topk.k)
+    named = (
+        ranked.join(users.select("user_idx", "user_id"), on="user_idx", how="inner")
+        .join(items.select("item_idx", "item_id"), on="item_idx", how="inner")
+        .select("user_id", "position", "item_id", "score", "reason", *_labels(config, run))
+    )
+    # Sorted by user, so that the file statistics lead a reader to one row group.
+    ordered = named.repartitionByRange("user_id").sortWithinPartitions("user_id", "position")
+    ordered = ordered.persist(StorageLevel.MEMORY_AND_DISK)  # written, then counted; released below
+    try:
+        tables.replace("recommendations", ordered, of_run(config.model, run.run_id))
+        first = ordered.where("position = 1").groupBy("reason").agg(F.count(F.lit(1)).alias("users")).collect()
+        rows = ordered.agg(F.count(F.lit(1)), F.count(F.when(F.isnan("score"), 1))).first()
+    finally:
+        ordered.unpersist()
+    by_reason = {r["reason"]: r["users"] for r in first}
+    return {
+        "users": users.count(),
+        "users_model": by_reason.get("model", 0),
+        "users_fallback": by_reason.get("fallback", 0),
+        "recommendations": rows[0],
+        "nan_scores": rows[1],
+    }
+
+
+def _labels(config: Config, run: Run) -> list[Any]:
+    return [
+        F.lit(config.ds).alias("ds"),
+        F.lit(config.model).alias("model"),
+        F.lit(run.run_id).alias("run_id"),
+    ]
+
+
+def _write_similar(tables: LakeTables, items: DataFrame, side: ItemSide, config: Config, run: Run) -> int:
+    norms = np.linalg.norm(side.vectors, axis=1, keepdims=True)
+    unit = np.divide(side.vectors, norms, out=np.zeros_like(side.vectors), where=norms > 0)
+    cosine = ItemSide(unit, np.zeros_like(side.bias), side.eligible, side.fallback)
+    factors = tables.read("item_factors").where(of_run(config.model, run.run_id))
+    norm = F.sqrt(F.aggregate("factor", F.lit(0.0), lambda total, x: total + x.cast("double") * x))
+    rows = factors.select(
+        F.col("item_idx").alias("user_idx"),
+        F.transform("factor", lambda x: (x / norm).cast("float")).alias("factor"),
+        F.array("item_idx").alias("seen"),  # an item is not its own neighbour
+        norm.alias("norm"),
+    )
+    ranked = top_k(rows.where("norm > 0").drop("norm"), cosine.share(tables.spark), config.topk.similar_items)
+    ids = items.select("item_idx", "item_id")
+    named = (
+        ranked.withColumnRenamed("item_idx", "similar_idx")
+        .join(ids.withColumnRenamed("item_idx", "user_idx"), on="user_idx", how="inner")
+        .join(ids.toDF("similar_idx", "similar_item_id"), on="similar_idx", how="inner")
+        .select("item_id", "position", "similar_item_id", "score", *_labels(config, run))
+    )
+    ordered = named.repartitionByRange("item_id").sortWithinPartitions("item_id", "position")
+    tables.replace("similar_items", ordered, of_run(config.model, run.run_id))
+    return tables.last_metrics("similar_items").get("numOutputRows", 0)

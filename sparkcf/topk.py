@@ -1,0 +1,193 @@
+"""Top-K lists of every user by blocks: users' vectors against all items, masked, selected, exact.
+
+The item side is written to files once, which Spark hands to every executor once; tasks map them into memory.
+"""
+
+from __future__ import annotations
+
+import secrets
+import tempfile
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+from pyspark.sql import DataFrame
+from pyspark.sql import functions as F
+from threadpoolctl import threadpool_limits
+
+from sparkcf.kernels.topk import rank_block
+
+F32 = NDArray[np.float32]
+RANKED = "user_idx int, position int, item_idx int, score float, reason string"
+FILES = ("vectors", "bias", "eligible", "fallback")
+
+
+@dataclass(frozen=True)
+class ItemSide:
+    """All items in this process.
+
+    `vectors` float32 (m, k), `bias` float32 (m,), `eligible` bool (m,): may be recommended and has a vector,
+    `fallback` float32 (m,): popularity, 0 where nobody has the item.
+    """
+
+    vectors: F32
+    bias: F32
+    eligible: NDArray[np.bool_]
+    fallback: F32
+
+    def share(self, spark: Any) -> SharedItems:
+        """Hand the arrays to the executors as files."""
+        token = secrets.token_hex(6)
+        for name in FILES:
+            path = Path(_outbox().name, f"{token}-{name}.npy")
+            np.save(path, np.ascontiguousarray(getattr(self, name)), allow_pickle=False)
+            spark.sparkContext.addFile(str(path))
+        return SharedItems(token)
+
+
+@cache
+def _outbox() -> tempfile.TemporaryDirectory[str]:
+    """A folder that lives as long as this process: executors fetch shared files when they first need them."""
+    return tempfile.TemporaryDirectory(prefix="sparkcf-")
+
+
+@dataclass(frozen=True)
+class SharedItems:
+    """A name for an ItemSide that every executor can open."""
+
+    token: str
+
+    def open(self) -> ItemSide:
+        return _open(self.token)
+
+
+@cache
+def _open(token: str) -> ItemSide:
+    from pyspark import SparkFiles
+
+    arrays = [np.load(SparkFiles.get(f"{token}-{name}.npy"), mmap_mode="r", allow_pickle=False) for name in FILES]
+    return ItemSide(*arrays)
+
+
+def item_side(items: DataFrame, popularity: DataFrame, n_items: int, rank: int, banned: DataFrame | None) -> ItemSide:
+    """Collect the item side in this process, packed.
+
+    Parameters
+    ----------
+    items : idx, factor, bias. popularity : item_idx, score. banned : item_idx of the ineligible; None: all may be.
+    """
+    vectors, bias = np.zeros((n_items, rank), np.float32), np.zeros(n_items, np.float32)
+    eligible = np.zeros(n_items, bool)
+    for rows, factors, biases in _packed(items, rank):
+        vectors[rows], bias[rows], eligible[rows] = factors, biases, True
+    fallback = np.zeros(n_items, np.float32)
+    for row in popularity.select("item_idx", "score").toLocalIterator():
+        fallback[row["item_idx"]] = row["score"]
+    if banned is not None:
+        for row in banned.select("item_idx").toLocalIterator():
+            eligible[row["item_idx"]] = False
+    return ItemSide(vectors, bias, eligible, fallback)
+
+
+def _packed(items: DataFrame, rank: int) -> Iterator[tuple[Any, Any, Any]]:
+    """The rows in a few large pieces: an Arrow batch becomes one row of bytes."""
+    import pyarrow as pa
+
+    def pack(batches: Iterable[Any]) -> Iterator[Any]:
+        for batch in batches:
+            values = batch.column("factor").flatten().to_numpy(zero_copy_only=False)
+            columns = (batch.column("idx"), pa.array(values), batch.column("bias"))
+            data = [[c.to_numpy(zero_copy_only=False).tobytes()] for c in columns]
+            yield pa.RecordBatch.from_arrays([pa.array(d, pa.binary()) for d in data], names=["idx", "factor", "bias"])
+
+    typed = items.select(F.col("idx").cast("int"), F.col("factor").cast("array<float>"), F.col("bias").cast("float"))
+    for row in typed.mapInArrow(pack, "idx binary, factor binary, bias binary").toLocalIterator():
+        factors = np.frombuffer(row["factor"], np.float32).reshape(-1, rank)
+        yield np.frombuffer(row["idx"], np.int32), factors, np.frombuffer(row["bias"], np.float32)
+
+
+def top_k(users: DataFrame, shared: SharedItems, k: int) -> DataFrame:
+    """Lists of at most k items a user, as RANKED rows.
+
+    Parameters
+    ----------
+    users : user_idx; factor, null for a user without one: they get popularity, reason "fallback";
+        seen, array<int> of items not to list, null for none.
+    """
+
+    def work(batches: Iterable[Any]) -> Iterator[Any]:
+        items = shared.open()
+        with threadpool_limits(1, user_api="blas"):
+            for batch in batches:
+                if batch.num_rows:
+                    yield from _ranked_batch(batch, items, k)
+
+    return users.select("user_idx", "factor", "seen").mapInArrow(work, RANKED)
+
+
+def _ranked_batch(batch: Any, items: ItemSide, k: int) -> Iterator[Any]:
+    import pyarrow as pa
+
+    users = batch.column("user_idx").to_numpy(zero_copy_only=False)
+    indices, scores, has_factor = rank_users(batch.column("factor"), *csr_of(batch.column("seen")), items, k)
+    row, place = np.nonzero(indices >= 0)
+    yield pa.RecordBatch.from_arrays(
+        [
+            pa.array(users[row].astype(np.int32)),
+            pa.array((place + 1).astype(np.int32)),
+            pa.array(indices[row, place]),
+            pa.array(scores[row, place]),
+            pa.array(np.where(has_factor[row], "model", "fallback")),
+        ],
+        names=["user_idx", "position", "item_idx", "score", "reason"],
+    )
+
+
+def rank_users(
+    factor: Any, seen_indptr: NDArray[np.int64], seen_indices: NDArray[np.int32], items: ItemSide, k: int
+) -> tuple[NDArray[np.int32], F32, NDArray[np.bool_]]:
+    """Lists of a batch of users: by their vectors (an Arrow list column), by popularity where that is null."""
+    has_factor, vectors = vectors_of(factor, items.vectors.shape[1])
+    n = len(has_factor)
+    indices, scores = np.full((n, k), -1, np.int32), np.full((n, k), -np.inf, np.float32)
+    sides = (
+        (True, vectors, items.vectors, items.bias),
+        (False, np.ones((n, 1), np.float32), items.fallback[:, None], None),
+    )
+    for flag, left, right, bias in sides:
+        rows = np.flatnonzero(has_factor == flag)
+        if len(rows):
+            indptr, kept = take_rows(seen_indptr, seen_indices, rows)
+            indices[rows], scores[rows] = rank_block(left[rows], right, bias, items.eligible, indptr, kept, k)
+    return indices, scores, has_factor
+
+
+def vectors_of(column: Any, rank: int) -> tuple[NDArray[np.bool_], F32]:
+    """Which rows of an Arrow list column have a vector, bool (n,), and the vectors, float32 (n, rank), else zeros."""
+    present = column.is_valid().to_numpy(zero_copy_only=False).astype(bool)
+    vectors = np.zeros((len(column), rank), np.float32)
+    vectors[present] = column.flatten().to_numpy(zero_copy_only=False).astype(np.float32).reshape(-1, rank)
+    return present, vectors
+
+
+def csr_of(column: Any) -> tuple[NDArray[np.int64], NDArray[np.int32]]:
+    """An Arrow list<int> column as compressed rows; null is an empty row."""
+    import pyarrow.compute as pc
+
+    lengths = pc.fill_null(pc.list_value_length(column), 0).to_numpy(zero_copy_only=False)
+    indptr = np.concatenate([[0], np.cumsum(lengths, dtype=np.int64)])
+    return indptr, column.flatten().to_numpy(zero_copy_only=False).astype(np.int32)
+
+
+def take_rows(
+    indptr: NDArray[np.int64], indices: NDArray[np.int32], rows: NDArray[np.int64]
+) -> tuple[NDArray[np.int64], NDArray[np.int32]]:
+    """Some rows of compressed rows."""
+    counts = np.diff(indptr)[rows]
+    taken = np.concatenate([[0], np.cumsum(counts)]).astype(np.int64)
+    source = np.repeat(indptr[rows] - taken[:-1], counts) + np.arange(taken[-1])
+    return taken, indices[source]

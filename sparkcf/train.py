@@ -1,0 +1,182 @@
+"""The train and evaluate jobs: a run's factors, and its figures."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from pyspark.sql import DataFrame, SparkSession
+from pyspark.sql import functions as F
+
+from sparkcf.als import Fit
+from sparkcf.config import Config
+from sparkcf.errors import LakeError
+from sparkcf.evaluate import Evaluation, evaluate
+from sparkcf.lake import LakeTables, sql_date
+from sparkcf.models import MODELS
+from sparkcf.preferences import indexed, pairs
+from sparkcf.progress import say, step
+from sparkcf.publish import published_run
+from sparkcf.runs import Run, find_run, start_run
+
+INPUTS = ("interactions", "users", "items", "published")
+
+
+def train_model(spark: SparkSession, config: Config) -> dict[str, Any]:
+    """Fit `config.model` on the interactions up to `config.ds` and write its factors under a new run.
+
+    Returns the run's id, counts and last objective. Whatever fails is written into `runs`.
+    """
+    tables = LakeTables(spark, config.lake.root)
+    run = start_run(tables, "train", config, {name: tables.version(name) for name in INPUTS})
+    try:
+        return _train(tables, config, run)
+    except BaseException as error:
+        run.update("failed", reason=f"{type(error).__name__}: {error}"[:500])
+        raise
+
+
+def _train(tables: LakeTables, config: Config, run: Run) -> dict[str, Any]:
+    events = read_events(tables, config, run)
+    starts = warm_starts(tables, config) if config.train.warm_start else None
+    with step(f"train {config.model}") as shown:
+
+        def heard(entry: dict[str, Any]) -> None:
+            shown.update(f"sweep {entry['sweep']}: objective {entry['objective']:,.1f}, {entry['seconds']:.2f} s")
+
+        sizes = (index_size(tables, run, "users"), index_size(tables, run, "items"))
+        fitted = MODELS[config.model].fit(pairs(events, config), *sizes, config, starts, heard)
+        if fitted.log:
+            shown.note = f"{len(fitted.log)} sweeps, objective {fitted.log[-1]['objective']:,.1f}"
+    try:
+        with step("write factors") as shown:
+            counts = {side: write_factors(tables, side, fitted, config, run) for side in ("user", "item")}
+            shown.note = ", ".join(f"{n:,} {side}s" for side, n in counts.items())
+    finally:
+        fitted.release()
+    _write_log(tables, run, fitted)
+    run.update("trained", counts={f"{side}s_trained": n for side, n in counts.items()})
+    last = fitted.log[-1] if fitted.log else {}
+    return {"run_id": run.run_id, "counts": run.counts, "objective": last.get("objective")}
+
+
+def read_events(tables: LakeTables, config: Config, run: Run) -> DataFrame:
+    """The interactions up to the logical date, at the versions that the run names, with dense indices."""
+    versions = run.row["inputs"]
+    frames = {}
+    for name in ("interactions", "users", "items"):
+        if versions.get(name, -1) < 0:
+            raise LakeError(f"{tables.root} has no table {name}: run jobs/clean.py first")
+        frames[name] = tables.read(name, versions[name])
+    until = frames["interactions"].where(f"ds <= {sql_date(config.ds)}")
+    if until.isEmpty():
+        raise LakeError(f"{tables.root} has no interactions up to {config.ds}: run jobs/clean.py ds={config.ds} first")
+    return indexed(until, frames["users"], frames["items"])
+
+
+def index_size(tables: LakeTables, run: Run, name: str) -> int:
+    """One more than the largest dense index given out at the run's version."""
+    idx = "user_idx" if name == "users" else "item_idx"
+    return int(tables.read(name, run.row["inputs"][name]).agg(F.max(idx)).first()[0]) + 1
+
+
+def warm_starts(tables: LakeTables, config: Config) -> dict[str, DataFrame] | None:
+    """The published run's factors, where there is one of this model with the same rank."""
+    row = published_run(tables, config.model)
+    if row is None:
+        say(f"  note: train.warm_start: no published run of {config.model} yet, starting from random factors")
+        return None
+    width = MODELS[config.model].rank(config) + (config.model == "als" and config.als.biases)
+    starts = {}
+    for side in ("user", "item"):
+        factors = tables.read(f"{side}_factors").where(F.col("run_id") == row["run_id"])
+        biased = width > MODELS[config.model].rank(config)
+        vector = F.concat("factor", F.array("bias")) if biased else F.col("factor")
+        starts[side] = factors.select(F.col(f"{side}_idx").alias("idx"), vector.alias("factor"))
+        first = starts[side].first()
+        if first is None or len(first["factor"]) != width:
+            say(f"  note: train.warm_start: run {row['run_id']} has another rank, starting from random factors")
+            return None
+    say(f"  starting from the factors of run {row['run_id']}")
+    return starts
+
+
+def write_factors(tables: LakeTables, side: str, fitted: Fit, config: Config, run: Run) -> int:
+    """Write a side's factors with their external ids; returns their number."""
+    ids = tables.read(f"{side}s", run.row["inputs"][f"{side}s"]).select(f"{side}_idx", f"{side}_id")
+    frame = getattr(fitted, side).withColumnRenamed("idx", f"{side}_idx")
+    named = frame.join(ids, on=f"{side}_idx", how="inner").select(
+        "*", F.lit(config.model).alias("model"), F.lit(run.run_id).alias("run_id")
+    )
+    tables.replace(f"{side}_factors", named, of_run(config.model, run.run_id))
+    return tables.last_metrics(f"{side}_factors").get("numOutputRows", 0)
+
+
+def of_run(model: str, run_id: str) -> str:
+    """The literal partition predicate of a run; both names are checked by the configuration."""
+    return f"model = '{model}' AND run_id = '{run_id}'"
+
+
+def _write_log(tables: LakeTables, run: Run, fitted: Fit) -> None:
+    rows = [
+        (run.run_id, "model", "fit", metric, entry["sweep"], float(entry[metric]), None, None, None)
+        for entry in fitted.log
+        for metric in ("objective", "observed", "unobserved", "regularization", "seconds")
+    ]
+    singular = sum(entry["singular_rows"] for entry in fitted.log)
+    if singular:
+        say(f"  warning: {singular} row solves were singular and got a larger diagonal: raise als.regularization")
+    if rows:
+        _append_metrics(tables, rows)
+
+
+def evaluate_run(spark: SparkSession, config: Config) -> dict[str, Any]:
+    """Measure the run's model by `config.evaluation` on its own input versions, and write `metrics`.
+
+    The model is fitted once more on the train part of the split: the run's own factors have seen the rest.
+    """
+    tables = LakeTables(spark, config.lake.root)
+    run = find_run(tables, config, ("trained", "evaluated", "recommended", "refused", "published"))
+    with step(f"evaluate {config.model} by {config.evaluation.protocol}") as shown:
+        events = read_events(tables, config, run)
+        sizes = (index_size(tables, run, "users"), index_size(tables, run, "items"))
+        result = evaluate(events, *sizes, config)
+        shown.note = headline(result, config)
+    rows = [
+        (run.run_id, system, result.protocol, metric, k, value, lower, upper, users)
+        for system, metric, k, value, lower, upper, users in result.figures
+    ]
+    _replace_metrics(tables, run, result.protocol, rows)
+    if run.state == "trained":
+        run.update("evaluated")
+    figures = {
+        f"{system}:{metric}" + (f"@{k}" if k else ""): round(value, 6)
+        for system, metric, k, value, *_ in result.figures
+    }
+    return {"run_id": run.run_id, "protocol": result.protocol, "split": result.note, "figures": figures}
+
+
+def headline(result: Evaluation, config: Config) -> str:
+    """The gate's measure, with its bounds, beside the baseline's."""
+    metric, k = ("rmse", None) if result.protocol == "q3" else (config.gate.metric, config.gate.at)
+    shown = []
+    for system, name, at, value, lower, upper, _ in result.figures:
+        if (name, at) == (metric, k):
+            bounds = "" if lower is None else f" [{lower:.4f}, {upper:.4f}]"
+            shown.append(f"{config.model if system == 'model' else system} {value:.4f}{bounds}")
+    name = metric.replace("_at_k", f"@{k}") if k else metric
+    return f"{result.note}; {name}: " + " against ".join(shown)
+
+
+def _metrics_frame(tables: LakeTables, rows: list[tuple[Any, ...]]) -> DataFrame:
+    from sparkcf.schemas import TABLES
+
+    return tables.spark.createDataFrame(rows, TABLES["metrics"].schema).coalesce(1)
+
+
+def _append_metrics(tables: LakeTables, rows: list[tuple[Any, ...]]) -> None:
+    tables.append("metrics", _metrics_frame(tables, rows))
+
+
+def _replace_metrics(tables: LakeTables, run: Run, protocol: str, rows: list[tuple[Any, ...]]) -> None:
+    where = f"run_id = '{run.run_id}' AND protocol = '{protocol}'"
+    tables.replace("metrics", _metrics_frame(tables, rows), where)

@@ -1,0 +1,56 @@
+"""One Spark session for all tests, small and quiet; a lake in a folder of its own for each test that asks."""
+
+from __future__ import annotations
+
+import os
+import sys
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).resolve().parents[1]
+SHARED = ROOT.parent / "shared"
+
+os.environ.setdefault("SPARK_LOCAL_IP", "127.0.0.1")
+os.environ["PYSPARK_PYTHON"] = sys.executable
+os.environ["PYSPARK_SUBMIT_ARGS"] = " ".join(
+    [
+        "--master local[2,3]",  # a failed task is tried again, as on a cluster
+        "--driver-memory 3g",
+        "--conf spark.ui.enabled=false",
+        "--conf spark.sql.shuffle.partitions=2",
+        "--conf spark.default.parallelism=2",
+        "pyspark-shell",
+    ]
+)
+
+
+@pytest.fixture(scope="session")
+def spark() -> Iterator:
+    from sparkcf.session import open_session, stop_session
+
+    session, started = open_session()
+    yield session
+    if started:
+        stop_session(session)
+
+
+@pytest.fixture
+def config(tmp_path: Path) -> Callable:
+    """Build a configuration for a small input in this test's own lake: `config("als.rank=4", path=…)`."""
+    from sparkcf.config import load_config
+
+    def build(*overrides: str, path: str | Path = "none.csv") -> object:
+        base = ["ds=2024-01-31", f"input.path={path}", f"lake.root={tmp_path / 'lake'}", "evaluation.bootstrap=20"]
+        return load_config((), [*base, *overrides])
+
+    return build
+
+
+@pytest.fixture
+def shared_data() -> Path:
+    """The folder of larger data sets, where there is one beside the checkout."""
+    if not (SHARED / "data").is_dir():
+        pytest.skip("../shared/data is not here")
+    return SHARED / "data"
