@@ -41,6 +41,7 @@ REASONS = (
 NUMBER = r"^[+-]?(\d+\.?\d*|\.\d+)([eE][+-]?\d+)?$"
 NOT_FINITE = r"(?i)^[+-]?(nan|inf|infinity)$"
 ISO8601 = r"^\d{4}-\d{2}-\d{2}([T ]\d{2}:\d{2}(:\d{2}(\.\d{1,9})?)?)?( ?(Z|UTC|[+-]\d{2}(:?\d{2})?))?$"
+NO_SECONDS = r"^(.{10}[T ]\d{2}:\d{2})( ?[ZU+-].*)$"
 EPOCH_MICROS = {"epoch_s": 10**6, "epoch_ms": 10**3, "epoch_us": 1, "epoch_ns": None}
 FARTHEST = 250_000_000_000_000_000  # microseconds: the year 9892; what is farther is as far
 ZERO_WIDTH = "\ufeff\u200b\u200c\u200d\u2060\u00ad"
@@ -120,7 +121,7 @@ def clean(raw: DataFrame, input_config: InputConfig, config: CleanConfig, ds: dt
 
 def parse(raw: DataFrame, input_config: InputConfig, config: CleanConfig) -> DataFrame:
     """Type the text fields: ids normalised, `value` double, `ts` timestamp; the value's text stays beside it."""
-    value = F.trim("value")
+    value = trimmed("value")
     columns = input_config.columns
     return raw.select(
         "raw",
@@ -131,12 +132,16 @@ def parse(raw: DataFrame, input_config: InputConfig, config: CleanConfig) -> Dat
         "malformed",
         normalized_id(F.col("user_id"), config).alias("user_id"),
         normalized_id(F.col("item_id"), config).alias("item_id"),
-        (F.trim("event") if columns.event else F.lit(input_config.default_event)).alias("event"),
+        (trimmed("event") if columns.event else F.lit(input_config.default_event)).alias("event"),
         (value if columns.value else F.lit("1")).alias("value_text"),
         (F.when(value.rlike(NUMBER), value.cast("double")) if columns.value else F.lit(1.0)).alias("value"),
-        F.trim("ts").alias("ts_text"),
-        parsed_timestamp(F.trim("ts"), input_config.ts_formats).alias("ts"),
+        trimmed("ts").alias("ts_text"),
+        parsed_timestamp(trimmed("ts"), input_config.ts_formats).alias("ts"),
     )
+
+
+def trimmed(name: str) -> Column:
+    return F.btrim(F.col(name), F.lit(" \t\r\n\f\u000b\u00a0"))
 
 
 def normalized_id(text: Column, config: CleanConfig) -> Column:
@@ -169,7 +174,8 @@ def parsed_timestamp(text: Column, formats: tuple[str, ...]) -> Column:
 
 def _timestamp(text: Column, name: str) -> Column:
     if name == "iso8601":
-        return F.when(text.rlike(ISO8601), text.cast("timestamp"))
+        whole = F.regexp_replace(text, NO_SECONDS, "$1:00$2")  # Spark wants seconds before a zone
+        return F.when(text.rlike(ISO8601), whole.cast("timestamp"))
     if name in EPOCH_MICROS:
         number = F.when(text.rlike(NUMBER), text.cast("decimal(38,6)"))
         factor = EPOCH_MICROS[name]
@@ -205,6 +211,8 @@ def with_reason(rows: DataFrame, input_config: InputConfig, config: CleanConfig,
 
 
 def _utc(moment: dt.datetime) -> Column:
+    if moment.tzinfo is not None:
+        moment = moment.astimezone(dt.UTC)
     return F.lit(moment.strftime("%Y-%m-%dT%H:%M:%S.%fZ")).cast("timestamp")
 
 

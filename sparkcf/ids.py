@@ -6,8 +6,10 @@ stand in order: no id map is collected, and a task that is run again gives the s
 
 from __future__ import annotations
 
+import uuid
 from itertools import accumulate
 
+from pyspark import StorageLevel
 from pyspark.sql import Column, DataFrame, Window
 from pyspark.sql import functions as F
 from pyspark.sql.types import MapType
@@ -32,15 +34,55 @@ def register(tables: LakeTables, name: str, rows: DataFrame) -> None:
     id_column, idx_column = table.schema.names[:2]
 
     def merge() -> None:
-        target = tables.create(name)
+        target = tables.create(name).toDF()
+        last_idx = F.coalesce(F.max(idx_column), F.lit(-1)).alias("last_idx")
         known = tables.read(name, tables.version(name))
-        next_idx = (known.agg(F.max(idx_column)).first()[0] or -1) + 1 if not known.isEmpty() else 0
-        changed = _changed(table, rows, known)
-        numbered = _numbered(changed, id_column, idx_column, next_idx)
-        merged = target.alias("t").merge(numbered.alias("s"), f"t.{id_column} = s.{id_column}")
-        merged.whenMatchedUpdateAll().whenNotMatchedInsertAll().execute()
+        last = known.agg(last_idx).first()[0]
+        changed = _changed(table, rows, known).persist(StorageLevel.MEMORY_AND_DISK)  # counted, numbered, merged
+        try:
+            if changed.isEmpty():
+                return
+            numbered = _numbered(changed, id_column, idx_column, last + 1)
+            # Inside the merge `target` is what its transaction reads: where another writer has numbered ids since
+            # we read the last index, nothing is merged and all is done again.
+            numbered = numbered.crossJoin(target.agg(last_idx)).where(f"last_idx = {last}").drop("last_idx")
+            names = ", ".join(table.schema.names)
+            done = merge_changes(
+                tables,
+                name,
+                numbered,
+                f"t.{id_column} = s.{id_column}",
+                f"WHEN MATCHED THEN UPDATE SET {_updates(table)}",
+                f"WHEN NOT MATCHED THEN INSERT ({names}) VALUES ({', '.join(f's.{c}' for c in table.schema.names)})",
+            )
+            if not any(done.values()):
+                raise ConcurrentChangeError(f"{name} has ids after index {last}")
+        finally:
+            changed.unpersist()
 
     retry_conflicts(f"merge into {name}", merge)
+
+
+def _updates(table: Table) -> str:
+    """What a known id may change: never its index."""
+    attributes = [f"{c} = coalesce(s.{c}, t.{c})" for c in table.schema.names[3:]]
+    return ", ".join(["first_seen = least(s.first_seen, t.first_seen)", *attributes])
+
+
+class ConcurrentChangeError(Exception):
+    """Another writer's commit came between our reading and our writing: `retry_conflicts` does both again."""
+
+
+def merge_changes(tables: LakeTables, name: str, source: DataFrame, same: str, *clauses: str) -> dict[str, int]:
+    """MERGE `source` (s) into a table (t) and return this merge's own counts: rows inserted, updated and deleted."""
+    view = f"changes_{uuid.uuid4().hex}"
+    source.createOrReplaceTempView(view)
+    path = tables.path(name).replace("`", "``")
+    try:
+        row = tables.spark.sql(f"MERGE INTO delta.`{path}` t USING {view} s ON {same} {' '.join(clauses)}").first()
+    finally:
+        tables.spark.catalog.dropTempView(view)
+    return {op: int(row[f"num_{op}_rows"]) for op in ("inserted", "updated", "deleted")}
 
 
 def _changed(table: Table, rows: DataFrame, known: DataFrame) -> DataFrame:

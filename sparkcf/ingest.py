@@ -10,6 +10,8 @@ from __future__ import annotations
 import codecs
 import csv
 import io
+import json
+import re
 from collections import Counter
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -38,6 +40,7 @@ from sparkcf.session import first_line
 FIELDS = ("user_id", "item_id", "event", "value", "ts")
 RAW_COLUMNS = ("raw", "source", "block", "line", "header", "malformed", *FIELDS)
 MAX_HEADERS = 32
+END = "_end_of_line"  # key of the object that closes a line of JSON while it is read
 ISO_UTC = "yyyy-MM-dd'T'HH:mm:ss.SSSSSS'Z'"
 
 
@@ -87,8 +90,7 @@ def _read_csv(spark: SparkSession, config: InputConfig, path: str) -> tuple[Data
         )
     parsed, header, columns = None, F.lit(False), []
     for head, _ in by_head:  # the commonest first: it is the one without a condition
-        names = next(csv.reader(io.StringIO(head.removeprefix("\ufeff")), delimiter=config.delimiter), [])
-        names = [name.strip() for name in names]
+        names = _header_names(head, config.delimiter)
         columns += [name for name in names if name not in columns]
         files = [file for file, its_head in heads.items() if its_head == head]
         _check_columns(config.columns, names, f"{path} ({files[0]})")
@@ -103,24 +105,41 @@ def _read_csv(spark: SparkSession, config: InputConfig, path: str) -> tuple[Data
     return _with_fields(lines, parsed, header), columns
 
 
+def _header_names(head: str, delimiter: str) -> list[str]:
+    delimiter = delimiter.replace("\\t", "\t")
+    if len(delimiter) > 1:  # Python's reader knows one character only
+        names = [name.strip().strip('"') for name in head.split(delimiter)]
+    else:
+        names = next(csv.reader(io.StringIO(head), delimiter=delimiter), [])
+    return [name.strip() for name in names]
+
+
 def _csv_fields(raw: Column, config: InputConfig, names: list[str]) -> Column:
     unique = [f"c{i}" for i in range(len(names))]  # names may repeat or hold odd characters
     schema = ", ".join(f"{name} string" for name in [*unique, "_broken"])
-    options = {"sep": config.delimiter, "columnNameOfCorruptRecord": "_broken", "mode": "PERMISSIVE"}
+    options = {
+        "sep": config.delimiter,
+        "quote": '"',
+        "escape": '"',  # a quote within quotes is doubled, as in RFC 4180
+        "columnNameOfCorruptRecord": "_broken",
+        "mode": "PERMISSIVE",
+    }
     parsed = F.from_csv(raw, schema, options)
     by_name = {name: parsed[c] for name, c in zip(names, unique, strict=True)}
-    broken = parsed.isNull() | parsed["_broken"].isNotNull()
+    broken = parsed.isNull() | parsed["_broken"].isNotNull() | (raw == "")
     return _mapped(config.columns, lambda name: by_name[name], broken)
 
 
 def _read_json_lines(spark: SparkSession, config: InputConfig, path: str) -> tuple[DataFrame, list[str]]:
     lines = _read_lines(spark, path)
-    if not any(head is not None for head in _first_lines(spark, lines.inputFiles()).values()):
+    heads = [head for head in _first_lines(spark, lines.inputFiles()).values() if head is not None]
+    if not heads:
         raise InputError(f"input.path={path}: every file is empty")
     names = [name for name in _mapping(config.columns).values() if name]
-    # Read as an array of one: what follows the object on its line then makes the line malformed.
-    schema = ArrayType(_nested_schema(names))
-    parsed = F.from_json(F.concat(F.lit("["), "raw", F.lit("]")), schema, {"allowSingleQuotes": "false"})
+    # Read as an array that ends in an object of our own: whatever else stands on the line then makes it malformed.
+    schema = ArrayType(_nested_schema([*names, END]))
+    framed = F.concat(F.lit("["), "raw", F.lit(f',{{"{END}":"1"}}]'))
+    parsed = F.from_json(framed, schema, {"allowSingleQuotes": "false"})
     one = parsed.getItem(0)
 
     def field(name: str) -> Column:
@@ -129,8 +148,27 @@ def _read_json_lines(spark: SparkSession, config: InputConfig, path: str) -> tup
             found = found[part]
         return F.regexp_replace(found, '^"(NaN|-?Infinity)"$', "$1")  # Spark quotes these bare literals
 
-    broken = parsed.isNull() | (F.size(parsed) != 1) | one.isNull()
-    return _with_fields(lines, _mapped(config.columns, field, broken), F.lit(False)), names
+    broken = parsed.isNull() | (F.size(parsed) != 2) | one.isNull() | parsed.getItem(1)[END].isNull()
+    for name in (config.columns.user_id, config.columns.item_id, config.columns.event):
+        if name is not None:
+            broken |= _is_nested(field(name), name)
+    columns = list(dict.fromkeys([*names, *(key for head in heads for key in _keys(head))]))
+    return _with_fields(lines, _mapped(config.columns, field, broken), F.lit(False)), columns
+
+
+def _is_nested(text: Column, name: str) -> Column:
+    """Whether a field holds an object or an array; text that only looks like one stands in quotes in the line."""
+    leaf = re.escape(json.dumps(name.rpartition(".")[2], ensure_ascii=False))
+    return F.coalesce(text.rlike(r"^[\[{]") & F.col("raw").rlike(leaf + r"\s*:\s*[\[{]"), F.lit(False))
+
+
+def _keys(line: str) -> list[str]:
+    """The keys of a line's object; none where it is malformed."""
+    try:
+        found = json.loads(line)
+    except ValueError:
+        return []
+    return list(found) if isinstance(found, dict) else []
 
 
 def _nested_schema(names: Sequence[str]) -> StructType:
@@ -244,7 +282,8 @@ def _first_line(spark: SparkSession, file: str) -> str | None:
     try:
         plain = stream if codec is None else codec.createInputStream(stream)
         reader = jvm.java.io.BufferedReader(jvm.java.io.InputStreamReader(plain, codecs.lookup("utf-8").name))
-        return reader.readLine()
+        line = reader.readLine()
+        return None if line is None else line.removeprefix("\ufeff")  # Spark leaves the mark out too
     finally:
         stream.close()
 

@@ -11,7 +11,7 @@ from pyspark.sql import functions as F
 from sparkcf.clean import KEY, Cleaned, clean, normalized_id
 from sparkcf.config import Config
 from sparkcf.errors import LakeError
-from sparkcf.ids import register
+from sparkcf.ids import ConcurrentChangeError, merge_changes, register
 from sparkcf.ingest import decoded, read_items, read_raw
 from sparkcf.lake import LakeTables, retry_conflicts, sql_date
 from sparkcf.progress import say, step
@@ -69,6 +69,7 @@ def summary(cleaned: Cleaned) -> str:
 
 def note_unused(columns: list[str], config: Config) -> None:
     mapped = {name for name in config.input.columns.model_dump().values() if name}
+    mapped |= {name.partition(".")[0] for name in mapped}
     unused = [name for name in columns if name not in mapped]
     if unused:
         say(f"  note: input columns not used: {', '.join(unused)}")
@@ -120,7 +121,7 @@ def write_interactions(tables: LakeTables, clean_rows: DataFrame, config: Config
     new = clean_rows.withColumn("source", decoded(F.col("source")))
 
     def merge() -> dict[str, int]:
-        target = tables.create("interactions")
+        tables.create("interactions")
         changes = _changes(new, tables.read("interactions", tables.version("interactions")), day)
         changes = changes.persist(StorageLevel.MEMORY_AND_DISK)  # counted, then merged; released below
         try:
@@ -135,15 +136,18 @@ def write_interactions(tables: LakeTables, clean_rows: DataFrame, config: Config
                 )
                 same = " AND ".join(f"t.{c} = s.{c}" for c in KEY)
                 source = changes.where("op <> 'unchanged'").withColumn("ds", F.expr(day))
-                merge_into = target.alias("t").merge(source.alias("s"), f"{same} AND {within}")
+                clauses = []
                 if counts.get("deleted") or counts.get("updated"):
-                    updated = {c: f"s.{c}" for c in ("value", "source", "ds")}
-                    merge_into = merge_into.whenMatchedDelete("s.op = 'deleted'").whenMatchedUpdate(
-                        "s.op = 'updated'", set=updated
-                    )
-                values = {c: f"s.{c}" for c in (*KEY, "value", "source", "ds")}
-                merge_into.whenNotMatchedInsert("s.op = 'inserted'", values=values).execute()
-                _check_merged(tables, counts)
+                    changed = ", ".join(f"{c} = s.{c}" for c in ("value", "source", "ds"))
+                    clauses.append("WHEN MATCHED AND s.op = 'deleted' THEN DELETE")
+                    clauses.append(f"WHEN MATCHED AND s.op = 'updated' THEN UPDATE SET {changed}")
+                names = (*KEY, "value", "source", "ds")
+                clauses.append(
+                    f"WHEN NOT MATCHED AND s.op = 'inserted' THEN INSERT ({', '.join(names)})"
+                    f" VALUES ({', '.join(f's.{c}' for c in names)})"
+                )
+                done = merge_changes(tables, "interactions", source, f"{same} AND {within}", *clauses)
+                _check_merged(done, counts)
         finally:
             changes.unpersist()
         return {name: counts.get(name, 0) for name in ("inserted", "updated", "deleted", "unchanged")}
@@ -153,8 +157,9 @@ def write_interactions(tables: LakeTables, clean_rows: DataFrame, config: Config
 
 def _changes(new: DataFrame, table: DataFrame, day: str) -> DataFrame:
     """Key, value, source and `op` of every row of the day's input and of its partition."""
-    span = new.agg(F.min("ts").alias("lo"), F.max("ts").alias("hi")).first()
-    near = table.where((F.col("ts").between(F.lit(span["lo"]), F.lit(span["hi"]))) | F.expr(f"ds = {day}"))
+    # As text: a Python datetime would pass through the host's own time zone, where an hour a year comes twice.
+    low, high = new.agg(F.min("ts").cast("string"), F.max("ts").cast("string")).first()
+    near = table.where(f"ts BETWEEN TIMESTAMP'{low} UTC' AND TIMESTAMP'{high} UTC' OR ds = {day}")
     old = near.select(*KEY, F.col("value").alias("old_value"), F.col("ds").alias("old_ds"))
     both = new.select(*KEY, "value", "source").join(old, on=list(KEY), how="full")
     op = (
@@ -166,9 +171,8 @@ def _changes(new: DataFrame, table: DataFrame, day: str) -> DataFrame:
     return both.select(*KEY, "value", "source", op.alias("op")).where("op IS NOT NULL")
 
 
-def _check_merged(tables: LakeTables, counts: dict[str, int]) -> None:
-    metrics = tables.last_metrics("interactions")
-    for op, metric in (("inserted", "Inserted"), ("updated", "Updated"), ("deleted", "Deleted")):
-        done = metrics.get(f"numTargetRows{metric}", 0)
-        if done != counts.get(op, 0):
-            raise LakeError(f"interactions: {done:,} rows {op}, {counts.get(op, 0):,} expected: {metrics}")
+def _check_merged(done: dict[str, int], counts: dict[str, int]) -> None:
+    """Other counts than expected: another writer's commit came between; what it left undone is done next time."""
+    for op, rows in done.items():
+        if rows != counts.get(op, 0):
+            raise ConcurrentChangeError(f"interactions: {rows:,} rows {op}, {counts.get(op, 0):,} expected: {done}")

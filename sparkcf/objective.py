@@ -9,7 +9,7 @@ form ials       sum_S w (1 - s)^2 + alpha0 sum_{all u,i} s^2
                 Rendle et al. (2021), "Revisiting the performance of iALS", eq. 1-5. w is 1 for plain positives.
 form hu_koren   sum_{all u,i} c (1[r > 0] - s)^2 + lambda (sum_u n_u^nu |p_u|^2 + ...), c = 1 + alpha |r|
                 Hu, Koren, Volinsky (2008). nu = 1 is MLlib's `implicitPrefs` (n counts r > 0), same alpha, same lambda.
-form implicit   the same with c = alpha r on observed pairs and 1 elsewhere, nu ignored: lambda is plain.
+form implicit   the same with c = alpha |r| on observed pairs and 1 elsewhere, nu ignored: lambda is plain.
                 What the `implicit` library minimises for data r and its alpha and regularization.
 
 Every one is  sum_S (a s^2 - 2 b s + const) + alpha0 sum_all s^2 + sum of reg |.|^2  with the a, b below.
@@ -60,8 +60,8 @@ class Objective:
         if self.form == "hu_koren":
             weight = np.float32(self.alpha) * np.abs(values)
             return weight, np.where(values > 0, weight + 1, 0).astype(np.float32)
-        confidence = np.float32(self.alpha) * values
-        return confidence - 1, confidence
+        confidence = np.float32(self.alpha) * np.abs(values)
+        return confidence - 1, np.where(values > 0, confidence, 0).astype(np.float32)
 
     def constant(self, values: F32) -> float:
         """The part of the observed sum that depends on no factor: the objective of all-zero factors."""

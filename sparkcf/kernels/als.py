@@ -88,15 +88,23 @@ def solve_cholesky(indptr, indices, weights, targets, fixed, offsets, gramian, r
     return singular.sum()
 
 
-@kernel(fastmath=True)
+@kernel(fastmath={"reassoc", "contract", "arcp", "nsz"})  # NaN and infinity must be seen
 def _cholesky_solve(a, b, x):
-    """Solve a x = b by the lower triangle of a, which is overwritten; 1 where a pivot had to be raised, else 0."""
+    """Solve a x = b by the lower triangle of a, which is overwritten; 1 where a pivot was lost in rounding, else 0.
+
+    A lost pivot gets a diagonal so large that its unknown becomes 0; the others are solved as if it were not there.
+    Raised to something small instead, it would turn the noise in its column into factors of any size.
+    """
     k = b.size
     raised = 0
-    largest = np.float32(0.0)
+    trace = np.float32(1.0)
     for i in range(k):
-        largest = max(largest, a[i, i])
-    smallest = max(largest * np.float32(1e-6), np.float32(1e-30))
+        trace += a[i, i]
+    if not np.isfinite(trace):
+        x[:] = np.nan
+        return raised
+    wall = np.sqrt(trace) * np.float32(1e10)
+    noise = np.float32(5e-7) * np.float32(np.sqrt(k))
     for i in range(k):
         for j in range(i):
             total = a[i, j]
@@ -104,12 +112,14 @@ def _cholesky_solve(a, b, x):
                 total -= a[i, s] * a[j, s]
             a[i, j] = total / a[j, j]
         pivot = a[i, i]
+        smallest = max(pivot * noise, np.float32(1e-30))
         for s in range(i):
             pivot -= a[i, s] * a[i, s]
-        if not pivot > smallest:
-            pivot = smallest
+        if pivot <= smallest:
+            a[i, i] = wall
             raised = 1
-        a[i, i] = np.sqrt(pivot)
+        else:
+            a[i, i] = np.sqrt(pivot)
     for i in range(k):
         total = b[i]
         for s in range(i):
@@ -158,13 +168,16 @@ def solve_cg(indptr, indices, weights, targets, fixed, offsets, gramian, reg, or
                 for i in range(k):
                     ap[i] += score * y[i]
                     b[i] += target * y[i]
-            old = np.float32(0.0)
+            old, size = np.float32(0.0), np.float32(0.0)
             for i in range(k):
                 r[i] = b[i] - ap[i]
                 p[i] = r[i]
                 old += r[i] * r[i]
+                size += b[i] * b[i]
+            # Below it the residual is rounding noise: in a singular system a step along it would lead anywhere.
+            noise = max(max(old, size) * np.float32(1e-12), np.float32(1e-20))
             for _ in range(steps):
-                if old < 1e-20:
+                if old < noise:
                     break
                 _gramian_product(gramian, reg[row], p, ap)
                 for e in range(begin, end):
