@@ -37,12 +37,14 @@ from sparkcf.blocks import (
 )
 from sparkcf.config import ALSConfig
 from sparkcf.errors import TrainingError
-from sparkcf.gang import Alone, Gang, check_slots, joined, listening, told_error, worker_threads
+from sparkcf.gang import Alone, Gang, check_slots, joined, listening, worker_threads
 from sparkcf.kernels.als import gramian, solve_cg, solve_cholesky, work_order
 from sparkcf.kernels.random import normal_rows
 from sparkcf.objective import Objective
 
 F32 = NDArray[np.float32]
+COLUMNS = ("side", "idx", "factor", "bias", "log")
+NOTHING = "no positive interaction to train on: is preference.positive_from too high?"
 RESULT = "side string, idx int, factor array<float>, bias float, log string"
 
 
@@ -55,7 +57,6 @@ class Plan:
     n_items: int
     seed: int
     threads: int
-    mean: float = 0.0
     warm: bool = False
 
     @property
@@ -119,27 +120,34 @@ def fit(
     """
     spark = pairs.sparkSession
     workers = check_slots(spark, config.workers)
-    mean = _mean(pairs) if config.biases else 0.0
     warm = bool(starts)
-    plan = Plan(config, n_users, n_items, seed, worker_threads(spark), mean, warm)
+    plan = Plan(config, n_users, n_items, seed, worker_threads(spark), warm)
     with listening(spark, heard) as report_to:
 
         def work(batches: Iterable[Any]) -> Iterator[Any]:
             with joined(workers, config.timeout_s, report_to) as gang:
-                parts = read_parts(batches, warm, plan.width)
-                yield from _result(*train(parts, plan, gang), plan, gang)
+                try:
+                    sides, log = train(read_parts(batches, warm, plan.width), plan, gang)
+                except TrainingError as error:  # raised by all workers at once; a retry would end the same way
+                    yield from _failure(error, gang)
+                else:
+                    yield from _result(sides, log, plan, gang)
 
         trained = shuffled(pairs, workers, starts).mapInArrow(work, RESULT, barrier=True)
         # With a shuffle behind it Spark starts a failed barrier stage again; without, it gives the job up.
         kept = trained.repartition(max(workers, 1), "idx").persist(StorageLevel.MEMORY_AND_DISK)
         try:
-            logged = kept.where("side = 'log'").select("log").collect()  # runs the training, fills the cache
-        except Exception as error:
+            # Runs the training, fills the cache. Spark starts no worker at all for an input that it knows to be empty.
+            told = kept.where("log IS NOT NULL").select("side", "log").collect() or [{"side": "error", "log": NOTHING}]
+            for row in told:
+                if row["side"] == "error":
+                    raise TrainingError(row["log"])
+        except BaseException:
             kept.unpersist()
-            raise (told_error(error) or error) from error
-    log = sorted((json.loads(row["log"]) for row in logged), key=lambda entry: entry["sweep"])
+            raise
+    log = sorted((json.loads(row["log"]) for row in told), key=lambda entry: entry["sweep"])
     user, item = (kept.where(F.col("side") == name).select("idx", "factor", "bias") for name in KINDS)
-    return Fit(user, item, log, kept, mean)
+    return Fit(user, item, log, kept, log[-1]["mean"])
 
 
 def fit_arrays(
@@ -154,15 +162,14 @@ def fit_arrays(
     heard: Callable[[dict[str, Any]], None] | None = None,
 ) -> Factors:
     """The same fit in this process, for notebooks, tests and small data. Arrays (nnz,)."""
-    mean = float(np.mean(values, dtype=np.float64)) if config.biases and len(values) else 0.0
-    plan = Plan(config, n_users, n_items, seed, threads, mean)
+    plan = Plan(config, n_users, n_items, seed, threads)
     users, items = users.astype(np.int32), items.astype(np.int32)
     values = values.astype(np.float32)
     parts = Parts([(users, items, values), (items, users, values)], [None, None])
     sides, log = train(parts, plan, Alone(heard))
     (user, user_bias), (item, item_bias) = (_split(side.factors, plan) for side in sides)
     present = [side.block.counts > 0 for side in sides]
-    return Factors(user, item, user_bias, item_bias, present[USER], present[ITEM], mean, log)
+    return Factors(user, item, user_bias, item_bias, present[USER], present[ITEM], log[-1]["mean"], log)
 
 
 @dataclass
@@ -189,11 +196,10 @@ def train(parts: Parts, plan: Plan, gang: Gang) -> tuple[list[Side], list[dict[s
     Returns
     -------
     (sides, log)
-        The worker's users and items with their factors; an entry a sweep: objective by part, seconds, rows.
+        The worker's users and items with their factors; an entry a sweep: objective by part, mu, seconds, rows.
     """
     with threadpool_limits(1, user_api="blas"):
-        objective = Objective.of(plan.config, plan.mean)
-        sides = _build_sides(parts, plan, gang, objective)
+        sides, objective = _build_sides(parts, plan, gang)
         constant = float(gang.sum(np.array([objective.constant(sides[USER].block.values)]))[0])
         log: list[dict[str, Any]] = []
         for sweep in range(1, plan.config.iterations + 1):
@@ -201,7 +207,7 @@ def train(parts: Parts, plan: Plan, gang: Gang) -> tuple[list[Side], list[dict[s
             raised = _solve(sides[USER], sides[ITEM], plan, gang, objective)
             raised += _solve(sides[ITEM], sides[USER], plan, gang, objective)
             entry = {"sweep": sweep, **_objective_parts(sides, gang, objective, constant, plan)}
-            entry |= {"seconds": time.perf_counter() - begin, "singular_rows": raised}
+            entry |= {"mean": objective.mean, "seconds": time.perf_counter() - begin, "singular_rows": raised}
             log.append(entry)
             gang.report(entry)
             if len(log) > 1 and plan.config.tolerance > 0:
@@ -211,7 +217,7 @@ def train(parts: Parts, plan: Plan, gang: Gang) -> tuple[list[Side], list[dict[s
         return sides, log
 
 
-def _build_sides(parts: Parts, plan: Plan, gang: Gang, objective: Objective) -> list[Side]:
+def _build_sides(parts: Parts, plan: Plan, gang: Gang) -> tuple[list[Side], Objective]:
     sizes = (plan.n_users, plan.n_items)
     blocks = []
     for side in (USER, ITEM):
@@ -225,7 +231,10 @@ def _build_sides(parts: Parts, plan: Plan, gang: Gang, objective: Objective) -> 
     exchange_routes(blocks, gang)
     present = gang.sum(np.array([np.count_nonzero(block.counts) for block in blocks], np.int64))
     if not present.any():
-        raise TrainingError("no positive interaction to train on: is preference.positive_from too high?")
+        raise TrainingError(NOTHING)
+    values = blocks[USER].values
+    total, count = gang.sum(np.array([values.sum(dtype=np.float64), len(values)]))
+    objective = Objective.of(plan.config, float(total / count))
     sides = []
     for side, block in enumerate(blocks):
         weights, targets = objective.coefficients(block.values)
@@ -234,7 +243,7 @@ def _build_sides(parts: Parts, plan: Plan, gang: Gang, objective: Objective) -> 
         factors = _initial(side, block, parts.starts[side], plan, gang)
         order = work_order(block.indptr)
         sides.append(Side(KINDS[side], block, weights, targets, reg, factors, order, int(present[side])))
-    return sides
+    return sides, objective
 
 
 def _initial(side: int, block: Block, start: Any, plan: Plan, gang: Gang) -> F32:
@@ -285,10 +294,12 @@ def _solve(side: Side, other: Side, plan: Plan, gang: Gang, objective: Objective
 
 
 def _raise_not_finite(side: Side, plan: Plan, gang: Gang) -> None:
+    """Every worker names the same row: the first, over all of them."""
     rows = np.flatnonzero(~np.isfinite(side.factors).all(axis=1) | ~np.isfinite(side.loss))
-    where = (
-        f"{side.name} row {rows[0] * gang.size + gang.rank}" if len(rows) else f"a {side.name} row of another worker"
-    )
+    first = np.zeros(gang.size, np.int64)
+    first[gang.rank] = 1 + rows[0] * gang.size + gang.rank if len(rows) else 0
+    first = gang.sum(first)
+    where = f"{side.name} row {first[first > 0].min() - 1}" if first.any() else f"the sum over the {side.name}s"
     raise TrainingError(
         f"{where} is not finite: raise als.regularization (now {plan.config.regularization}) or look for huge values"
     )
@@ -338,15 +349,8 @@ def _result(sides: list[Side], log: list[dict[str, Any]], plan: Plan, gang: Gang
     """A worker's factors, and from the first worker the log, as Arrow batches of RESULT."""
     import pyarrow as pa
 
-    names = ("side", "idx", "factor", "bias", "log")
     if gang.rank == 0:
-        nothing = (
-            pa.nulls(len(log), pa.int32()),
-            pa.nulls(len(log), pa.list_(pa.float32())),
-            pa.nulls(len(log), pa.float32()),
-        )
-        side = pa.array(["log"] * len(log))
-        yield pa.RecordBatch.from_arrays([side, *nothing, pa.array([json.dumps(e) for e in log])], names=names)
+        yield _lines("log", [json.dumps(entry) for entry in log])
     for number, side_ in enumerate(sides):
         factors, bias = _split(side_.factors, plan)
         present = np.flatnonzero(side_.block.counts)
@@ -361,8 +365,22 @@ def _result(sides: list[Side], log: list[dict[str, Any]], plan: Plan, gang: Gang
                     pa.array(bias[rows]),
                     pa.nulls(len(rows), pa.string()),
                 ],
-                names=names,
+                names=COLUMNS,
             )
+
+
+def _failure(error: TrainingError, gang: Gang) -> Iterator[Any]:
+    if gang.rank == 0:
+        yield _lines("error", [str(error)])
+
+
+def _lines(side: str, lines: list[str]) -> Any:
+    """Text for the driver as an Arrow batch of RESULT."""
+    import pyarrow as pa
+
+    n, vectors = len(lines), pa.list_(pa.float32())
+    nothing = (pa.nulls(n, pa.int32()), pa.nulls(n, vectors), pa.nulls(n, pa.float32()))
+    return pa.RecordBatch.from_arrays([pa.array([side] * n), *nothing, pa.array(lines)], names=COLUMNS)
 
 
 def vectors_to_arrow(vectors: F32) -> Any:
@@ -426,14 +444,7 @@ def fold_in(
             out,
             loss,
         )
-    return _split(out, Plan(config, n, len(items), 0, threads, mean))
-
-
-def _mean(pairs: DataFrame) -> float:
-    value = pairs.agg(F.avg("value")).first()[0]
-    if value is None:
-        raise TrainingError("no interaction to train on")
-    return float(value)
+    return _split(out, Plan(config, n, len(items), 0, threads))
 
 
 def with_defaults(config: ALSConfig, **changes: Any) -> ALSConfig:

@@ -44,6 +44,7 @@ ISO8601 = r"^\d{4}-\d{2}-\d{2}([T ]\d{2}:\d{2}(:\d{2}(\.\d{1,9})?)?)?( ?(Z|UTC|[
 NO_SECONDS = r"^(.{10}[T ]\d{2}:\d{2})( ?[ZU+-].*)$"
 EPOCH_MICROS = {"epoch_s": 10**6, "epoch_ms": 10**3, "epoch_us": 1, "epoch_ns": None}
 FARTHEST = 250_000_000_000_000_000  # microseconds: the year 9892; what is farther is as far
+WHITE_SPACE = "".join(c for c in map(chr, range(0x10000)) if unicodedata.category(c) in ("Zs", "Zl", "Zp", "Cc"))
 ZERO_WIDTH = "\ufeff\u200b\u200c\u200d\u2060\u00ad"
 
 
@@ -141,7 +142,7 @@ def parse(raw: DataFrame, input_config: InputConfig, config: CleanConfig) -> Dat
 
 
 def trimmed(name: str) -> Column:
-    return F.btrim(F.col(name), F.lit(" \t\r\n\f\u000b\u00a0"))
+    return F.btrim(F.col(name), F.lit(WHITE_SPACE))
 
 
 def normalized_id(text: Column, config: CleanConfig) -> Column:
@@ -150,7 +151,7 @@ def normalized_id(text: Column, config: CleanConfig) -> Column:
         plain, compatible = _compatibility_characters()
         folded = F.translate(text, compatible + ZERO_WIDTH, plain)
         text = F.when(text.rlike(r"[^\x00-\x7F]"), folded).otherwise(text)
-    text = F.regexp_replace(text, r"^[\s\p{Z}\p{Cc}]+|[\s\p{Z}\p{Cc}]+$", "")
+    text = F.btrim(text, F.lit(WHITE_SPACE))
     absent = text.isin("", *config.null_tokens)
     if config.fold_case:
         text = F.lower(text)

@@ -79,7 +79,10 @@ def _ranking_figures(parts: Split, fitted: Fit, n_items: int, config: Config) ->
     by_users = config.popularity.model_copy(update={"by": "users"})
     items = item_side(fitted.item, popularity(parts.train, by_users), n_items, rank, None)
     folded = config.evaluation.protocol == "q1"
-    known = parts.known.groupBy("user_idx").agg(F.sort_array(F.collect_list("item_idx")).alias("seen"))
+    known = parts.known.groupBy("user_idx").agg(
+        F.sort_array(F.collect_list(F.struct("item_idx", "value"))).alias("own")
+    )
+    known = known.select("user_idx", F.col("own.item_idx").alias("seen"), F.col("own.value").alias("weight"))
     heldout = parts.heldout.groupBy("user_idx").agg(F.sort_array(F.collect_list("item_idx")).alias("heldout"))
     factors = fitted.user.select(F.col("idx").alias("user_idx"), "factor")
     users = heldout.join(known, on="user_idx", how="left").join(factors, on="user_idx", how="left")
@@ -101,7 +104,8 @@ def _ranking_figures(parts: Split, fitted: Fit, n_items: int, config: Config) ->
                 users = batch.column("user_idx").to_numpy(zero_copy_only=False).astype(np.int64)
                 factor = batch.column("factor")
                 if folded:
-                    rows = (*seen, np.ones(len(seen[1]), np.float32))
+                    weight = batch.column("weight").flatten().to_numpy(zero_copy_only=False)
+                    rows = (*seen, weight.astype(np.float32))
                     vectors = model.fold_in(
                         rows, np.array(opened.vectors), np.array(opened.bias), present, mean, config
                     )

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import datetime as dt
 import json
-import re
 import socket
 import socketserver
 import threading
@@ -19,7 +18,7 @@ from typing import Any, Protocol
 import numpy as np
 from numpy.typing import NDArray
 
-from sparkcf.errors import ConfigError, SparkcfError, TrainingError
+from sparkcf.errors import ConfigError
 
 Array = NDArray[Any]
 
@@ -209,14 +208,6 @@ def listening(spark: Any, heard: Callable[[dict[str, Any]], None]) -> Iterator[t
             yield host, server.server_address[1], token
         finally:
             server.shutdown()
-
-
-def told_error(error: BaseException) -> SparkcfError | None:
-    """The error of ours that a worker raised, found in what Spark says of its failed task; None: not one of ours."""
-    found = re.search(r"sparkcf\.errors\.(\w+): (.*)", str(error))
-    if found:
-        return TrainingError(found.group(2).strip())
-    return None
 
 
 def numpy_columns(batches: Iterable[Any], names: Sequence[str]) -> list[list[Array]]:

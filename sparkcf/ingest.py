@@ -12,10 +12,14 @@ import csv
 import io
 import json
 import re
+import tempfile
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
+from functools import cache
 from importlib import resources
+from pathlib import Path
 from urllib.parse import unquote
 
 from py4j.protocol import Py4JJavaError
@@ -40,6 +44,16 @@ from sparkcf.session import first_line
 FIELDS = ("user_id", "item_id", "event", "value", "ts")
 RAW_COLUMNS = ("raw", "source", "block", "line", "header", "malformed", *FIELDS)
 MAX_HEADERS = 32
+BROKEN_FILE = (  # what Hadoop's and Spark's readers say of one
+    "EOFException",
+    "incorrect header check",
+    "incorrect data check",
+    "invalid block type",
+    "not a gzip file",
+    "not a Parquet file",
+    "ParquetDecodingException",
+    "FileNotFoundException",
+)
 END = "_end_of_line"  # key of the object that closes a line of JSON while it is read
 ISO_UTC = "yyyy-MM-dd'T'HH:mm:ss.SSSSSS'Z'"
 
@@ -52,7 +66,20 @@ def resolve_path(path: str) -> str:
     found = resources.files("sparkcf").joinpath("sample", name)
     if not found.is_file():
         raise InputError(f"input.path={path}: the package has no such sample; it has ratings.csv.gz and movies.csv")
-    return str(found)
+    return str(found) if isinstance(found, Path) else str(_unpacked(name))
+
+
+@cache
+def _unpacked(name: str) -> Path:
+    """A sample out of a zipped package, in a folder that lives as long as this process: Spark reads files only."""
+    path = Path(_unpacked_samples().name, name)
+    path.write_bytes(resources.files("sparkcf").joinpath("sample", name).read_bytes())
+    return path
+
+
+@cache
+def _unpacked_samples() -> tempfile.TemporaryDirectory[str]:
+    return tempfile.TemporaryDirectory(prefix="sparkcf-sample-")
 
 
 def read_raw(spark: SparkSession, config: InputConfig, path: str) -> tuple[DataFrame, list[str]]:
@@ -98,7 +125,7 @@ def _read_csv(spark: SparkSession, config: InputConfig, path: str) -> tuple[Data
         if parsed is None:
             parsed, header = fields, F.col("raw") == head
         else:
-            here = F.col("source").isin(files)
+            here = F.col("source").isin([re.sub("^file:/+", "file:/", file) for file in files])
             parsed = F.when(here, fields).otherwise(parsed)
             header = F.when(here, F.col("raw") == head).otherwise(header)
     assert parsed is not None
@@ -345,6 +372,17 @@ def _numbers(names: Sequence[str]) -> Column:
         return F.lit(None).cast("map<string,double>")
     pairs = [part for name in names for part in (F.lit(name), F.col(f"`{name}`").cast("double"))]
     return F.create_map(*pairs)
+
+
+@contextmanager
+def explained(path: str) -> Iterator[None]:
+    """Tell a file that turns out to be broken while it is read from a fault of ours: InputError."""
+    try:
+        yield
+    except Py4JJavaError as error:
+        if any(sign in str(error.java_exception) for sign in BROKEN_FILE):
+            raise InputError(f"input.path={path}: a file is cut off, damaged or gone: {first_line(error)}") from error
+        raise
 
 
 def decoded(source: Column) -> Column:

@@ -12,7 +12,7 @@ from sparkcf.clean import KEY, Cleaned, clean, normalized_id
 from sparkcf.config import Config
 from sparkcf.errors import LakeError
 from sparkcf.ids import ConcurrentChangeError, merge_changes, register
-from sparkcf.ingest import decoded, read_items, read_raw
+from sparkcf.ingest import decoded, explained, read_items, read_raw
 from sparkcf.lake import LakeTables, retry_conflicts, sql_date
 from sparkcf.progress import say, step
 from sparkcf.runs import start_run
@@ -33,16 +33,17 @@ def clean_day(spark: SparkSession, config: Config) -> dict[str, Any]:
     """
     raw, columns = read_raw(spark, config.input, config.input_path)
     items = read_items(spark, config.input.items) if config.input.items else None
-    with step(f"clean {config.ds}") as shown:
-        cleaned = clean(raw, config.input, config.clean, config.ds)
+    with step(f"clean {config.ds}", spark) as shown:
+        with explained(config.input_path):
+            cleaned = clean(raw, config.input, config.clean, config.ds)
         shown.note = summary(cleaned)
     tables = LakeTables(spark, config.lake.root)
     run = start_run(tables, "clean", config, {"interactions": tables.version("interactions")})
     try:
-        with step("give dense indices"):
+        with step("give dense indices", spark):
             register(tables, "users", _seen_users(cleaned.interactions))
             register(tables, "items", _seen_items(cleaned.interactions, items, config))
-        with step("write quarantine and interactions") as shown:
+        with step("write quarantine and interactions", spark) as shown:
             write_quarantine(tables, cleaned, config)
             changes = write_interactions(tables, cleaned.interactions, config)
             shown.note = ", ".join(f"{n:,} {name}" for name, n in changes.items())

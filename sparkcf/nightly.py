@@ -66,7 +66,9 @@ def _report(
         f"Rows: {counts['read']:,} in, {counts['clean']:,} clean, {dropped:,} duplicates, "
         f"{counts['quarantined']:,} quarantined"
     )
-    say(f"Quality by {evaluated['protocol']} ({evaluated['split']}): {_against_baseline(figures, config)}")
+    warm = figures.get("model:warm_users")
+    known = "" if warm is None else f", {warm:.0%} of the tested users have a vector"
+    say(f"Quality by {evaluated['protocol']} ({evaluated['split']}{known}): {_against_baseline(figures, config)}")
     done = recommended["counts"]
     say(f"Lists: {done['users_model']:,} users by the model, {done['users_fallback']:,} by the popularity fallback")
     folder = local_folder(config.lake.root)
@@ -76,10 +78,10 @@ def _report(
 
 
 def _against_baseline(figures: dict[str, float], config: Config) -> str:
-    shown = []
+    shown, told = [], {"20", "100", str(config.gate.at)}
     for name in sorted({key.split(":", 1)[1] for key in figures}):
         metric, _, k = name.partition("@")
-        if metric in ("rmse", "mae") or (metric in ("ndcg_at_k", "recall_at_k") and k in ("20", "100")):
+        if metric in ("rmse", "mae") or (metric in ("ndcg_at_k", "recall_at_k") and k in told):
             label = metric.replace("_at_k", f"@{k}")
             shown.append(
                 f"{label} {figures[f'model:{name}']:.4f} (popularity {figures.get(f'popularity:{name}', 0):.4f})"

@@ -1,16 +1,21 @@
-"""Progress for people: a bar or spinner in a terminal, plain lines elsewhere. Always on standard error."""
+"""Progress for people: a bar in a terminal, plain lines elsewhere. Always on standard error."""
 
 from __future__ import annotations
 
 import sys
+import threading
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
+from typing import Any
 
 from rich.console import Console
+from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
 from rich.text import Text
 
 console = Console(stderr=True, highlight=False)
+PLAIN_EVERY_S = 30.0  # between lines of a step that is not in a terminal
+BAR_EVERY_S = 0.5
 
 
 def say(message: str) -> None:
@@ -24,38 +29,60 @@ def printable(text: object) -> str:
 
 
 class Step:
-    """A named piece of work that is being shown."""
+    """A named piece of work that is being shown. `note` is added to its last line."""
 
-    def __init__(self, name: str, status) -> None:
+    def __init__(self, name: str, bar: Progress | None) -> None:
         self.name = name
-        self._status = status
         self.note = ""
+        self._bar = bar
+        self._task = bar.add_task(printable(name), total=None) if bar else None
 
-    def update(self, message: str) -> None:
-        """Show how far the step is: in place in a terminal, a line elsewhere."""
-        if self._status is not None:
-            self._status.update(Text(printable(f"{self.name}: {message}")))
+    def update(self, message: str, done: int, total: int) -> None:
+        """Show that `done` of `total` are done: in place in a terminal, a line elsewhere."""
+        if self._bar is not None and self._task is not None:
+            shown = printable(f"{self.name}: {message}")
+            self._bar.update(self._task, description=shown, completed=done, total=total)
         else:
             say(f"  {self.name}: {message}")
 
 
 @contextmanager
-def step(name: str) -> Iterator[Step]:
-    """Show a step while it runs and its time when it is done; `.note` is added to that last line."""
+def step(name: str, spark: Any = None) -> Iterator[Step]:
+    """Show a step while it runs and its time when it is done. With `spark`, its stages' tasks move the bar."""
     begin = time.monotonic()
+    bar = None
     if console.is_terminal:
-        with console.status(Text(printable(name)), spinner="line") as status:
-            shown = Step(name, status)
-            yield shown
-    else:
-        shown = Step(name, None)
+        columns = (TextColumn("{task.description}", markup=False), BarColumn(), TimeElapsedColumn())
+        bar = Progress(*columns, console=console, transient=True)
+        bar.start()
+    shown, over = Step(name, bar), threading.Event()
+    watcher = threading.Thread(target=_watch, args=(shown, spark, over, bar is not None), daemon=True)
+    if spark is not None:
+        watcher.start()
+    try:
         yield shown
+    finally:
+        over.set()
+        if spark is not None:
+            watcher.join(timeout=5)
+        if bar is not None:
+            bar.stop()
     note = f": {shown.note}" if shown.note else ""
     say(f"{name}{note} ({time.monotonic() - begin:.1f} s)")
 
 
+def _watch(shown: Step, spark: Any, over: threading.Event, in_terminal: bool) -> None:
+    """Report the tasks of the running stages until the step is over."""
+    tracker = spark.sparkContext.statusTracker()
+    while not over.wait(BAR_EVERY_S if in_terminal else PLAIN_EVERY_S):
+        stages = [info for i in tracker.getActiveStageIds() if (info := tracker.getStageInfo(i)) is not None]
+        total, done = sum(s.numTasks for s in stages), sum(s.numCompletedTasks for s in stages)
+        if total:
+            shown.update(f"{done} of {total} tasks", done, total)
+
+
 @contextmanager
-def job_description(spark, description: str) -> Iterator[None]:
+def job_description(spark: Any, description: str) -> Iterator[None]:
     """Name the Spark jobs started inside, so that Spark's UI reads like the pipeline."""
     context = spark.sparkContext
     before = context.getLocalProperty("spark.job.description")

@@ -29,18 +29,19 @@ def recommend_run(spark: SparkSession, config: Config) -> dict[str, Any]:
     """
     tables = LakeTables(spark, config.lake.root)
     run = find_run(tables, config, ("trained", "evaluated", "recommended", "refused"))
+    config = run.fitted_with(config)
     events = read_events(tables, config, run)
     users = tables.read("users", run.row["inputs"]["users"])
     items = tables.read("items", run.row["inputs"]["items"])
     side = _item_side(tables, events, items, config, run)
-    with step(f"recommend top {config.topk.k}") as shown:
+    with step(f"recommend top {config.topk.k}", spark) as shown:
         wanted = _wanted_users(users, config)
         counts = _write_lists(tables, wanted, events, items, side, config, run)
         shown.note = (
             f"{counts['recommendations']:,} rows, {counts['users']:,} users, {counts['users_fallback']:,} by fallback"
         )
     if config.topk.similar_items:
-        with step("find similar items") as shown:
+        with step("find similar items", spark) as shown:
             counts["similar_items"] = _write_similar(tables, items, side, config, run)
             shown.note = f"{counts['similar_items']:,} rows"
     run.update("recommended", counts=counts)
@@ -82,7 +83,7 @@ def _read_ineligible(spark: SparkSession, path: str) -> DataFrame:
     kind = "csv" if path.split("?")[0].rstrip("/").endswith((".csv", ".csv.gz")) else None
     try:
         if kind == "csv":
-            rows = spark.read.csv(path, header=True)
+            rows = spark.read.csv(path, header=True, quote='"', escape='"')
         elif path.rstrip("/").endswith(".parquet"):
             rows = spark.read.parquet(path)
         else:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import datetime as dt
+import json
 import os
 import secrets
 from dataclasses import dataclass, field
@@ -11,10 +12,13 @@ from typing import Any
 from pyspark.sql import functions as F
 
 from sparkcf import __version__
-from sparkcf.config import Config
+from sparkcf.config import Config, parse_config
 from sparkcf.errors import NotFoundError
 from sparkcf.lake import LakeTables, sql_date
+from sparkcf.progress import say
 from sparkcf.schemas import TABLES
+
+SHAPES_FIT = ("seed", "preference", "als", "popularity")
 
 
 @dataclass
@@ -32,6 +36,17 @@ class Run:
     @property
     def state(self) -> str:
         return str(self.row["state"])
+
+    def fitted_with(self, config: Config) -> Config:
+        """The configuration with everything that shaped the run's fit taken from the run itself.
+
+        So `evaluate` and `recommend` cannot be asked about another model than the one that was trained.
+        """
+        own = parse_config(json.loads(self.row["config"]))
+        changes = {name: getattr(own, name) for name in SHAPES_FIT if getattr(own, name) != getattr(config, name)}
+        if changes:
+            say(f"  note: {', '.join(changes)} as run {self.run_id} was trained with")
+        return config.model_copy(update=changes)
 
     def update(self, state: str, reason: str | None = None, counts: dict[str, int] | None = None) -> None:
         """Write the run's new state; counts are added to those it has."""

@@ -43,8 +43,9 @@ def _strong(events: DataFrame, config: Config) -> Split:
     liked = _with_enough(_liked(events, config), evaluation)
     is_test = uniform(config.seed, "q1-user", F.col("user_idx")) < evaluation.holdout_share
     users = liked.select("user_idx").distinct().withColumn("test", is_test)
-    trained = pairs(events, config).join(users.where("NOT test"), on="user_idx", how="left_semi")
-    tested = liked.join(users.where("test"), on="user_idx", how="left_semi")
+    weighted = pairs(events, config).join(users, on="user_idx", how="inner")
+    trained, tested = weighted.where("NOT test").drop("test"), weighted.where("test").drop("test")
+    tested = tested.join(liked, on=list(PAIR), how="left_semi")  # explicit pairs may be dislikes
     tested = tested.join(trained.select("item_idx").distinct(), on="item_idx", how="left_semi")
     known, heldout = _share_of_each_user(tested, evaluation.foldin_share, config.seed, "q1-item")
     return Split(trained, known, heldout, f"{evaluation.holdout_share:.0%} of users held out")
@@ -66,11 +67,11 @@ def _ratings(events: DataFrame, config: Config) -> Split:
 
 
 def _by_time(events: DataFrame, config: Config) -> Split:
-    cut = F.lit(time_cut(events, config.evaluation.holdout_share).isoformat() + "T00:00:00Z").cast("timestamp")
+    at = time_cut(events, config.evaluation.holdout_share)
+    cut = F.lit(at.isoformat() + "T00:00:00Z").cast("timestamp")
     before, after = events.where(F.col("ts") < cut), events.where(F.col("ts") >= cut)
     known = _liked(before, config)
     heldout = _liked(after, config).join(known, on=list(PAIR), how="left_anti")
-    at = time_cut(events, config.evaluation.holdout_share)
     return Split(pairs(before, config), known, heldout, f"held out from {at} on")
 
 

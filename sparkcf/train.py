@@ -41,7 +41,8 @@ def _train(tables: LakeTables, config: Config, run: Run) -> dict[str, Any]:
     with step(f"train {config.model}") as shown:
 
         def heard(entry: dict[str, Any]) -> None:
-            shown.update(f"sweep {entry['sweep']}: objective {entry['objective']:,.1f}, {entry['seconds']:.2f} s")
+            message = f"sweep {entry['sweep']}: objective {entry['objective']:,.1f}, {entry['seconds']:.2f} s"
+            shown.update(message, entry["sweep"], config.als.iterations)
 
         sizes = (index_size(tables, run, "users"), index_size(tables, run, "items"))
         fitted = MODELS[config.model].fit(pairs(events, config), *sizes, config, starts, heard)
@@ -136,7 +137,8 @@ def evaluate_run(spark: SparkSession, config: Config) -> dict[str, Any]:
     """
     tables = LakeTables(spark, config.lake.root)
     run = find_run(tables, config, ("trained", "evaluated", "recommended", "refused", "published"))
-    with step(f"evaluate {config.model} by {config.evaluation.protocol}") as shown:
+    config = run.fitted_with(config)
+    with step(f"evaluate {config.model} by {config.evaluation.protocol}", spark) as shown:
         events = read_events(tables, config, run)
         sizes = (index_size(tables, run, "users"), index_size(tables, run, "items"))
         result = evaluate(events, *sizes, config)

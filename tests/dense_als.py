@@ -1,7 +1,8 @@
 """ALS written again from its formulas: dense float64 matrices and plain loops, nothing of the library's.
 
 A `Problem` holds ratings (n, m), which of them are observed, and a configuration. `objective` is a double loop over
-users and items; `solve_users` builds every row's normal equations, and on `Problem.flipped` those of the items; `sweeps` alternates them.
+users and items; `solve_users` builds every user's normal equations, and on `Problem.flipped` every item's; `sweeps`
+alternates the two.
 """
 
 from __future__ import annotations

@@ -1,8 +1,7 @@
-"""Small inputs for the cleaning tests: write lines, read and clean them, and give what became of them as plain Python."""
+"""Small inputs for the cleaning tests: lines are written, read and cleaned, and come back as plain Python."""
 
 from __future__ import annotations
 
-import datetime as dt
 import gzip
 from collections import Counter
 from dataclasses import dataclass, field
@@ -13,8 +12,6 @@ from pyspark.sql import DataFrame, SparkSession
 from sparkcf.clean import Cleaned, clean
 from sparkcf.config import Config
 from sparkcf.ingest import read_raw
-
-EPOCH = dt.datetime(1970, 1, 1)
 
 
 def write_lines(path: Path, *lines: str | bytes, end: str = "\n") -> Path:

@@ -154,7 +154,9 @@ def test_overlapping_extracts_of_two_days_do_not_double_an_event(shop: Shop) -> 
 def test_items_take_their_attributes_and_keep_what_is_not_given_again(shop: Shop) -> None:
     def load(*items: str) -> dict[str, tuple]:
         path = write_lines(shop.folder / "items.csv", "id,name,kinds,price", *items)
-        given = f"input.items={{path: {path}, columns: {{item_id: id, title: name, categories: kinds, numbers: [price]}}}}"
+        given = (
+            f"input.items={{path: {path}, columns: {{item_id: id, title: name, categories: kinds, numbers: [price]}}}}"
+        )
         shop.load("2024-01-31", "ann,tea,4,2024-01-31T09:00:00Z", overrides=(given,))
         rows = shop.tables.read("items").drop("item_idx").collect()
         return {r["item_id"]: (r["title"], r["categories"], r["numbers"], r["first_seen"] is None) for r in rows}

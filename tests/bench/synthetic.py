@@ -1,0 +1,54 @@
+"""Synthetic interactions with power-law users and items and a planted low-rank signal."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+
+SIZES = {"S": (1_000_000, 10_000, 5_000), "M": (5_000_000, 34_623, 13_372), "L": (20_000_000, 138_493, 26_744)}
+RANK = 8
+
+
+def pairs(rows: int, n_users: int, n_items: int, seed: int = 0) -> tuple[np.ndarray, np.ndarray]:
+    """About `rows` distinct (user, item) pairs, int32, in random order; a user prefers items of a like vector."""
+    rng = np.random.default_rng(seed)
+    user_weight = rng.permutation((np.arange(n_users) + 10.0) ** -0.6)
+    item_weight = rng.permutation((np.arange(n_items) + 5.0) ** -0.8)
+    taste, kind = (rng.normal(size=(n, RANK)).astype(np.float32) for n in (n_users, n_items))
+    users, items, found = [], [], 0
+    while found < rows:
+        size = min(4_000_000, 3 * (rows - found) + 1000)
+        u = rng.choice(n_users, size, p=user_weight / user_weight.sum())
+        i = rng.choice(n_items, size, p=item_weight / item_weight.sum())
+        liking = 1 / (1 + np.exp(-np.einsum("nk,nk->n", taste[u], kind[i])))
+        keep = rng.random(size) < liking
+        users.append(u[keep].astype(np.int32))
+        items.append(i[keep].astype(np.int32))
+        found += int(keep.sum())
+    key = np.unique(np.concatenate(users).astype(np.int64) * n_items + np.concatenate(items))
+    key = rng.permutation(key)[:rows]
+    return (key // n_items).astype(np.int32), (key % n_items).astype(np.int32)
+
+
+def write_log(folder: Path, rows: int, n_users: int, n_items: int, files: int = 16, seed: int = 0) -> int:
+    """A raw event log as CSV files (user_id, item_id, value, ts) with 1 % broken and 1 % doubled rows; its rows."""
+    import pyarrow as pa
+    import pyarrow.csv as pa_csv
+
+    folder.mkdir(parents=True, exist_ok=True)
+    rng = np.random.default_rng(seed)
+    total = 0
+    for number in range(files):
+        size = rows // files
+        user = rng.zipf(1.3, size) % n_users
+        item = rng.zipf(1.2, size) % n_items
+        value = rng.integers(1, 11, size) / 2
+        value[rng.random(size) < 0.01] = 99.0
+        ts = 1_500_000_000 + rng.integers(0, 30_000_000, size)
+        again = rng.random(size) < 0.01
+        columns = {"user_id": user, "item_id": item, "value": value, "ts": ts}
+        table = pa.table({name: np.concatenate([c, c[again]]) for name, c in columns.items()})
+        pa_csv.write_csv(table, folder / f"events-{number:03}.csv")
+        total += table.num_rows
+    return total

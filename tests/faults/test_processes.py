@@ -1,0 +1,261 @@
+"""Real processes that are killed, ended or run at once: spark-submit as a scheduler starts it."""
+
+from __future__ import annotations
+
+import csv
+import json
+import os
+import secrets
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from collections import Counter
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+from urllib.parse import unquote
+
+import pyarrow.parquet as pq
+import pytest
+from deltalake import DeltaTable
+
+from sparkcf import Lake
+
+pytestmark = pytest.mark.slow
+
+ROOT = Path(__file__).resolve().parents[2]
+BIN = Path(sys.executable).parent
+MARK = "SPARKCF_TEST_MARK"
+PATIENCE = 400  # seconds, on a machine that does other things too
+Row = tuple[str, str, float, int]
+
+
+@dataclass
+class Submitted:
+    """A spark-submit under way. Every process that descends from it carries its mark in the environment."""
+
+    folder: Path
+    process: subprocess.Popen
+    mark: str
+    code: int | None = field(default=None)
+
+    @property
+    def stderr(self) -> str:
+        return (self.folder / f"{self.mark}.err").read_text(errors="replace")
+
+    @property
+    def told(self) -> dict[str, Any]:
+        """The last line of standard output."""
+        return json.loads((self.folder / f"{self.mark}.out").read_text().splitlines()[-1])
+
+    def wait(self, seconds: float = PATIENCE) -> int:
+        self.code = self.process.wait(seconds)
+        return self.code
+
+    def alive(self) -> list[int]:
+        """The processes of the application that live, zombies left out."""
+        found = []
+        for entry in Path("/proc").glob("[0-9]*"):
+            try:
+                if f"{MARK}={self.mark}".encode() in (entry / "environ").read_bytes().split(b"\0"):
+                    found.append(int(entry.name))
+            except OSError:  # gone, or not ours
+                continue
+        return found
+
+    def kill(self) -> None:
+        """What no process can prepare for: driver, JVM and workers, all at once."""
+        if self.process.poll() is None:
+            os.killpg(self.process.pid, signal.SIGKILL)
+        for pid in self.alive():
+            try:
+                os.kill(pid, signal.SIGKILL)
+            except ProcessLookupError:
+                continue
+        self.process.wait(30)
+
+
+@pytest.fixture(scope="module")
+def submit(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Callable[..., Submitted]]:
+    """Start a job on a lake; nothing of it outlives the tests."""
+    folder, started = tmp_path_factory.mktemp("output"), []
+
+    def start(job: str, lake: Path, log: Path, *arguments: str) -> Submitted:
+        mark = secrets.token_hex(8)
+        own = ("PYSPARK_", "SPARK_", "PYTHONPATH")
+        clean = {name: value for name, value in os.environ.items() if not name.startswith(own)}
+        clean |= {MARK: mark, "SPARK_LOCAL_IP": "127.0.0.1", "PYSPARK_PYTHON": sys.executable}
+        spark = ["--master", "local[2]", "--driver-memory", "1g"]
+        for setting in ("ui.enabled=false", "sql.shuffle.partitions=2", "default.parallelism=2"):
+            spark += ["--conf", f"spark.{setting}"]
+        given = f"""ds=2024-01-31 lake.root={lake} input.path={log} input.ts_formats=[epoch_s] als.rank=4
+            als.iterations=2 evaluation.protocol=q2 evaluation.ks=[5] evaluation.bootstrap=0 gate.at=5 topk.k=5
+            topk.similar_items=0 input.columns.value=value"""
+        command = [str(BIN / "spark-submit"), *spark, str(ROOT / "jobs" / f"{job}.py"), *given.split(), *arguments]
+        with open(folder / f"{mark}.out", "w") as out, open(folder / f"{mark}.err", "w") as err:
+            process = subprocess.Popen(
+                command, stdout=out, stderr=err, env=clean, cwd=folder, start_new_session=True, stdin=subprocess.DEVNULL
+            )
+        started.append(Submitted(folder, process, mark))
+        return started[-1]
+
+    try:
+        yield start
+    finally:
+        for job in started:
+            job.kill()
+
+
+def write_log(path: Path, rows: list[Row]) -> Path:
+    with open(path, "w", newline="") as file:
+        csv.writer(file).writerows([("user_id", "item_id", "value", "ts"), *rows])
+    return path
+
+
+def log_rows(users: int, items: int, value: int) -> list[Row]:
+    return [
+        (f"u{u}", f"i{i}", float(value), 1_600_000_000 + 100 * u + i)
+        for u in range(users)
+        for i in range(items)
+        if (7 * u + 3 * i) % 5 < 3
+    ]
+
+
+def table(lake: Path, name: str) -> list[dict[str, Any]]:
+    """The rows of a table's newest version, without its partition columns."""
+    files = [unquote(uri.removeprefix("file://")) for uri in DeltaTable(str(lake / name)).file_uris()]
+    return [row for file in files for row in pq.ParquetFile(file).read().to_pylist()]
+
+
+def stored(lake: Path) -> list[Row]:
+    """The interactions of a lake, as rows of a log."""
+    rows = table(lake, "interactions")
+    return sorted((r["user_id"], r["item_id"], r["value"], int(r["ts"].timestamp())) for r in rows)
+
+
+def version(lake: Path, name: str) -> int:
+    return DeltaTable(str(lake / name)).version()
+
+
+@dataclass(frozen=True)
+class Base:
+    lake: Path
+    log: Path
+    rows: list[Row]
+    both: tuple[Submitted, Submitted]
+
+
+@pytest.fixture(scope="module")
+def base(submit: Callable[..., Submitted], tmp_path_factory: pytest.TempPathFactory) -> Base:
+    """A lake that two nights of the same day made at once. Tests that write get a copy."""
+    folder = tmp_path_factory.mktemp("base")
+    rows = log_rows(20, 15, 1)
+    log = write_log(folder / "log.csv", rows)
+    both = (submit("nightly", folder / "lake", log), submit("nightly", folder / "lake", log))
+    for night in both:
+        night.wait()
+    return Base(folder / "lake", log, sorted(rows), both)
+
+
+def test_two_nights_of_one_day_at_once_make_one_result(base: Base) -> None:
+    codes = sorted(night.code for night in base.both)
+    assert codes in ([0, 0], [0, 4]), [night.stderr for night in base.both]
+    assert stored(base.lake) == base.rows
+    for name in ("user", "item"):
+        known = table(base.lake, f"{name}s")
+        assert Counter(row[f"{name}_id"] for row in known).most_common(1)[0][1] == 1
+        assert sorted(row[f"{name}_idx"] for row in known) == list(range(len(known)))
+    runs = {run["run_id"]: run for run in table(base.lake, "runs")}
+    published = table(base.lake, "published")
+    assert sorted(row["sequence"] for row in published) == list(range(1, len(published) + 1))
+    assert len(published) == codes.count(0)
+    assert all(runs[row["run_id"]]["state"] == "published" for row in published)
+    for night in base.both:
+        assert night.told["exit_code"] == night.code
+        if night.code == 4:
+            assert "run again" in night.told["error"] and night.told["status"] == "ConflictError"
+
+
+def test_a_driver_killed_before_its_commit_leaves_the_table_and_the_rerun_repairs(
+    base: Base, submit: Callable[..., Submitted], tmp_path: Path
+) -> None:
+    # The day's log is corrected: rows change, go and come, so there is much to write.
+    rows = log_rows(20, 12, 2) + [(f"v{u}", f"i{i}", 3.0, 1_600_000_000 + i) for u in range(400) for i in range(100)]
+    log = write_log(tmp_path / "corrected.csv", rows)
+    for attempt in range(4):
+        lake = shutil.copytree(base.lake, tmp_path / f"lake{attempt}")
+        before, files = version(lake, "interactions"), parquet_files(lake)
+        job = submit("clean", lake, log)
+        while job.process.poll() is None and parquet_files(lake) == files:
+            time.sleep(0.001)
+        job.kill()
+        assert job.process.returncode == -signal.SIGKILL
+        if version(lake, "interactions") == before:
+            break
+    else:
+        pytest.fail("four kills in a row came after the commit")
+    assert parquet_files(lake) > files  # orphans: no version names them
+    assert stored(lake) == base.rows
+    assert Lake(lake).recommendations("u1").equals(Lake(base.lake).recommendations("u1"))
+    again = submit("clean", lake, log)
+    assert again.wait() == 0, again.stderr
+    assert stored(lake) == sorted(rows)
+    counts = again.told["counts"]
+    assert counts["clean"] == len(rows) == counts["inserted"] + counts["updated"] + counts["unchanged"]
+    assert counts["deleted"] == len(set(r[:2] for r in base.rows) - set(r[:2] for r in rows))
+    states = Counter(run["state"] for run in table(lake, "runs") if run["job"] == "clean")
+    assert states["running"] == 1  # the killed one, which could say nothing
+
+
+def parquet_files(lake: Path) -> set[str]:
+    return {str(path) for path in (lake / "interactions").glob("ds=*/*.parquet")}
+
+
+def test_a_terminated_night_ends_soon_and_leaves_nothing_behind(
+    base: Base, submit: Callable[..., Submitted], tmp_path: Path
+) -> None:
+    lake = shutil.copytree(base.lake, tmp_path / "lake")
+    published = Lake(lake).published().run_id
+    job = submit("nightly", lake, base.log, "als.iterations=1000000")
+    deadline = time.monotonic() + PATIENCE
+    while "sweep 2:" not in job.stderr:
+        assert job.process.poll() is None and time.monotonic() < deadline, job.stderr
+        time.sleep(0.1)
+    assert len(job.alive()) >= 4  # the JVM, the driver's Python, the workers and their parent
+    job.process.send_signal(signal.SIGTERM)
+    begin = time.monotonic()
+    assert job.wait(60) != 0
+    while job.alive() and time.monotonic() < begin + 60:
+        time.sleep(0.1)
+    assert not job.alive(), [Path(f"/proc/{pid}/cmdline").read_bytes() for pid in job.alive()]
+    assert "Traceback" not in job.stderr
+    assert version(lake, "published") == version(base.lake, "published")
+    assert Lake(lake).published().run_id == published
+    after = submit("nightly", lake, base.log, "gate.max_fall=1")
+    assert after.wait() == 0, after.stderr
+    assert Lake(lake).published().run_id == after.told["run_id"] != published
+    assert stored(lake) == base.rows
+
+
+def test_exit_codes_and_the_last_line(base: Base, submit: Callable[..., Submitted], tmp_path: Path) -> None:
+    none = write_log(tmp_path / "none.csv", [("u1", "i1", float("nan"), 1), ("", "i2", 1.0, 2)])
+    expected = {
+        2: submit("nightly", tmp_path / "a", base.log, "als.rnak=3"),
+        0: submit("nightly", tmp_path / "b", base.log, "--dry-run"),
+        3: submit("clean", tmp_path / "c", none),
+    }
+    for code, job in expected.items():
+        assert job.wait() == code, job.stderr
+        assert job.told["exit_code"] == code
+        assert "Traceback" not in job.stderr
+    assert "did you mean als.rank?" in expected[2].told["error"]
+    assert expected[0].told["status"] == "dry-run" and "would run with" in expected[0].stderr
+    assert "all 2 rows were rejected" in expected[3].told["error"]
+    assert [path.name for path in tmp_path.iterdir()] == ["none.csv"]
+    command = [str(BIN / "sparkcf"), "recommend", "--user", "nobody", "--lake", str(base.lake)]
+    asked = subprocess.run(command, capture_output=True, text=True, timeout=60)
+    assert asked.returncode == 1 and asked.stdout == ""
+    assert asked.stderr.startswith("sparkcf: user 'nobody' ") and len(asked.stderr.splitlines()) == 1

@@ -1,0 +1,228 @@
+"""Who may import what, and who may read and write: the borders of the library, read from the source.
+
+Every rule is a function of a parsed module that returns what breaks it; each is also shown a planted breach.
+"""
+
+from __future__ import annotations
+
+import ast
+import sys
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).resolve().parents[1]
+LIBRARY = {
+    ".".join(path.relative_to(ROOT).with_suffix("").parts).removesuffix(".__init__"): ast.parse(path.read_text())
+    for path in sorted((ROOT / "sparkcf").rglob("*.py"))
+}
+JOBS = {path.stem: path for path in sorted((ROOT / "jobs").glob("*.py"))}
+KERNELS = [name for name in LIBRARY if name.startswith("sparkcf.kernels")]
+NO_SPARK = ("sparkcf.query", "sparkcf.cli")  # they answer on machines without Java, in a blink
+HEAVY = {"pyspark", "torch", "numba", "delta"}
+TORCH = {"sparkcf.gang"}
+READERS = {"sparkcf.lake", "sparkcf.ingest", "sparkcf.recommend"}  # tables; raw input; the user's table of items
+WRITERS = {"sparkcf.lake"}
+JOB_LINES = 15
+
+
+def imports(tree: ast.AST, deep: bool = True) -> Iterator[str]:
+    """Dotted names that a module imports; not deep: only what runs when it is imported itself."""
+    for node in ast.iter_child_nodes(tree):
+        if isinstance(node, ast.Import):
+            yield from (alias.name for alias in node.names)
+        elif isinstance(node, ast.ImportFrom):
+            assert node.level == 0, f"line {node.lineno}: a relative import"
+            yield from (f"{node.module}.{alias.name}" for alias in node.names)
+        elif deep or not isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef | ast.Lambda):
+            yield from imports(node, deep)
+
+
+def top(name: str) -> str:
+    return name.split(".")[0]
+
+
+def module_of(name: str) -> str | None:
+    """The module of ours that an imported name is or stands in; None: not ours."""
+    return next((found for found in (name, name.rpartition(".")[0]) if found in LIBRARY), None)
+
+
+def loaded(name: str, library: dict[str, ast.AST] | None = None) -> set[str]:
+    """Foreign packages in memory after importing a module of ours, through whatever else of ours it imports."""
+    library = library or LIBRARY
+    found: set[str] = set()
+    visited: set[str] = set()
+    waiting = ["sparkcf", name]  # a package is imported before its modules
+    while waiting:
+        module = waiting.pop()
+        if module in visited:
+            continue
+        visited.add(module)
+        for imported in imports(library[module], deep=False):
+            ours = module_of(imported)
+            waiting += [ours] if ours else []
+            found |= set() if ours else {top(imported)}
+    return found
+
+
+def foreign_to_kernels(tree: ast.AST) -> list[str]:
+    allowed = {"numpy", "numba", *sys.stdlib_module_names}
+    return [n for n in imports(tree) if top(n) not in allowed and not n.startswith("sparkcf.kernels")]
+
+
+def unsafe(tree: ast.AST) -> list[str]:
+    """Whatever could run code that lies in a file."""
+    found = [n for n in imports(tree) if top(n) in {"pickle", "cloudpickle", "dill", "joblib", "marshal", "shelve"}]
+    for node in ast.walk(tree):
+        if not isinstance(node, ast.Call):
+            continue
+        called = ast.unparse(node.func)
+        keywords = {keyword.arg: ast.unparse(keyword.value) for keyword in node.keywords}
+        if called in {"eval", "exec", "compile", "__import__", "yaml.load", "torch.load", "yaml.unsafe_load"}:
+            found.append(called)
+        if called in {"np.load", "numpy.load"} and keywords.get("allow_pickle") != "False":
+            found.append(called)
+        if called.endswith("read_pickle") or "shell" in keywords:
+            found.append(called)
+    return found
+
+
+def uses(tree: ast.AST, attributes: set[str]) -> list[str]:
+    """Spark's readers and writers: `spark.read`, `frame.write` are not called, a file's `read()`, `write()` are."""
+    called = {id(node.func) for node in ast.walk(tree) if isinstance(node, ast.Call)}
+    found = (n for n in ast.walk(tree) if isinstance(n, ast.Attribute) and n.attr in attributes and id(n) not in called)
+    return [ast.unparse(node) for node in found]
+
+
+def reads(tree: ast.AST) -> list[str]:
+    return uses(tree, {"read", "readStream"}) + [n for n in imports(tree) if n.startswith("delta.tables")]
+
+
+def writes(tree: ast.AST) -> list[str]:
+    methods = {"saveAsTable", "insertInto", "writeTo", "saveAsTextFile"}
+    called = [n.func.attr for n in ast.walk(tree) if isinstance(n, ast.Call) and isinstance(n.func, ast.Attribute)]
+    return uses(tree, {"write", "writeStream"}) + [name for name in called if name in methods]
+
+
+def torch(tree: ast.AST) -> list[str]:
+    return [name for name in imports(tree) if top(name) in {"torch", "torchvision"}]
+
+
+def logic_of_a_job(tree: ast.Module) -> list[str]:
+    """Statements of a job file beyond its docstring, its imports and the call of `main`."""
+    found = [name for name in imports(tree) if top(name) != "sparkcf"]
+    for number, node in enumerate(tree.body):
+        is_docstring = number == 0 and isinstance(node, ast.Expr) and isinstance(node.value, ast.Constant)
+        is_guard = isinstance(node, ast.If) and ast.unparse(node.test) == "__name__ == '__main__'"
+        if is_guard:
+            single = len(node.body) == 1 and isinstance(node.body[0], ast.Expr) and not node.orelse
+            found += [] if single and isinstance(node.body[0].value, ast.Call) else [ast.unparse(node)]
+        elif not is_docstring and not isinstance(node, ast.ImportFrom):
+            found.append(ast.unparse(node))
+    return found
+
+
+def test_the_library_and_the_jobs_are_found() -> None:
+    assert len(LIBRARY) > 30 and len(KERNELS) > 5 and len(JOBS) > 5
+    assert {"sparkcf", "sparkcf.als", "sparkcf.kernels.als", *NO_SPARK, *TORCH, *READERS} <= LIBRARY.keys()
+
+
+@pytest.mark.parametrize("name", KERNELS)
+def test_kernels_know_arrays_only(name: str) -> None:
+    assert foreign_to_kernels(LIBRARY[name]) == []
+
+
+@pytest.mark.parametrize("name", NO_SPARK)
+def test_queries_start_without_spark_torch_or_numba(name: str) -> None:
+    assert loaded(name) & HEAVY == set()
+    assert [n for n in imports(LIBRARY[name]) if top(n) in HEAVY] == []
+
+
+@pytest.mark.parametrize("name", LIBRARY)
+def test_the_library_imports_no_job_and_no_test(name: str) -> None:
+    assert [n for n in imports(LIBRARY[name]) if top(n) in {"jobs", "tests", "conftest"}] == []
+
+
+@pytest.mark.parametrize("name", LIBRARY)
+def test_nothing_runs_code_that_lies_in_a_file(name: str) -> None:
+    assert unsafe(LIBRARY[name]) == []
+
+
+@pytest.mark.parametrize("name", LIBRARY)
+def test_only_the_lake_reads_and_writes_tables(name: str) -> None:
+    if name not in READERS:
+        assert reads(LIBRARY[name]) == []
+    if name not in WRITERS:
+        assert writes(LIBRARY[name]) == []
+
+
+@pytest.mark.parametrize("name", LIBRARY)
+def test_torch_stays_with_the_gang_and_is_imported_when_it_is_needed(name: str) -> None:
+    assert name in TORCH or torch(LIBRARY[name]) == []
+    assert [n for n in imports(LIBRARY[name], deep=False) if top(n) == "torch"] == []
+
+
+def test_every_exception_is_still_needed() -> None:
+    assert all(torch(LIBRARY[name]) for name in TORCH)
+    assert all(reads(LIBRARY[name]) for name in READERS)
+    assert all(writes(LIBRARY[name]) for name in WRITERS)
+
+
+@pytest.mark.parametrize("name", JOBS)
+def test_a_job_calls_one_function_and_holds_no_logic(name: str) -> None:
+    source = JOBS[name].read_text()
+    assert logic_of_a_job(ast.parse(source)) == []
+    assert len(source.splitlines()) <= JOB_LINES
+    assert f"spark-submit jobs/{name}.py" in source  # its docstring is its manual
+
+
+BREACHES: list[tuple[Callable[..., list[str]], str]] = [
+    (foreign_to_kernels, "from pyspark.sql import DataFrame"),
+    (foreign_to_kernels, "def f():\n    import torch"),
+    (foreign_to_kernels, "from sparkcf.config import Config"),
+    (unsafe, "import pickle"),
+    (unsafe, "def f():\n    from cloudpickle import loads"),
+    (unsafe, "x = eval('1')"),
+    (unsafe, "yaml.load(text)"),
+    (unsafe, "torch.load(path)"),
+    (unsafe, "np.load(path)"),
+    (unsafe, "np.load(path, allow_pickle=True)"),
+    (unsafe, "subprocess.run(text, shell=True)"),
+    (reads, "def f(spark):\n    return spark.read.parquet('x')"),
+    (reads, "reader = self.spark.read"),
+    (reads, "from delta.tables import DeltaTable"),
+    (writes, "rows.select('a').write.format('delta').save('x')"),
+    (writes, "rows.writeTo('t').append()"),
+    (writes, "rows.writeStream.start()"),
+    (torch, "def f():\n    import torch.distributed as dist"),
+    (logic_of_a_job, "'''Doc.'''\nimport os"),
+    (logic_of_a_job, "from sparkcf.job import main\ndef f():\n    pass"),
+    (logic_of_a_job, "from pyspark.sql import SparkSession"),
+    (logic_of_a_job, "if __name__ == '__main__':\n    x = 1\n    main(x)"),
+    (logic_of_a_job, "main('x')"),
+]
+HARMLESS: list[tuple[Callable[..., list[str]], str]] = [
+    (foreign_to_kernels, "import math\nimport numpy as np\nfrom sparkcf.kernels.jit import kernel"),
+    (unsafe, "np.load(path, allow_pickle=False)\nyaml.safe_load(text)"),
+    (reads, "tables.read('users')\nopen('x').read()"),
+    (writes, "sys.stdout.write('x')"),
+    (logic_of_a_job, "'''Doc.'''\nfrom sparkcf.job import main\nif __name__ == '__main__':\n    main('x', f)"),
+]
+
+
+@pytest.mark.parametrize(("rule", "source"), BREACHES)
+def test_each_rule_sees_a_planted_breach(rule: Callable[..., list[str]], source: str) -> None:
+    assert rule(ast.parse(source)) != []
+
+
+@pytest.mark.parametrize(("rule", "source"), HARMLESS)
+def test_no_rule_sees_a_breach_where_there_is_none(rule: Callable[..., list[str]], source: str) -> None:
+    assert rule(ast.parse(source)) == []
+
+
+def test_what_is_loaded_is_followed_through_our_own_modules() -> None:
+    library = LIBRARY | {"sparkcf.query": ast.parse("import sparkcf.als"), "sparkcf.als": ast.parse("import pyspark")}
+    assert loaded("sparkcf.query", library) == {"pyspark"}
+    lazy = LIBRARY | {"sparkcf.query": ast.parse("def f():\n    import pyspark")}
+    assert loaded("sparkcf.query", lazy) == set()
