@@ -56,6 +56,8 @@ def open_session(config: SparkConfig | None = None, run_name: str = ""):
     from pyspark.sql import SparkSession
 
     started = SparkContext._active_spark_context is None
+    if ".whl" not in SparkContext.PACKAGE_EXTENSIONS:  # else executors get a wheel of --py-files but do not import it
+        SparkContext.PACKAGE_EXTENSIONS = (*SparkContext.PACKAGE_EXTENSIONS, ".whl")
     builder = SparkSession.builder
     if started:
         builder = _configured(builder, f"{config.app_name} {run_name}".strip())
@@ -139,7 +141,7 @@ def _check_delta(spark) -> None:
 
 
 def _quiet(spark, level: str) -> None:
-    """Silence the two loggers that complain at ERROR about things that we survive and report ourselves."""
+    """Silence the loggers that complain at ERROR about things that we survive and report ourselves."""
     if level in ("OFF", "ERROR"):
         log4j = spark._jvm.org.apache.logging.log4j
         off = log4j.Level.OFF
@@ -148,6 +150,7 @@ def _quiet(spark, level: str) -> None:
             "org.apache.spark.scheduler.TaskSetManager",
             "org.apache.spark.executor.Executor",
             "org.apache.spark.util.Utils",
+            "org.apache.spark.sql.delta.commands.MergeIntoCommand",  # a conflict: the lake merges again
         ):
             log4j.core.config.Configurator.setLevel(name, off)
 

@@ -223,6 +223,6 @@ def test_no_rule_sees_a_breach_where_there_is_none(rule: Callable[..., list[str]
 
 def test_what_is_loaded_is_followed_through_our_own_modules() -> None:
     library = LIBRARY | {"sparkcf.query": ast.parse("import sparkcf.als"), "sparkcf.als": ast.parse("import pyspark")}
-    assert loaded("sparkcf.query", library) == {"pyspark"}
+    assert "pyspark" in loaded("sparkcf.query", library)
     lazy = LIBRARY | {"sparkcf.query": ast.parse("def f():\n    import pyspark")}
-    assert loaded("sparkcf.query", lazy) == set()
+    assert "pyspark" not in loaded("sparkcf.query", lazy)

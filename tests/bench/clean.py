@@ -1,6 +1,6 @@
 """Cleaning a raw log of 1, 5 or 20 million rows by spark-submit with a 4 GB driver: time, rows/s, peak memory.
 
-    python -m tests.bench.clean [--size S|M|L] [--quick]
+python -m tests.bench.clean [--size S|M|L] [--quick]
 """
 
 from __future__ import annotations

@@ -38,7 +38,11 @@ PEERS = {
     "ml-100k-q1": {"popularity": (0.2790, 0.1754, 0.2101, 0.3459), "implicit ALS": (0.4669, 0.3476, 0.4089, 0.5916)},
     "ml-1m-q1": {"popularity": (0.2170, 0.1557, 0.1753, 0.2482), "implicit ALS": (0.4267, 0.3372, 0.3678, 0.4929)},
 }
-GRID = {"rank": (64, 128, 256), "regularization": (0.004, 0.008, 0.01, 0.014), "unobserved_weight": (0.1, 0.15, 0.2, 0.4)}
+GRID = {
+    "rank": (64, 128, 256),
+    "regularization": (0.004, 0.008, 0.01, 0.014),
+    "unobserved_weight": (0.1, 0.15, 0.2, 0.4),
+}
 
 
 def load(split: str) -> dict[str, np.ndarray]:
@@ -57,7 +61,9 @@ def fit(data: dict[str, np.ndarray], config: ALSConfig, seed: int) -> Factors:
     return fit_arrays(train[:, 0], train[:, 1], ones, n_users, n_items, config, seed, threads=2)
 
 
-def measure(data: dict[str, np.ndarray], part: str, vectors: np.ndarray, items: np.ndarray) -> dict[tuple[str, int], float]:
+def measure(
+    data: dict[str, np.ndarray], part: str, vectors: np.ndarray, items: np.ndarray
+) -> dict[tuple[str, int], float]:
     """Mean measures of a part's held-out users, whose folded-in items are masked."""
     n, n_items = len(data[f"{part}_users"]), int(data["n_items"])
     seen, heldout = rows(data[f"{part}_foldin"], n, n_items), rows(data[f"{part}_heldout"], n, n_items)

@@ -33,7 +33,10 @@ def print_table(headers: Sequence[str], rows: Sequence[Sequence[Any]]) -> None:
 def finish(name: str, size: str, goals: Sequence[Goal]) -> None:
     """Print the goals, met or not, and the JSON line."""
     print()
-    rows = [(g.name, f"{g.value:.4f}", f"{'≥' if g.at_least else '≤'} {g.goal:g}", "met" if g.met else "NOT MET") for g in goals]
+    rows = [
+        (g.name, f"{g.value:.4f}", f"{'≥' if g.at_least else '≤'} {g.goal:g}", "met" if g.met else "NOT MET")
+        for g in goals
+    ]
     print_table(("goal", "value", "wanted", ""), rows)
     machine = {"cores": os.cpu_count(), "device": "cpu"}
     listed = [{"name": g.name, "value": float(g.value), "goal": g.goal, "met": g.met} for g in goals]

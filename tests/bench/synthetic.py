@@ -16,17 +16,14 @@ def pairs(rows: int, n_users: int, n_items: int, seed: int = 0) -> tuple[np.ndar
     user_weight = rng.permutation((np.arange(n_users) + 10.0) ** -0.6)
     item_weight = rng.permutation((np.arange(n_items) + 5.0) ** -0.8)
     taste, kind = (rng.normal(size=(n, RANK)).astype(np.float32) for n in (n_users, n_items))
-    users, items, found = [], [], 0
-    while found < rows:
-        size = min(4_000_000, 3 * (rows - found) + 1000)
+    key = np.empty(0, np.int64)
+    while len(key) < rows:
+        size = 3 * (rows - len(key)) + 1000
         u = rng.choice(n_users, size, p=user_weight / user_weight.sum())
         i = rng.choice(n_items, size, p=item_weight / item_weight.sum())
         liking = 1 / (1 + np.exp(-np.einsum("nk,nk->n", taste[u], kind[i])))
         keep = rng.random(size) < liking
-        users.append(u[keep].astype(np.int32))
-        items.append(i[keep].astype(np.int32))
-        found += int(keep.sum())
-    key = np.unique(np.concatenate(users).astype(np.int64) * n_items + np.concatenate(items))
+        key = np.unique(np.concatenate([key, u[keep].astype(np.int64) * n_items + i[keep]]))
     key = rng.permutation(key)[:rows]
     return (key // n_items).astype(np.int32), (key % n_items).astype(np.int32)
 

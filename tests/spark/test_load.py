@@ -1,221 +1,258 @@
-"""A day loaded into the lake: what the tables hold, and what a second, an older or a corrected load changes."""
+"""Days loaded into one lake, one after the other: what the tables hold after each, and what a load leaves alone.
+
+The loads are made once (a load costs seconds); the tests look at what was noted down after each of them.
+"""
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from itertools import pairwise
 from pathlib import Path
 
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 
+from sparkcf.config import Config, load_config
 from sparkcf.errors import GateRefused, InputError
 from sparkcf.lake import LakeTables
 from sparkcf.load import clean_day
 from tests.spark.inputs import write_lines
 
 HEADER = "user,item,stars,when"
-VALUE = "input.columns={user_id: user, item_id: item, value: stars, ts: when}"
-TABLES = ("interactions", "users", "items", "quarantine", "runs")
+COLUMNS = "input.columns={user_id: user, item_id: item, value: stars, ts: when}"
+DAY_30 = ("ann,tea,4,2024-01-30T09:00:00Z", "ann,jam,2,2024-01-30T10:00:00Z", "bob,tea,5,2024-01-30T23:00:00Z")
+OVERLAP = ("ann,jam,5,2024-01-30T10:00:00Z", DAY_30[2])  # the next day's extract: one corrected, one as it was
+BROKEN = "cy,tea,many,2024-01-30T09:00:00Z"
 
 
-class Shop:
-    """A lake of its own, and days of CSV lines loaded into it."""
+@dataclass
+class State:
+    """The lake after a load."""
 
-    def __init__(self, spark, config, folder: Path) -> None:
-        self.spark, self.config, self.folder = spark, config, folder
-        self.tables = LakeTables(spark, config().lake.root)
+    counts: dict[str, int]
+    events: list[tuple]  # user, item, value, day and hour, ds
+    users: dict[str, tuple[int, str]]  # index, first seen
+    items: dict[str, tuple]  # index, first seen, title, categories, numbers
+    files: dict[str, set[str]]  # of interactions, by ds
+    versions: dict[str, int]
 
-    def settings(self, ds: str, path: Path, *overrides: str):
-        return self.config(f"ds={ds}", VALUE, *overrides, path=path)
 
-    def load(self, ds: str, *lines: str, overrides: tuple[str, ...] = (), name: str = "events.csv") -> dict:
-        path = write_lines(self.folder / ds / name, HEADER, *lines)
-        return clean_day(self.spark, self.settings(ds, path, *overrides))["counts"]
+@dataclass
+class Story:
+    spark: object
+    folder: Path
+    tables: LakeTables
+    said: list[str] = field(default_factory=list)
+    after: dict[str, State] = field(default_factory=dict)
 
-    def versions(self, *names: str) -> tuple[int, ...]:
-        return tuple(self.tables.version(name) for name in names)
+    def settings(self, ds: str, path: Path, *overrides: str) -> Config:
+        lake = f"lake.root={self.folder / 'lake'}"
+        items = "columns: {item_id: id, title: name, categories: kinds, numbers: [price]}"
+        items = f"input.items={{path: {self.folder / 'items.csv'}, {items}}}"
+        return load_config((), [f"ds={ds}", f"input.path={path}", lake, COLUMNS, items, *overrides])
 
-    def events(self, version: int | None = None) -> list[tuple]:
-        rows = self.tables.read("interactions", version).selectExpr(
-            "user_id", "item_id", "value", "date_format(ts, 'dd HH:mm') AS ts", "cast(ds AS string) AS ds"
+    def load(self, name: str, ds: str, *lines: str, more: str = "") -> None:
+        lines = [line + (",phone" if more else "") for line in lines]
+        path = write_lines(self.folder / ds / "events.csv", HEADER + more, *lines)
+        counts = clean_day(self.spark, self.settings(ds, path))["counts"]
+        self.after[name] = self.look(counts)
+
+    def look(self, counts: dict[str, int]) -> State:
+        interactions = self.tables.read("interactions").selectExpr(
+            "user_id", "item_id", "value", "date_format(ts, 'dd HH')", "cast(ds AS string)", "_metadata.file_name"
         )
-        return sorted(tuple(r) for r in rows.collect())
+        rows = [tuple(row) for row in interactions.collect()]
+        files: dict[str, set[str]] = {}
+        for row in rows:
+            files.setdefault(row[4], set()).add(row[5])
+        seen = "date_format(first_seen, 'dd HH')"
+        users = self.tables.read("users").selectExpr("user_id", "user_idx", seen).collect()
+        items = self.tables.read("items").selectExpr("item_id", "item_idx", seen, "title", "categories", "numbers")
+        return State(
+            counts,
+            sorted(row[:5] for row in rows),
+            {r[0]: (r[1], r[2]) for r in users},
+            {r[0]: tuple(r)[1:] for r in items.collect()},
+            files,
+            self.versions(),
+        )
 
-    def ids(self, side: str) -> dict[str, int]:
-        return {r[0]: r[1] for r in self.tables.read(f"{side}s").select(f"{side}_id", f"{side}_idx").collect()}
-
-    def first_seen(self) -> dict[str, str]:
-        rows = self.tables.read("users").selectExpr("user_id", "date_format(first_seen, 'yyyy-MM-dd HH:mm')")
-        return dict(tuple(r) for r in rows.collect())
+    def versions(self) -> dict[str, int]:
+        return {name: self.tables.version(name) for name in ("interactions", "users", "items", "quarantine", "runs")}
 
 
-@pytest.fixture
-def shop(spark, config, tmp_path: Path) -> Shop:
-    return Shop(spark, config, tmp_path)
+@pytest.fixture(scope="module")
+def story(spark, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Story]:
+    folder = tmp_path_factory.mktemp("story")
+    story = Story(spark, folder, LakeTables(spark, str(folder / "lake")))
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("sparkcf.load.say", story.said.append)
+        tea = '" tea ","Tea, ""green""",hot|green,2.5'
+        write_lines(folder / "items.csv", "id,name,kinds,price", tea, "pie,=1+1,(no genres listed),")
+        story.load("first", "2024-01-30", *DAY_30, DAY_30[0], BROKEN)
+        story.load("again", "2024-01-30", *DAY_30, DAY_30[0], BROKEN)
+        write_lines(folder / "items.csv", "id,name,kinds,price", "tea,Green tea,,3", "pie,,,")
+        fresh = ("cy,tea,1,2024-01-31T09:00:00Z", "dee,tea,1,2024-01-31T10:00:00Z")
+        story.load("next", "2024-01-31", *OVERLAP, *fresh, BROKEN, more=",device")
+        story.load("older", "2024-01-10", "bob,jam,3,2024-01-10T08:00:00Z", "abe,tea,3,2024-01-10T09:00:00Z")
+        fixed = ("cy,tea,4,2024-01-31T09:00:00Z", "fay,jam,2,2024-01-31T11:00:00Z")
+        story.load("corrected", "2024-01-31", *OVERLAP, *fixed)
+        story.load("undone?", "2024-01-30", *DAY_30)
+    yield story
 
 
-def assert_dense(ids: dict[str, int]) -> None:
-    assert sorted(ids.values()) == list(range(len(ids)))
+def changes(state: State) -> tuple[int, ...]:
+    return tuple(state.counts[name] for name in ("inserted", "updated", "deleted", "unchanged"))
 
 
-def test_a_day_fills_every_table_and_a_second_run_of_it_makes_no_new_version(shop: Shop) -> None:
-    lines = ("ann,tea,4,2024-01-30T09:00:00Z", "ann,jam,2.5,2024-01-30T10:00:00Z", "bob,tea,5,2024-01-31T23:59:00Z")
-    broken = "cy,tea,many,2024-01-30T09:00:00Z"
-    counts = shop.load("2024-01-31", *lines, lines[0], broken)
-    assert counts == {
+def test_a_day_fills_every_table(story: Story) -> None:
+    first = story.after["first"]
+    assert first.counts == {
         **{"read": 5, "clean": 3, "exact_duplicates": 1, "superseded": 0, "quarantined": 1},
         **{"inserted": 3, "updated": 0, "deleted": 0, "unchanged": 0},
     }
-    expected = [
-        ("ann", "jam", 2.5, "30 10:00", "2024-01-31"),
-        ("ann", "tea", 4.0, "30 09:00", "2024-01-31"),
-        ("bob", "tea", 5.0, "31 23:59", "2024-01-31"),
+    assert first.events == [
+        ("ann", "jam", 2.0, "30 10", "2024-01-30"),
+        ("ann", "tea", 4.0, "30 09", "2024-01-30"),
+        ("bob", "tea", 5.0, "30 23", "2024-01-30"),
     ]
-    assert shop.events() == expected
-    assert shop.ids("user").keys() == {"ann", "bob"}
-    assert_dense(shop.ids("item"))
-    quarantined = shop.tables.read("quarantine").selectExpr("cast(ds AS string)", "reason", "raw", "source").collect()
-    source = f"file://{shop.folder}/2024-01-31/events.csv"
-    assert [tuple(r) for r in quarantined] == [("2024-01-31", "value_not_a_number", broken, source)]
-    run = shop.tables.read("runs").first()
-    assert (run["job"], run["state"], run["counts"]["clean"]) == ("clean", "cleaned", 3)
-    assert run["counts"]["reason:value_not_a_number"] == 1
-
-    before = shop.versions("interactions", "users", "items")
-    again = shop.load("2024-01-31", *lines, lines[0], broken)
-    assert (again["inserted"], again["unchanged"]) == (0, 3)
-    assert shop.versions("interactions", "users", "items") == before
-    assert shop.events() == expected
-    assert shop.tables.read("quarantine").count() == 1
-
-
-def test_ids_keep_their_index_and_new_ones_are_appended(shop: Shop) -> None:
-    for ds, users in (("2024-01-01", "m"), ("2024-01-02", "ma"), ("2024-01-03", "zbm")):
-        before = shop.ids("user")
-        shop.load(ds, *[f"{u},tea,4,{ds}T09:00:00Z" for u in users])
-        after = shop.ids("user")
-        assert {u: after[u] for u in before} == before
-        assert_dense(after)
-    assert set(shop.ids("user")) == set("amzb")
-
-
-def test_first_seen_only_gets_earlier(shop: Shop) -> None:
-    shop.load("2024-01-05", "ann,tea,4,2024-01-05T09:00:00Z", "bob,tea,4,2024-01-05T10:00:00Z")
-    shop.load("2024-01-06", "ann,tea,4,2024-01-06T09:00:00Z")
-    assert shop.first_seen() == {"ann": "2024-01-05 09:00", "bob": "2024-01-05 10:00"}
-    shop.load("2024-01-03", "bob,jam,4,2024-01-02T08:00:00Z")
-    assert shop.first_seen() == {"ann": "2024-01-05 09:00", "bob": "2024-01-02 08:00"}
-    assert_dense(shop.ids("user"))
-
-
-def test_an_older_day_is_written_after_a_newer_one_which_stays_as_it_was(shop: Shop) -> None:
-    shop.load("2024-01-09", "ann,tea,4,2024-01-09T09:00:00Z")
-    files = shop.tables.read("interactions").where("ds = '2024-01-09'").inputFiles()
-    shop.load("2024-01-03", "ann,tea,3,2024-01-03T09:00:00Z", "bob,jam,2,2024-01-03T09:00:00Z")
-    assert [e[0] + e[4] for e in shop.events()] == ["ann2024-01-03", "ann2024-01-09", "bob2024-01-03"]
-    assert shop.tables.read("interactions").where("ds = '2024-01-09'").inputFiles() == files
-
-
-def test_a_corrected_day_is_updated_and_its_earlier_version_can_still_be_read(shop: Shop) -> None:
-    keep, fix = "ann,tea,4,2024-01-31T09:00:00Z", "bob,tea,1,2024-01-31T10:00:00Z"
-    shop.load("2024-01-30", "ann,jam,2,2024-01-30T09:00:00Z")
-    shop.load("2024-01-31", keep, fix, "cy,tea,1,2024-01-31T11:00:00Z", "cy,jam,oops,2024-01-31T11:00:00Z")
-    old_version, old = shop.tables.version("interactions"), shop.events()
-    counts = shop.load(
-        "2024-01-31", keep, fix.replace(",1,", ",5,"), "dee,tea,3,2024-01-31T12:00:00Z", overrides=("seed=7",)
+    assert {user: seen for user, (_, seen) in first.users.items()} == {"ann": "30 09", "bob": "30 23"}
+    quarantine = story.tables.read("quarantine", first.versions["quarantine"]).selectExpr(
+        "cast(ds AS string)", "reason", "raw", "source"
     )
-    assert {k: counts[k] for k in ("inserted", "updated", "deleted", "unchanged")} == {
-        **{"inserted": 1, "updated": 1, "deleted": 1, "unchanged": 1}
-    }
-    assert shop.events() == [
-        ("ann", "jam", 2.0, "30 09:00", "2024-01-30"),
-        ("ann", "tea", 4.0, "31 09:00", "2024-01-31"),
-        ("bob", "tea", 5.0, "31 10:00", "2024-01-31"),
-        ("dee", "tea", 3.0, "31 12:00", "2024-01-31"),
+    source = f"file:{story.folder}/2024-01-30/events.csv"
+    assert [tuple(r) for r in quarantine.collect()] == [("2024-01-30", "value_not_a_number", BROKEN, source)]
+
+
+def test_a_second_run_of_a_day_makes_no_new_version(story: Story) -> None:
+    first, again = story.after["first"], story.after["again"]
+    assert changes(again) == (0, 0, 0, 3)
+    for name in ("interactions", "users", "items"):
+        assert again.versions[name] == first.versions[name], name
+    assert (again.events, again.users, again.items) == (first.events, first.users, first.items)
+
+
+def test_overlapping_extracts_of_two_days_do_not_double_an_event(story: Story) -> None:
+    assert changes(story.after["next"]) == (2, 1, 0, 1)
+    assert story.after["next"].events == [
+        ("ann", "jam", 5.0, "30 10", "2024-01-31"),  # moved to the day that corrected it
+        ("ann", "tea", 4.0, "30 09", "2024-01-30"),
+        ("bob", "tea", 5.0, "30 23", "2024-01-30"),
+        ("cy", "tea", 1.0, "31 09", "2024-01-31"),
+        ("dee", "tea", 1.0, "31 10", "2024-01-31"),
     ]
-    assert shop.tables.read("quarantine").count() == 0  # the day's rejects are those of its newest run
-    assert shop.events(old_version) == old
-    assert shop.ids("user").keys() == {"ann", "bob", "cy", "dee"}  # an id is never forgotten by a load
 
 
-def test_overlapping_extracts_of_two_days_do_not_double_an_event(shop: Shop) -> None:
-    late = "ann,tea,4,2024-01-30T23:00:00Z"
-    shop.load("2024-01-30", late, "ann,jam,2,2024-01-30T09:00:00Z")
-    counts = shop.load("2024-01-31", late, "ann,jam,5,2024-01-30T09:00:00Z", "ann,tea,1,2024-01-31T09:00:00Z")
-    assert (counts["inserted"], counts["updated"], counts["unchanged"]) == (1, 1, 1)
-    after = [
-        ("ann", "jam", 5.0, "30 09:00", "2024-01-31"),  # a newer day corrects it
-        ("ann", "tea", 1.0, "31 09:00", "2024-01-31"),
-        ("ann", "tea", 4.0, "30 23:00", "2024-01-30"),
+def test_an_older_day_is_written_after_newer_ones_which_keep_their_files(story: Story) -> None:
+    before, after = story.after["next"], story.after["older"]
+    assert changes(after) == (2, 0, 0, 0)
+    assert [row for row in after.events if row[4] == "2024-01-10"] == [
+        ("abe", "tea", 3.0, "10 09", "2024-01-10"),
+        ("bob", "jam", 3.0, "10 08", "2024-01-10"),
     ]
-    assert shop.events() == after
-    shop.load("2024-01-30", late, "ann,jam,2,2024-01-30T09:00:00Z")  # an older day does not undo it
-    assert shop.events() == after
+    assert {ds: files for ds, files in after.files.items() if ds != "2024-01-10"} == before.files
 
 
-def test_items_take_their_attributes_and_keep_what_is_not_given_again(shop: Shop) -> None:
-    def load(*items: str) -> dict[str, tuple]:
-        path = write_lines(shop.folder / "items.csv", "id,name,kinds,price", *items)
-        given = (
-            f"input.items={{path: {path}, columns: {{item_id: id, title: name, categories: kinds, numbers: [price]}}}}"
-        )
-        shop.load("2024-01-31", "ann,tea,4,2024-01-31T09:00:00Z", overrides=(given,))
-        rows = shop.tables.read("items").drop("item_idx").collect()
-        return {r["item_id"]: (r["title"], r["categories"], r["numbers"], r["first_seen"] is None) for r in rows}
+def test_a_corrected_day_updates_inserts_and_deletes(story: Story) -> None:
+    corrected = story.after["corrected"]
+    assert changes(corrected) == (1, 1, 1, 2)
+    assert [row[:3] for row in corrected.events if row[3] > "31"] == [("cy", "tea", 4.0), ("fay", "jam", 2.0)]
+    assert corrected.events[:5] == [row for row in story.after["older"].events if row[0] not in ("cy", "dee")]
+    quarantined = story.tables.read("quarantine", corrected.versions["quarantine"])
+    assert [str(r["ds"]) for r in quarantined.collect()] == ["2024-01-30"]  # of the corrected day none is left
 
-    tea = '" tea ","Tea, ""green""",hot|green,2.5'
-    assert load(tea, "pie,=1+1,(no genres listed),") == {
-        "tea": ('Tea, "green"', ["hot", "green"], {"price": 2.5}, False),
-        "pie": ("=1+1", [], {"price": None}, True),  # never bought: no first event yet
+
+def test_the_rows_before_a_correction_can_still_be_read(story: Story) -> None:
+    older = story.after["older"]
+    version = story.tables.read("interactions", older.versions["interactions"])
+    shown = version.selectExpr("user_id", "item_id", "value", "date_format(ts, 'dd HH')", "cast(ds AS string)")
+    assert sorted(tuple(r) for r in shown.collect()) == older.events
+
+
+def test_an_older_day_run_again_does_not_undo_what_a_newer_one_corrected(story: Story) -> None:
+    assert changes(story.after["undone?"]) == (0, 0, 0, 3)
+    assert story.after["undone?"].events == story.after["corrected"].events
+
+
+def test_indices_are_dense_and_an_id_keeps_its_own(story: Story) -> None:
+    states = list(story.after.values())
+    for before, after in pairwise(states):
+        for side in ("users", "items"):
+            old, new = getattr(before, side), getattr(after, side)
+            assert {i: new[i][0] for i in old} == {i: old[i][0] for i in old}
+            assert sorted(row[0] for row in new.values()) == list(range(len(new)))
+    assert set(states[-1].users) == {"ann", "bob", "cy", "dee", "abe", "fay"}  # dee's only event is gone, her id stays
+
+
+def test_first_seen_only_gets_earlier(story: Story) -> None:
+    seen = {name: {user: at for user, (_, at) in state.users.items()} for name, state in story.after.items()}
+    assert (seen["next"]["ann"], seen["next"]["bob"]) == ("30 09", "30 23")
+    assert (seen["older"]["ann"], seen["older"]["bob"]) == ("30 09", "10 08")
+    assert seen["undone?"] | {"fay": "31 11"} == seen["older"] | {"fay": "31 11"}
+    assert story.after["older"].items["jam"][1] == "10 08"
+
+
+def test_items_take_new_attributes_and_keep_what_is_not_given_again(story: Story) -> None:
+    first, after = story.after["first"].items, story.after["next"].items
+    assert first["tea"][1:] == ("30 09", 'Tea, "green"', ["hot", "green"], {"price": 2.5})
+    assert first["pie"][1:] == (None, "=1+1", [], {"price": None})  # never bought: no first event yet
+    assert first["jam"][1:] == ("30 10", None, None, None)  # bought, but in no list of items
+    assert after["tea"][1:] == ("30 09", "Green tea", ["hot", "green"], {"price": 3.0})
+    assert after["pie"][1:4] == (None, "=1+1", [])
+
+
+def test_runs_hold_one_row_a_load(story: Story) -> None:
+    rows = story.tables.read("runs", story.after["undone?"].versions["runs"]).orderBy("started_at").collect()
+    assert [(r["job"], r["state"], str(r["ds"])) for r in rows[:3]] == [
+        ("clean", "cleaned", "2024-01-30"),
+        ("clean", "cleaned", "2024-01-30"),
+        ("clean", "cleaned", "2024-01-31"),
+    ]
+    assert len(rows) == len(story.after)
+    assert {k: rows[2]["counts"][k] for k in ("read", "updated", "reason:value_not_a_number")} == {
+        **{"read": 5, "updated": 1, "reason:value_not_a_number": 1}
     }
-    before = shop.ids("item")
-    after = load("tea,Green tea,,3", "pie,,,")
-    assert after["tea"] == ("Green tea", ["hot", "green"], {"price": 3.0}, False)
-    assert after["pie"][:2] == ("=1+1", [])
-    assert shop.ids("item") == before
-    version = shop.tables.version("items")
-    load("tea,Green tea,,3", "pie,,,")
-    assert shop.tables.version("items") == version
+    assert rows[2]["inputs"]["interactions"] == story.after["again"].versions["interactions"]
 
 
-def test_an_input_that_cannot_be_loaded_writes_nothing(shop: Shop) -> None:
-    shop.load("2024-01-30", "ann,tea,4,2024-01-30T09:00:00Z")
-    before = shop.versions(*TABLES)
-    with pytest.raises(InputError, match="no rows"):
-        shop.load("2024-01-31")
-    with pytest.raises(GateRefused, match=r"100.0%|all 2 rows.*unparseable_timestamp 2"):
-        shop.load("2024-01-31", "ann,tea,4,tomorrow", "bob,tea,4,never")
-    missing = shop.settings("2024-01-31", shop.folder / "nothing.csv")
-    with pytest.raises(InputError, match=r"nothing\.csv"):
-        clean_day(shop.spark, missing)
-    assert shop.versions(*TABLES) == before
+def test_a_new_column_is_noted(story: Story) -> None:
+    assert [said for said in story.said if "not used" in said] == ["  note: input columns not used: device"]
 
 
-def test_a_new_column_is_noted_and_a_dropped_one_refused(shop: Shop, capsys: pytest.CaptureFixture[str]) -> None:
-    path = write_lines(shop.folder / "wider.csv", HEADER + ",device,zone", "ann,tea,4,2024-01-31T09:00:00Z,phone,2")
-    clean_day(shop.spark, shop.settings("2024-01-31", path))
-    assert "columns not used: device, zone" in capsys.readouterr().err
-    before = shop.versions(*TABLES)
-    path = write_lines(shop.folder / "narrower.csv", "user,item,when", "ann,tea,2024-01-31T09:00:00Z")
-    with pytest.raises(InputError, match=r"'stars' \(input.columns.value\) is missing"):
-        clean_day(shop.spark, shop.settings("2024-01-31", path))
-    assert shop.versions(*TABLES) == before
+def test_a_changed_schema_is_refused_and_nothing_is_written(story: Story) -> None:
+    before = story.versions()
+
+    def refused(error: type[Exception], match: str, path: Path, *overrides: str) -> None:
+        with pytest.raises(error, match=match):
+            clean_day(story.spark, story.settings("2024-01-31", path, *overrides))
+
+    narrow = write_lines(story.folder / "narrow.csv", "user,item,when", "ann,tea,2024-01-31T09:00:00Z")
+    refused(InputError, r"'stars' \(input\.columns\.value\) is missing", narrow)
+    refused(InputError, r"nothing\.csv", story.folder / "nothing.csv")
+    nested = '{"user": {"id": "ann"}, "item": "tea", "stars": 4, "when": "2024-01-31T09:00:00Z"}'
+    path = write_lines(story.folder / "nested.jsonl", nested, nested.replace("ann", "bob"))
+    refused(GateRefused, "all 2 rows were rejected: malformed_line 2", path, "input.format=jsonl")
+    words = {"user": ["ann"], "item": ["tea"], "stars": ["four"], "when": ["2024-01-31T09:00:00Z"]}
+    pq.write_table(pa.table(words), story.folder / "words.parquet")
+    kind = "input.format=parquet"
+    refused(GateRefused, "all 1 rows were rejected: value_not_a_number 1", story.folder / "words.parquet", kind)
+    assert story.versions() == before
 
 
 def test_a_load_that_fails_half_way_says_so_in_runs_and_leaves_interactions_alone(
-    shop: Shop, monkeypatch: pytest.MonkeyPatch
+    story: Story, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    shop.load("2024-01-30", "ann,tea,4,2024-01-30T09:00:00Z")
-    version = shop.tables.version("interactions")
+    before = story.versions()
 
     def full(*_: object) -> None:
         raise OSError("no space left on /lake")
 
     monkeypatch.setattr("sparkcf.load.write_quarantine", full)
+    path = write_lines(story.folder / "failing.csv", HEADER, "guy,tea,4,2024-02-01T09:00:00Z")
     with pytest.raises(OSError, match="no space"):
-        shop.load("2024-01-31", "bob,tea,4,2024-01-31T09:00:00Z")
-    failed = shop.tables.read("runs").where("ds = '2024-01-31'").collect()
+        clean_day(story.spark, story.settings("2024-02-01", path))
+    failed = story.tables.read("runs").where("ds = '2024-02-01'").collect()
     assert [(r["state"], r["reason"]) for r in failed] == [("failed", "OSError: no space left on /lake")]
-    assert shop.tables.version("interactions") == version
-    monkeypatch.undo()
-    shop.load("2024-01-31", "bob,tea,4,2024-01-31T09:00:00Z")
-    assert [e[0] for e in shop.events()] == ["ann", "bob"]
-    assert_dense(shop.ids("user"))
+    assert story.versions()["interactions"] == before["interactions"]
