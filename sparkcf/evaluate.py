@@ -17,7 +17,7 @@ from threadpoolctl import threadpool_limits
 
 from sparkcf.als import Fit
 from sparkcf.config import Config
-from sparkcf.errors import GateRefused
+from sparkcf.errors import ConfigError, GateRefused
 from sparkcf.kernels.metrics import mae, merge, ranking_measures, rating_errors, rmse, summarize, unpack
 from sparkcf.models import MODELS
 from sparkcf.popularity import popularity
@@ -49,9 +49,16 @@ def evaluate(events: DataFrame, n_users: int, n_items: int, config: Config) -> E
 
     Raises
     ------
+    ConfigError
+        Protocol q3 and a model that predicts no ratings.
     GateRefused
         The split leaves nothing to train on or nobody to test.
     """
+    if config.evaluation.protocol == "q3" and (config.model != "als" or config.als.mode != "explicit"):
+        raise ConfigError(
+            f"evaluation.protocol=q3 measures predicted ratings, and model={config.model} predicts none: "
+            "set model=als and als.mode=explicit, or take another protocol"
+        )
     parts = split(events, config)
     _check_split(parts, config)
     fitted = MODELS[config.model].fit(parts.train, n_users, n_items, config, None, lambda _: None)

@@ -2,20 +2,28 @@
 
 from __future__ import annotations
 
+import csv
+import gzip
 import json
 import os
+import secrets
 import shutil
+import signal
 import socket
 import subprocess
 import sys
+import sysconfig
 import time
-from collections.abc import Iterator
+import venv
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from sparkcf import Lake
+from sparkcf.config import load_config
+from sparkcf.lake import LakeTables
+from sparkcf.nightly import nightly
 from sparkcf.session import spark_home
 
 pytestmark = pytest.mark.slow
@@ -23,17 +31,22 @@ pytestmark = pytest.mark.slow
 ROOT = Path(__file__).resolve().parents[2]
 BIN = Path(sys.executable).parent
 PATIENCE = 500  # seconds, on a machine that does other things too
-NIGHT = ("als.rank=8", "als.iterations=3", "als.workers=2", "topk.similar_items=5", "evaluation.bootstrap=20")
+MARK = "SPARKCF_TEST_MARK"
+QUICK = "-XX:TieredStopAtLevel=1 -XX:+UseSerialGC"  # what lives for seconds is not worth optimising
+NIGHT = """als.rank=8 als.iterations=3 als.workers=2 topk.k=10 topk.similar_items=5 evaluation.protocol=q2
+    evaluation.ks=[10] evaluation.bootstrap=10 gate.at=10""".split()
 WHERE = """
+import sys
+
 import sparkcf
 from sparkcf.job import main
 
 def where(spark, config):
     def imported(_):
         import sparkcf.kernels.als
-        return [sparkcf.kernels.als.__file__]
+        return [(sparkcf.kernels.als.__file__, sys.executable)]
     executors = spark.sparkContext.parallelize(range(4), 4).mapPartitions(imported).collect()
-    return {"driver": sparkcf.__file__, "executors": executors}
+    return {"driver": [sparkcf.__file__, sys.executable], "executors": executors}
 
 main("where", where)
 """
@@ -45,14 +58,47 @@ def free_port() -> int:
         return probe.getsockname()[1]
 
 
-def clean_environment(folder: Path) -> dict[str, str]:
-    kept = {name: value for name, value in os.environ.items() if name not in ("PYTHONPATH", "PYSPARK_SUBMIT_ARGS")}
-    return kept | {"PYSPARK_PYTHON": sys.executable, "SPARK_LOCAL_IP": "127.0.0.1", "SPARK_LOG_DIR": str(folder)}
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Outside the checkout: the jobs and the configuration, a small log, and all that the tests write."""
+    folder = tmp_path_factory.mktemp("cluster")
+    for name in ("jobs", "conf"):
+        shutil.copytree(ROOT / name, folder / name)
+    with gzip.open(ROOT / "sparkcf" / "sample" / "ratings.csv.gz", "rt") as file:
+        rows = [row for row in csv.reader(file) if row[0] == "userId" or int(row[0]) < 80]
+    with open(folder / "log.csv", "w", newline="") as file:
+        csv.writer(file).writerows(rows)
+    return folder
 
 
 @pytest.fixture(scope="module")
-def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return tmp_path_factory.mktemp("cluster")
+def python(folder: Path) -> Path:
+    """An environment with everything that the project needs, and without the project."""
+    venv.create(folder / "environment", with_pip=False, symlinks=True)
+    python = folder / "environment" / "bin" / "python"
+    packages = next((folder / "environment" / "lib").glob("python3.*/site-packages"))
+    # The folder alone: what its own .pth files would add, as an editable install, stays away.
+    (packages / "dependencies.pth").write_text(sysconfig.get_path("purelib"))
+    without = subprocess.run(
+        [python, "-c", "import pyspark, numba, sparkcf"], cwd=folder, capture_output=True, text=True
+    )
+    assert "No module named 'sparkcf'" in without.stderr
+    return python
+
+
+@pytest.fixture(scope="module")
+def environment(folder: Path, python: Path) -> Iterator[dict[str, str]]:
+    """What the processes see. Each of them carries a mark in it, by which the last of them is ended."""
+    foreign = ("PYTHONPATH", "PYSPARK_", "SPARK_")
+    mine = {MARK: secrets.token_hex(8), "SPARK_LOCAL_IP": "127.0.0.1", "PYSPARK_PYTHON": str(python)}
+    mine |= {"SPARK_DAEMON_MEMORY": "256m", "SPARK_DAEMON_JAVA_OPTS": QUICK, "SPARK_HOME": str(spark_home())}
+    yield {name: value for name, value in os.environ.items() if not name.startswith(foreign)} | mine
+    for entry in Path("/proc").glob("[0-9]*"):
+        try:
+            if f"{MARK}={mine[MARK]}".encode() in (entry / "environ").read_bytes().split(b"\0"):
+                os.kill(int(entry.name), signal.SIGKILL)
+        except OSError:  # gone, or not ours
+            continue
 
 
 @pytest.fixture(scope="module")
@@ -70,9 +116,9 @@ def wheel(folder: Path) -> Path:
 
 
 @pytest.fixture(scope="module")
-def master(folder: Path) -> Iterator[str]:
+def master(folder: Path, environment: dict[str, str]) -> Iterator[str]:
     """The address of a Master with two Workers of one core each; all of them are stopped again."""
-    address, environment = f"spark://127.0.0.1:{(port := free_port())}", clean_environment(folder)
+    address = f"spark://127.0.0.1:{(port := free_port())}"
     spark_class = str(spark_home() / "bin" / "spark-class")
     package = "org.apache.spark.deploy"
     worker = ("--host", "127.0.0.1", "--webui-port", "0", "--cores", "1", "--memory", "1500m")
@@ -106,36 +152,56 @@ def wait_for_port(port: int) -> None:
     raise AssertionError("the Master does not listen")
 
 
-def submit(folder: Path, master: str, wheel: Path | None, job: Path, *arguments: str) -> dict[str, Any]:
-    """Run a job from a folder outside the checkout; returns its last line."""
-    by_wheel = ["--py-files", str(wheel)] if wheel else []
-    memory = ["--driver-memory", "1g", "--conf", "spark.executor.memory=1000m"]
-    ports = ["--conf", "spark.ui.enabled=false", "--conf", "spark.sql.shuffle.partitions=2"]
-    command = [str(BIN / "spark-submit"), "--master", master, *memory, *ports, *by_wheel, str(job), *arguments]
-    done = subprocess.run(
-        command, cwd=folder, env=clean_environment(folder), capture_output=True, text=True, timeout=PATIENCE
-    )
-    assert done.returncode == 0, done.stderr[-3000:] + done.stdout[-3000:]
-    return json.loads(done.stdout.splitlines()[-1])
+@pytest.fixture(scope="module")
+def submit(folder: Path, environment: dict[str, str], python: Path, master: str, wheel: Path) -> Callable[..., Any]:
+    """Run a job on the cluster from a folder outside the checkout; gives its last line."""
+
+    def run(job: str, *arguments: str) -> dict[str, Any]:
+        command = [str(BIN / "spark-submit"), "--master", master, "--py-files", str(wheel), "--driver-memory", "1g"]
+        for setting in (
+            f"pyspark.python={python}",
+            "executor.memory=1000m",
+            f"executor.extraJavaOptions={QUICK}",
+            f"driver.extraJavaOptions={QUICK}",
+            "cores.max=2",
+            "scheduler.minRegisteredResourcesRatio=1",  # a gang of two must not begin before there are two
+            "ui.enabled=false",
+            "sql.shuffle.partitions=2",
+        ):
+            command += ["--conf", f"spark.{setting}"]
+        done = subprocess.run(
+            [*command, job, *arguments], cwd=folder, env=environment, capture_output=True, text=True, timeout=PATIENCE
+        )
+        assert done.returncode == 0, done.stderr[-3000:] + done.stdout[-3000:]
+        return json.loads(done.stdout.splitlines()[-1])
+
+    return run
 
 
-def test_driver_and_executors_import_from_the_wheel(folder, master, wheel):
-    job = folder / "where.py"
-    job.write_text(WHERE)
-    result = submit(folder, master, wheel, job, "ds=2024-01-31", "input.path=none.csv", f"lake.root={folder}/none")
-    assert wheel.name in result["driver"]
-    assert result["executors"] and all(wheel.name in file for file in result["executors"])
+def test_driver_and_executors_import_from_the_wheel(folder, submit, wheel, python) -> None:
+    (folder / "where.py").write_text(WHERE)
+    result = submit("where.py", "ds=2024-01-31", "input.path=none.csv", f"lake.root={folder}/none")
+    assert len(result["executors"]) == 4
+    for file, executable in (result["driver"], *result["executors"]):
+        assert wheel.name in file and executable == str(python)
 
 
-def test_night_on_a_cluster_gives_the_lists_of_a_single_machine(folder, master, wheel):
-    job, config = ROOT / "jobs" / "nightly.py", ("--config", str(ROOT / "conf" / "nightly.yaml"))
+def test_night_on_a_cluster_gives_the_tables_of_a_single_machine(spark, folder, submit) -> None:
     there, here = folder / "lake-cluster", folder / "lake-local"
-    distributed = submit(folder, master, wheel, job, *config, *NIGHT, f"lake.root={there}")
-    single = submit(folder, "local[2]", None, job, *config, *NIGHT, f"lake.root={here}")
+    given = (*NIGHT, "ds=2018-09-25", f"input.path={folder}/log.csv")
+    conf = str(folder / "conf" / "nightly.yaml")
+    distributed = submit("jobs/nightly.py", "--config", conf, *given, f"lake.root={there}")
+    single = nightly(spark, load_config((conf,), [*given, f"lake.root={here}"]))
     assert distributed["counts"] == single["counts"]
-    assert distributed["counts"]["clean"] == 100_836
-    assert distributed["figures"] == pytest.approx(single["figures"], abs=1e-6)
-    for user in ("1", "42", "610"):
-        lists = [Lake(lake).recommendations(user, k=20) for lake in (there, here)]
-        assert list(lists[0]["item_id"]) == list(lists[1]["item_id"])
-        assert list(lists[0]["score"]) == pytest.approx(list(lists[1]["score"]), abs=1e-5)
+    assert distributed["counts"]["users_model"] == 79 and distributed["counts"]["recommendations"] == 790
+    assert distributed["figures"] == pytest.approx(single["figures"], abs=1e-5)
+    for name, keys in (
+        ("recommendations", ["user_id", "position", "item_id", "reason"]),
+        ("similar_items", ["item_id", "position", "similar_item_id"]),
+        ("items", ["item_id", "item_idx", "title"]),
+    ):
+        rows = [LakeTables(spark, str(lake)).read(name).orderBy(keys).collect() for lake in (there, here)]
+        assert rows[0] and [[row[k] for k in keys] for row in rows[0]] == [[row[k] for k in keys] for row in rows[1]]
+        if "score" in rows[0][0]:
+            scores = [[row["score"] for row in lake] for lake in rows]
+            assert scores[0] == pytest.approx(scores[1], abs=1e-5)

@@ -290,7 +290,7 @@ TIMES = [  # formats, text, what it is in UTC
     ("epoch_s", "1.70928843e9", "2024-03-01T10:20:30.000000"),
     ("epoch_s", "-1", "1969-12-31T23:59:59.000000"),
     ("epoch_s", "1709288430000", "9892-03-08T12:26:40.000000"),  # milliseconds taken for seconds: far in the future
-    ("epoch_s", "9" * 30, "9892-03-08T12:26:40.000000"),
+    ("epoch_s", "9" * 20, "9892-03-08T12:26:40.000000"),
     ("epoch_s", "9" * 60, None),
     ("epoch_s", "2024-03-01", None),
     ("epoch_s", "", None),

@@ -16,10 +16,11 @@ from pyspark.sql import functions as F
 from sparkcf import evaluate as module
 from sparkcf.als import fit_arrays, fold_in
 from sparkcf.config import Config, load_config
-from sparkcf.errors import GateRefused
+from sparkcf.errors import ConfigError, GateRefused
 from sparkcf.evaluate import Evaluation, evaluate
 from sparkcf.kernels.metrics import ranking_measures
 from sparkcf.split import Split, split
+from tests.spark.shuffles import shuffled_into
 
 N, M, LATE = 90, 45, 80  # users from LATE on come in the last days only
 PROTOCOLS = ("q1", "q2", "q3", "q4")
@@ -59,14 +60,15 @@ def events(spark: SparkSession) -> Iterator[Callable[[int], DataFrame]]:
 
 
 @pytest.fixture(scope="module")
-def evaluated(events: Callable[[int], DataFrame]) -> Callable[..., Evaluation]:
+def evaluated(spark: SparkSession, events: Callable[[int], DataFrame]) -> Callable[..., Evaluation]:
     """The evaluation by a protocol; the same question is answered once."""
     known: dict[tuple, Evaluation] = {}
 
     def ask(protocol: str, *overrides: str, partitions: int = 2) -> Evaluation:
         key = (protocol, overrides, partitions)
         if key not in known:
-            known[key] = evaluate(events(partitions), N, M, settings(protocol, *overrides))
+            with shuffled_into(spark, partitions):
+                known[key] = evaluate(events(partitions), N, M, settings(protocol, *overrides))
         return known[key]
 
     return ask
@@ -174,10 +176,16 @@ def test_the_model_beats_popularity_where_there_are_tastes(evaluated: Callable[.
             assert found.value(metric, 5) > 1.3 * found.value(metric, 5, "popularity"), metric
 
 
-@pytest.mark.parametrize("protocol", PROTOCOLS)
+@pytest.mark.parametrize("overrides", [("model=popularity",), ("als.biases=false", "als.mode=implicit")])
+def test_a_model_that_predicts_no_ratings_is_not_measured_by_them(
+    events: Callable[[int], DataFrame], overrides: tuple[str, ...]
+) -> None:
+    with pytest.raises(ConfigError, match=r"q3 measures predicted ratings.*als\.mode=explicit"):
+        evaluate(events(2), N, M, settings("q3", *overrides))
+
+
+@pytest.mark.parametrize("protocol", ["q1", "q2", "q4"])
 def test_popularity_as_a_model_is_the_baseline(evaluated: Callable[..., Evaluation], protocol: str) -> None:
-    if protocol == "q3":
-        pytest.skip("popularity predicts no ratings")
     found = by_name(evaluated(protocol, "model=popularity"))
     baseline = by_name(evaluated(protocol))
     for (system, metric, k), value in found.items():

@@ -16,6 +16,7 @@ from sparkcf.config import Config, load_config
 from sparkcf.errors import GateRefused
 from sparkcf.preferences import indexed, pairs
 from sparkcf.split import split, time_cut, uniform
+from tests.spark.shuffles import shuffled_into
 
 SCHEMA = "user_idx int, item_idx int, event string, value double, ts timestamp"
 PROTOCOLS = ("q1", "q2", "q3", "q4")
@@ -61,7 +62,7 @@ def events(spark: SparkSession) -> Callable[[int], DataFrame]:
 
 
 @pytest.fixture(scope="module")
-def splits(events: Callable[[int], DataFrame]) -> Callable[..., Parts]:
+def splits(spark: SparkSession, events: Callable[[int], DataFrame]) -> Callable[..., Parts]:
     """The parts of a split as {(user, item): value}; the same question is answered once."""
     known: dict[tuple, Parts] = {}
 
@@ -69,9 +70,10 @@ def splits(events: Callable[[int], DataFrame]) -> Callable[..., Parts]:
         key = (protocol, overrides, partitions)
         if key not in known:
             base = ("preference.positive_from=3", "evaluation.holdout_share=0.2", f"evaluation.protocol={protocol}")
-            found = split(events(partitions), settings(*base, *overrides))
-            named = [getattr(found, name).withColumn("part", F.lit(name)) for name in ("train", "known", "heldout")]
-            whole = named[0].unionByName(named[1]).unionByName(named[2]).collect()
+            with shuffled_into(spark, partitions):
+                found = split(events(partitions), settings(*base, *overrides))
+                named = [getattr(found, name).withColumn("part", F.lit(name)) for name in ("train", "known", "heldout")]
+                whole = named[0].unionByName(named[1]).unionByName(named[2]).collect()
             counts = Counter((row["part"], row["user_idx"], row["item_idx"]) for row in whole)
             assert set(counts.values()) == {1}  # no pair stands twice in a part
             parts: Parts = {name: {} for name in ("train", "known", "heldout")}
@@ -216,7 +218,7 @@ def test_uniform_spreads_evenly_and_depends_on_seed_salt_and_values(spark: Spark
 LOG = [  # user, item, event, value, second
     (0, 0, "view", 1.0, 10),
     (0, 0, "buy", 4.0, 30),
-    (0, 0, "view", 2.0, 20),
+    (0, 0, "view", 2.0, 40),
     (0, 1, "view", 5.0, 10),
     (0, 1, "view", 3.0, 10),
     (1, 0, "buy", 2.5, 10),
@@ -231,7 +233,7 @@ LOG = [  # user, item, event, value, second
         (("preference.weight=value",), {(0, 0): 7, (0, 1): 8, (1, 0): 2.5}),
         (("preference.weight=value", "preference.positive_from=2"), {(0, 0): 6, (0, 1): 8, (1, 0): 2.5}),
         (("preference.weight=event", "input.events={view: 1, buy: 5}"), {(0, 0): 7, (0, 1): 2, (1, 0): 5}),
-        (("als.mode=explicit",), {(0, 0): 4, (0, 1): 5, (1, 0): 2.5}),
+        (("als.mode=explicit",), {(0, 0): 2, (0, 1): 5, (1, 0): 2.5}),
         (("model=popularity", "als.mode=explicit"), {(0, 0): 1, (0, 1): 1, (1, 0): 1}),
     ],
 )
