@@ -233,7 +233,7 @@ def load_config(files: Iterable[str | Path] = (), overrides: Iterable[str] = ())
             raise ConfigError(f"argument {override!r} is not key=value, for example als.rank=64")
         try:
             value = yaml.safe_load(text) if text.strip() else None
-        except yaml.YAMLError:
+        except (yaml.YAMLError, ValueError):  # such as a day that no calendar has: the key's own check will say so
             value = text
         _merge(merged, _nest(key.strip().split("."), value))
     return parse_config(merged)
@@ -251,7 +251,7 @@ def _read_yaml(path: Path) -> dict[str, Any]:
         loaded = yaml.safe_load(path.read_text(encoding="utf-8"))
     except OSError as error:
         raise ConfigError(f"configuration file {path}: {error.strerror or error}") from None
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
+    except (yaml.YAMLError, ValueError) as error:
         raise ConfigError(f"configuration file {path} is not YAML: {' '.join(str(error).split())}") from None
     if loaded is None:
         return {}

@@ -35,7 +35,7 @@ def run_job(name: str, function: Job, argv: Sequence[str] | None = None) -> int:
         The exit code: see `errors.EXIT_CODES`.
     """
     check_python()
-    arguments = _parser(name).parse_args(argv)
+    arguments = _parser(name).parse_intermixed_args(argv)
     result: dict[str, Any] = {"job": name}
     try:
         config = load_config(arguments.config, arguments.overrides)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import re
+import tempfile
 from pathlib import Path
 from urllib.parse import unquote
 
@@ -29,8 +30,11 @@ def check_writable(root: str) -> None:
         raise LakeError(f"lake.root={root}: {existing} is not a folder: choose another root")
     if not os.access(existing, os.W_OK | os.X_OK):
         raise LakeError(f"lake.root={root}: {existing} is not writable: change its rights or choose another root")
-    if os.statvfs(existing).f_flag & os.ST_RDONLY:
-        raise LakeError(f"lake.root={root}: {existing} is on a read-only file system: choose another root")
+    try:  # root may do anything by its rights, and still not here
+        os.rmdir(tempfile.mkdtemp(prefix=".sparkcf-", dir=existing))
+    except OSError as error:
+        reason = error.strerror or str(error)
+        raise LakeError(f"lake.root={root}: {existing} cannot be written ({reason}): choose another root") from None
 
 
 def local_folder(root: str) -> str | None:

@@ -147,7 +147,6 @@ def test_a_dry_run_says_what_would_run_and_starts_nothing(never: Callable, run: 
     assert not (tmp_path / "lake").exists()
 
 
-@pytest.mark.xfail(strict=True, raises=SystemExit, reason="argparse: parse_intermixed_args is needed")
 def test_options_may_stand_between_the_overrides(never: Callable, capsys: pytest.CaptureFixture[str]) -> None:
     arguments = ["ds=2024-01-31", "input.path=in.csv", "--dry-run", "als.rank=5"]
     assert run_job("clean", never, arguments) == 0
@@ -186,7 +185,6 @@ def test_a_lake_that_cannot_be_written_is_refused_before_spark_starts(
         assert f"{denied} is not writable" in result["error"]
 
 
-@pytest.mark.xfail(strict=True, reason="asking for the rights of root is no proof: try it")
 @pytest.mark.skipif(not Path("/proc/self").is_dir(), reason="no /proc here")
 def test_a_lake_in_a_place_that_holds_no_files_is_refused_before_spark_starts(never: Callable, run: Callable) -> None:
     code, result, _ = run(never, "lake.root=/proc/lake")
