@@ -7,7 +7,7 @@ import time
 from collections.abc import Callable
 from typing import TypeVar
 
-from delta.tables import DeltaTable
+from delta.tables import DeltaTable, DeltaTableBuilder
 from pyspark.sql import DataFrame, SparkSession
 from pyspark.sql.types import MapType
 
@@ -47,26 +47,21 @@ class LakeTables:
         return DeltaTable.isDeltaTable(self.spark, self.path(name))
 
     def create(self, name: str) -> DeltaTable:
-        """The table, made empty with its comments and constraints where it does not exist."""
-        table, path = TABLES[name], self.path(name)
+        """The table; where it does not exist, made empty with comments and constraints in one commit."""
         if not self.exists(name):
-            builder = DeltaTable.createIfNotExists(self.spark).location(path).comment(table.comment)
-            builder = builder.addColumns(table.schema)
-            if table.partition_by:
-                builder = builder.partitionedBy(*table.partition_by)
-            for key, value in PROPERTIES.items():
-                builder = builder.property(key, value)
-            _explained(f"create table {name} in {self.root}", builder.execute)
-            for constraint, condition in table.constraints.items():
-                self._add_constraint(name, constraint, condition)
-        return DeltaTable.forPath(self.spark, path)
+            retry_conflicts(f"create table {name} in {self.root}", lambda: self._builder(name).execute())
+        return self._table(name)
 
-    def _add_constraint(self, name: str, constraint: str, condition: str) -> None:
-        quoted = self.path(name).replace("`", "``")
-        _explained(
-            f"constrain table {name}",
-            lambda: self.spark.sql(f"ALTER TABLE delta.`{quoted}` ADD CONSTRAINT {constraint} CHECK ({condition})"),
-        )
+    def _builder(self, name: str) -> DeltaTableBuilder:
+        table = TABLES[name]
+        builder = DeltaTable.createIfNotExists(self.spark).location(self.path(name)).comment(table.comment)
+        builder = builder.addColumns(table.schema)
+        if table.partition_by:
+            builder = builder.partitionedBy(*table.partition_by)
+        constraints = {f"delta.constraints.{key}": condition for key, condition in table.constraints.items()}
+        for key, value in (PROPERTIES | constraints).items():
+            builder = builder.property(key, value)
+        return builder
 
     def read(self, name: str, version: int | None = None) -> DataFrame:
         """The table's rows at a version; an empty frame of its schema where it does not exist yet."""
