@@ -11,43 +11,65 @@ worker 1, so the received rows are [item 0, item 3] and
     needed  = [[0], [1]]          # places asked of worker 0 and of worker 1
     indptr  = [0, 2, 4]
     indices = [0, 1, 0, 1]
+
+A row with so many entries that its worker would work while the others wait is hot: its entries stay with the workers of
+their columns, which sum its normal equations (see `Hot`).
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field
-from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
-from pyspark.sql import Column, DataFrame
-from pyspark.sql import functions as F
 
-from sparkcf.gang import Gang, numpy_columns
+from sparkcf.gang import Gang
 from sparkcf.kernels.csr import build_csr
+
+Rows = tuple[NDArray[np.int64], NDArray[np.int32], NDArray[np.float32]]  # indptr, indices, values
 
 USER, ITEM = 0, 1
 KINDS = ("user", "item")
+HOT_BYTES = 64 << 20  # of one row's packed fixed vectors, the largest buffer of a row kernel
+
+
+@dataclass
+class Hot:
+    """Rows too long for one worker: each worker holds those of their entries whose columns live with it.
+
+    `rows` int64 (h,): dense indices, the same at all workers; `indptr` int64 (h + 1,), `places` int32: of the other
+    side's rows *here*; `values` float32.
+    """
+
+    rows: NDArray[np.int64]
+    indptr: NDArray[np.int64]
+    places: NDArray[np.int32]
+    values: NDArray[np.float32]
+
+    def here(self, rank: int, size: int) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+        """Of the hot rows that live at a worker: their positions in `rows`, and their places."""
+        mine = np.flatnonzero(self.rows % size == rank)
+        return mine, self.rows[mine] // size
 
 
 @dataclass
 class Block:
     """One side's rows at one worker.
 
-    `indptr` int64 (n + 1,), `indices` int32 (nnz,) into the received rows, `values` float32 (nnz,);
+    `indptr` int64 (n + 1,), `indices` int32 (nnz,) into the received rows, `values` float32 (nnz,): the rows but the
+    hot ones; `counts`, `positives` int64 (n,): entries of every row, and those with a value above 0;
     `needed[w]`: int64 places asked of worker w; `sends[w]`: places of the *other* side's rows here that w asked for.
     """
 
     indptr: NDArray[np.int64]
     indices: NDArray[np.int32]
     values: NDArray[np.float32]
+    counts: NDArray[np.int64]
+    positives: NDArray[np.int64]
     needed: list[NDArray[np.int64]]
+    hot: Hot
     sends: list[NDArray[np.int64]] = field(default_factory=list)
-
-    @property
-    def counts(self) -> NDArray[np.int64]:
-        return np.diff(self.indptr)
 
 
 @dataclass
@@ -56,94 +78,6 @@ class Parts:
 
     triples: list[tuple[NDArray[np.int32], NDArray[np.int32], NDArray[np.float32]]]
     starts: list[tuple[NDArray[np.int32], NDArray[np.float32]] | None]
-
-
-def shuffled(pairs: DataFrame, workers: int, starts: dict[str, DataFrame] | None = None) -> DataFrame:
-    """Send every pair to the worker of its user and to that of its item; one partition a worker.
-
-    Parameters
-    ----------
-    pairs : user_idx, item_idx, value.
-    starts : by side, (idx, factor) rows to begin from; they travel in the same shuffle.
-
-    Returns
-    -------
-    DataFrame
-        kind (0 user row, 1 item row, 2 user start, 3 item start), row, col, value and, with starts, vector.
-    """
-    worker, value = F.col("worker"), F.col("value").cast("float")
-
-    def rows(kind: int, row: str, col: str) -> Column:
-        return F.struct(
-            F.pmod(F.col(row), F.lit(workers)).alias("worker"),
-            F.lit(kind).cast("byte").alias("kind"),
-            (F.col(row) / workers).cast("int").alias("row"),
-            F.col(col).alias("col"),
-            value.alias("value"),
-        )
-
-    copies = F.array(rows(USER, "user_idx", "item_idx"), rows(ITEM, "item_idx", "user_idx"))
-    tagged = pairs.select(F.inline(copies))
-    if starts:
-        nothing = F.lit(None).cast("array<float>")
-        tagged = tagged.withColumn("vector", nothing)
-        for side, name in enumerate(KINDS):
-            if name in starts:
-                start = starts[name].select(
-                    F.pmod(F.col("idx"), F.lit(workers)).alias("worker"),
-                    F.lit(2 + side).cast("byte").alias("kind"),
-                    (F.col("idx") / workers).cast("int").alias("row"),
-                    F.lit(0).alias("col"),
-                    F.lit(0.0).cast("float").alias("value"),
-                    F.col("factor").alias("vector"),
-                )
-                tagged = tagged.unionByName(start)
-    keys = partition_keys(pairs, workers)
-    return tagged.repartition(workers, F.array(*map(F.lit, keys))[worker]).drop("worker")
-
-
-def partition_keys(frame: DataFrame, partitions: int) -> list[int]:
-    """Integers whose Spark hash falls on partition 0, 1, …: partitioning by them is partitioning by number."""
-    bucket = F.pmod(F.hash("id"), F.lit(partitions))
-    candidates = frame.sparkSession.range(64 * partitions, numPartitions=1).select(F.col("id").cast("int"))
-    found = candidates.groupBy(bucket.alias("p")).agg(F.min("id").alias("key")).collect()
-    keys = {row["p"]: row["key"] for row in found}
-    return [keys[p] for p in range(partitions)]
-
-
-def read_parts(batches: Iterable[Any], warm: bool, width: int) -> Parts:
-    """Arrow batches of `shuffled` as arrays. `width`: length of a start's vector."""
-    batches = list(batches)
-    kinds, rows, cols, values = numpy_columns(batches, ("kind", "row", "col", "value"))
-    starts: list[list[tuple[Any, Any]]] = [[], []]
-    if warm:
-        for batch, kind, row in zip(batches, kinds, rows, strict=True):
-            for side in (USER, ITEM):
-                chosen = np.flatnonzero(kind == 2 + side)
-                if len(chosen):
-                    vectors = batch.column("vector").take(_arrow_int(chosen)).flatten()
-                    starts[side].append((row[chosen], vectors.to_numpy(zero_copy_only=False).reshape(-1, width)))
-    kind = _joined(kinds, np.int8)
-    row, col, value = _joined(rows, np.int32), _joined(cols, np.int32), _joined(values, np.float32)
-    triples = []
-    for side in (USER, ITEM):
-        chosen = kind == side
-        triples.append((row[chosen], col[chosen], value[chosen]))
-    return Parts(triples, [_stacked(s) if s else None for s in starts])
-
-
-def _arrow_int(values: Any) -> Any:
-    import pyarrow
-
-    return pyarrow.array(values)
-
-
-def _joined(arrays: Sequence[Any], dtype: Any) -> Any:
-    return np.concatenate(arrays).astype(dtype, copy=False) if arrays else np.empty(0, dtype)
-
-
-def _stacked(parts: list[tuple[Any, Any]]) -> tuple[Any, Any]:
-    return np.concatenate([p[0] for p in parts]), np.concatenate([p[1] for p in parts])
 
 
 def places(n: int, rank: int, workers: int) -> int:
@@ -156,19 +90,39 @@ def row_ids(n: int, rank: int, workers: int) -> NDArray[np.int64]:
     return np.arange(rank, n, workers, dtype=np.int64)
 
 
-def build_block(
-    triples: tuple[NDArray[np.int32], NDArray[np.int32], NDArray[np.float32]],
-    n_own: int,
-    n_other: int,
-    workers: int,
-) -> Block:
-    """Compressed rows of one side; `triples` = (place of the row here, column's dense index, value).
+def build_blocks(parts: Parts, sizes: tuple[int, int], width: int, gang: Gang) -> list[Block]:
+    """Both sides' blocks of a worker, from what the shuffle brought; `parts.triples` is emptied on the way.
 
     Parameters
     ----------
-    n_own : rows of the side at this worker. n_other : rows of the other side, over all workers.
+    sizes : users and items over all workers. width : of a factor row; it decides which rows are hot.
     """
-    indptr, cols, values = build_csr(*triples, n_own, n_other)
+    rows = []
+    for side in (USER, ITEM):
+        own, other = places(sizes[side], gang.rank, gang.size), sizes[1 - side]
+        rows.append(build_csr(*parts.triples[side], own, other))
+        parts.triples[side] = (np.empty(0, np.int32), np.empty(0, np.int32), np.empty(0, np.float32))  # free them
+    counts = [np.diff(indptr) for indptr, _, _ in rows]
+    positives = [positive_counts(indptr, values) for indptr, _, values in rows]
+    hot_rows = [_hot_rows(counts[side], width, gang) for side in (USER, ITEM)]
+    hots = [_hot_part(rows[1 - side], hot_rows[side], sizes[side]) for side in (USER, ITEM)]
+    blocks = []
+    for side in (USER, ITEM):
+        indptr, cols, values = _without(rows[side], hots[side].here(gang.rank, gang.size)[1])
+        rows[side] = (indptr[:1], cols[:0], values[:0])
+        indices, needed = _local(cols, sizes[1 - side], gang.size)
+        blocks.append(Block(indptr, indices, values, counts[side], positives[side], needed, hots[side]))
+    return blocks
+
+
+def positive_counts(indptr: NDArray[np.int64], values: NDArray[np.float32]) -> NDArray[np.int64]:
+    """Entries above 0 of each of some compressed rows, int64 (n,)."""
+    before = np.concatenate([[0], np.cumsum(values > 0)])
+    return before[indptr[1:]] - before[indptr[:-1]]
+
+
+def _local(cols: NDArray[np.int32], n_other: int, workers: int) -> tuple[NDArray[np.int32], list[NDArray[np.int64]]]:
+    """Columns as positions among the received rows, and the places asked of each worker."""
     wanted = np.zeros(n_other, bool)
     wanted[cols] = True
     needed = [np.flatnonzero(wanted[w::workers]) for w in range(workers)]
@@ -177,7 +131,37 @@ def build_block(
     for w, asked in enumerate(needed):
         position[w::workers][asked] = np.arange(begin, begin + len(asked), dtype=np.int32)
         begin += len(asked)
-    return Block(indptr, position[cols], values, needed)
+    return position[cols], needed
+
+
+def _hot_rows(counts: NDArray[np.int64], width: int, gang: Gang) -> NDArray[np.int64]:
+    """The rows whose packed vectors would exceed HOT_BYTES, over all workers. It depends on the data alone."""
+    mine = np.flatnonzero(counts * (4 * width) > HOT_BYTES) * gang.size + gang.rank
+    return np.sort(np.concatenate(gang.exchange([mine] * gang.size)))
+
+
+def _hot_part(rows: Rows, hot: NDArray[np.int64], n_other: int) -> Hot:
+    """The entries of the other side's rows here whose column is hot, turned round: by column."""
+    number = np.full(n_other, -1, np.int32)
+    number[hot] = np.arange(len(hot), dtype=np.int32)
+    indptr, cols, values = rows
+    entries = np.flatnonzero(number[cols] >= 0) if len(hot) else np.empty(0, np.int64)
+    place = (np.searchsorted(indptr, entries, side="right") - 1).astype(np.int32)
+    turned = build_csr(number[cols[entries]], place, values[entries], len(hot), len(indptr) - 1)
+    return Hot(hot, *turned)
+
+
+def _without(rows: Rows, gone: NDArray[np.int64]) -> Rows:
+    """Compressed rows with some of them emptied."""
+    if len(gone) == 0:
+        return rows
+    indptr, cols, values = rows
+    counts = np.diff(indptr)
+    emptied = np.zeros(len(counts), bool)
+    emptied[gone] = True
+    kept = np.repeat(~emptied, counts)
+    counts[gone] = 0
+    return np.concatenate([[0], np.cumsum(counts)]), cols[kept], values[kept]
 
 
 def exchange_routes(blocks: Sequence[Block], gang: Gang) -> None:
@@ -190,9 +174,3 @@ def received(block: Block, other_factors: NDArray[np.float32], gang: Gang) -> ND
     """The other side's rows that this block needs, float32 (needed, k), from all workers."""
     parts = gang.exchange([other_factors[asked] for asked in block.sends])
     return parts[0] if len(parts) == 1 else np.concatenate(parts)
-
-
-def result_batches(chunks: Iterator[Any], size: int = 10_000) -> Iterator[Any]:
-    """Arrow batches of at most `size` rows, so that no message grows with the block."""
-    for table in chunks:
-        yield from table.to_batches(max_chunksize=size)

@@ -83,7 +83,7 @@ def clean(raw: DataFrame, input_config: InputConfig, config: CleanConfig, ds: dt
     checked = raw.transform(lambda rows: parse(rows, input_config, config)).transform(
         lambda rows: with_reason(rows, input_config, config, ds)
     )
-    checked = checked.persist(StorageLevel.MEMORY_AND_DISK)
+    checked = checked.persist(StorageLevel.DISK_ONLY)  # the heap is for sorting; the system keeps hot files itself
     kept = [checked]
     try:
         _check_present(checked, input_config)  # fills the cache: the one pass over the input
@@ -92,7 +92,7 @@ def clean(raw: DataFrame, input_config: InputConfig, config: CleanConfig, ds: dt
         rejected = bounded.where(F.col("reason").isNotNull() & ~F.col("header"))
         quarantine = rejected.select("reason", "raw", "source").unionByName(first_headers)
         unique = deduplicate(bounded.where(F.col("reason").isNull() & ~F.col("header")))
-        unique = unique.persist(StorageLevel.MEMORY_AND_DISK)
+        unique = unique.persist(StorageLevel.DISK_ONLY)
         kept.append(unique)
         totals = unique.agg(
             F.count(F.lit(1)).alias("clean"),

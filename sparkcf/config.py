@@ -10,7 +10,7 @@ import difflib
 import json
 from collections.abc import Iterable, Mapping
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, ClassVar, Literal
 
 import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
@@ -102,9 +102,13 @@ class PreferenceConfig(Section):
     weight: Literal["one", "value", "event"] = "one"  # of a positive: 1, its value, or its event's weight
 
 
-class ALSConfig(Section):
+class FactorizationConfig(Section):
+    """What ALS and HALS have in common."""
+
+    section: ClassVar[str] = ""  # the key that it stands under
+
     mode: Literal["implicit", "explicit"] = "implicit"
-    form: Literal["ials", "hu_koren", "implicit"] = "ials"  # which implicit objective: see sparkcf/objective.py
+    form: Literal["ials", "hu_koren", "implicit", "frobenius"] = "ials"  # implicit objective: sparkcf/objective.py
     rank: Annotated[int, Field(ge=1, le=4096)] = 64
     iterations: Positive = 16
     regularization: NonNegative = 0.003
@@ -112,18 +116,58 @@ class ALSConfig(Section):
     unobserved_weight: NonNegative = 0.1  # alpha0, form ials
     alpha: Annotated[float, Field(gt=0, allow_inf_nan=False)] = 1.0  # forms hu_koren and implicit
     biases: bool = False  # explicit only
-    solver: Literal["cholesky", "cg"] = "cholesky"
-    cg_steps: Positive = 3
+    nonnegative: bool = False
     init_sd: Annotated[float, Field(gt=0, allow_inf_nan=False)] = 0.1  # entries ~ N(0, init_sd / sqrt(rank))
     tolerance: NonNegative = 0.0  # stop when the objective falls by a smaller share in a sweep; 0: never
+    save_every: Annotated[int, Field(ge=0)] = 5  # sweeps between savings of progress; 0: never
     workers: Positive | None = None  # size of the gang; None: all task slots
     timeout_s: Positive = 60  # a peer silent for longer is taken for dead
 
     @model_validator(mode="after")
-    def _consistent(self) -> ALSConfig:
+    def _consistent(self) -> FactorizationConfig:
         if self.biases and self.mode == "implicit":
-            raise ValueError("biases go with mode explicit: set als.biases=false or als.mode=explicit")
+            raise ValueError("biases go with mode explicit: set biases to false or mode to explicit")
+        if self.biases and self.nonnegative:
+            raise ValueError("biases may be negative: set biases or nonnegative to false")
         return self
+
+    @property
+    def width(self) -> int:
+        """Columns of a stored row: the vector, and the bias where there is one."""
+        return self.rank + self.biases
+
+
+class ALSConfig(FactorizationConfig):
+    section: ClassVar[str] = "als"
+
+    solver: Literal["cholesky", "cg", "subspace"] = "cholesky"
+    cg_steps: Positive = 3
+    subspace_size: Positive = 64  # dimensions that the subspace solver solves at a time
+
+    @model_validator(mode="after")
+    def _solvable(self) -> ALSConfig:
+        if self.nonnegative and self.solver != "cholesky":
+            raise ValueError(f"nonnegative goes with solver cholesky, not {self.solver}; or take model hals")
+        return self
+
+    @property
+    def steps(self) -> int:
+        """The solver's own count: steps of conjugate gradient, or dimensions in a block."""
+        return self.cg_steps if self.solver == "cg" else min(self.subspace_size, self.width)
+
+
+class HALSConfig(FactorizationConfig):
+    section: ClassVar[str] = "hals"
+
+    passes: Positive = 1  # over all dimensions of a row in a half-sweep
+
+    @property
+    def solver(self) -> str:
+        return "hals"
+
+    @property
+    def steps(self) -> int:
+        return self.passes
 
 
 class PopularityConfig(Section):
@@ -132,6 +176,7 @@ class PopularityConfig(Section):
 
 class TrainConfig(Section):
     warm_start: bool = False  # from the published run's factors, where rank and model agree
+    progress: str | None = None  # folder where sweeps are saved until a run ends; None: _progress under lake.root
 
 
 class EvaluationConfig(Section):
@@ -178,7 +223,7 @@ class Config(Section):
     input: InputConfig
     lake: LakeConfig = LakeConfig()
     seed: Annotated[int, Field(ge=0, lt=2**31)] = 42
-    model: Literal["als", "popularity"] = "als"
+    model: Literal["als", "hals", "popularity"] = "als"
     run_id: str | None = Field(
         None, pattern=r"^[A-Za-z0-9._-]{1,80}$"
     )  # evaluate, recommend, publish: the run; None: the newest unpublished
@@ -186,6 +231,7 @@ class Config(Section):
     preference: PreferenceConfig = PreferenceConfig()
     train: TrainConfig = TrainConfig()
     als: ALSConfig = ALSConfig()
+    hals: HALSConfig = HALSConfig()
     popularity: PopularityConfig = PopularityConfig()
     evaluation: EvaluationConfig = EvaluationConfig()
     topk: TopKConfig = TopKConfig()
@@ -197,6 +243,16 @@ class Config(Section):
         if self.gate.at is not None and self.gate.at not in self.evaluation.ks:
             raise ValueError(f"gate.at={self.gate.at} is not among evaluation.ks={list(self.evaluation.ks)}")
         return self
+
+    @property
+    def factorization(self) -> ALSConfig | HALSConfig | None:
+        """The parameters of the model where it is a factorization."""
+        return {"als": self.als, "hals": self.hals}.get(self.model)
+
+    @property
+    def explicit(self) -> bool:
+        """Whether the model predicts values, rather than what a user will take up."""
+        return self.factorization is not None and self.factorization.mode == "explicit"
 
     def to_json(self) -> str:
         """The resolved configuration, as it is stored with the run."""

@@ -54,7 +54,7 @@ def evaluate(events: DataFrame, n_users: int, n_items: int, config: Config) -> E
     GateRefused
         The split leaves nothing to train on or nobody to test.
     """
-    if config.evaluation.protocol == "q3" and (config.model != "als" or config.als.mode != "explicit"):
+    if config.evaluation.protocol == "q3" and not config.explicit:
         raise ConfigError(
             f"evaluation.protocol=q3 measures predicted ratings, and model={config.model} predicts none: "
             "set model=als and als.mode=explicit, or take another protocol"
@@ -113,9 +113,7 @@ def _ranking_figures(parts: Split, fitted: Fit, n_items: int, config: Config) ->
                 if folded:
                     weight = batch.column("weight").flatten().to_numpy(zero_copy_only=False)
                     rows = (*seen, weight.astype(np.float32))
-                    vectors = model.fold_in(
-                        rows, np.array(opened.vectors), np.array(opened.bias), present, mean, config
-                    )
+                    vectors, _ = model.fold_in(rows, opened.vectors, opened.bias, present, mean, config)
                     factor = pa.array(list(vectors), pa.list_(pa.float32()))
                 for system in SYSTEMS:
                     column = factor if system == "model" else pa.nulls(len(users), pa.list_(pa.float32()))

@@ -129,7 +129,7 @@ def joined(size: int, timeout_s: int, report_to: tuple[str, int, str] | None) ->
         dist.destroy_process_group()
 
 
-def check_slots(spark: Any, workers: int | None) -> int:
+def check_slots(spark: Any, workers: int | None, section: str = "als") -> int:
     """The gang's size: as asked, or every task slot. Refuse at once what Spark would refuse after minutes.
 
     Raises ConfigError where dynamic allocation is on or the slots are too few.
@@ -143,7 +143,7 @@ def check_slots(spark: Any, workers: int | None) -> int:
     slots = task_slots(spark)
     if workers is not None and workers > slots:
         raise ConfigError(
-            f"als.workers={workers} but Spark has {slots} task slots: lower it, add executors or cores, "
+            f"{section}.workers={workers} but Spark has {slots} task slots: lower it, add executors or cores, "
             "or lower spark.task.cpus"
         )
     return workers or max(1, slots)

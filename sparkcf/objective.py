@@ -11,6 +11,8 @@ form hu_koren   sum_{all u,i} c (1[r > 0] - s)^2 + lambda (sum_u n_u^nu |p_u|^2 
                 Hu, Koren, Volinsky (2008). nu = 1 is MLlib's `implicitPrefs` (n counts r > 0), same alpha, same lambda.
 form implicit   the same with c = alpha |r| on observed pairs and 1 elsewhere, nu ignored: lambda is plain.
                 What the `implicit` library minimises for data r and its alpha and regularization.
+form frobenius  sum_{all u,i} (r - s)^2 + lambda (sum_u |p_u|^2 + sum_i |q_i|^2), r = 0 where nothing was observed.
+                With non-negative factors: NMF (Lee, Seung 1999), what scikit-learn's NMF minimises (twice its half).
 
 Every one is  sum_S (a s^2 - 2 b s + const) + alpha0 sum_all s^2 + sum of reg |.|^2  with the a, b below.
 """
@@ -22,7 +24,7 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from sparkcf.config import ALSConfig
+from sparkcf.config import FactorizationConfig
 
 F32 = NDArray[np.float32]
 
@@ -31,7 +33,7 @@ F32 = NDArray[np.float32]
 class Objective:
     """One objective of the module, ready to be asked for coefficients. `mean` is mu (explicit with biases)."""
 
-    form: str  # explicit, ials, hu_koren, implicit
+    form: str  # explicit, ials, hu_koren, implicit, frobenius
     regularization: float
     exponent: float
     alpha: float
@@ -39,7 +41,7 @@ class Objective:
     mean: float = 0.0
 
     @classmethod
-    def of(cls, config: ALSConfig, mean: float = 0.0) -> Objective:
+    def of(cls, config: FactorizationConfig, mean: float = 0.0) -> Objective:
         form = "explicit" if config.mode == "explicit" else config.form
         alpha0 = {"explicit": 0.0, "ials": config.unobserved_weight}.get(form, 1.0)
         return cls(
@@ -57,6 +59,8 @@ class Objective:
             return np.ones_like(values), (values - np.float32(self.mean)).astype(np.float32)
         if self.form == "ials":
             return values, values
+        if self.form == "frobenius":
+            return np.zeros_like(values), values
         if self.form == "hu_koren":
             weight = np.float32(self.alpha) * np.abs(values)
             return weight, np.where(values > 0, weight + 1, 0).astype(np.float32)
@@ -66,22 +70,19 @@ class Objective:
     def constant(self, values: F32) -> float:
         """The part of the observed sum that depends on no factor: the objective of all-zero factors."""
         targets = self.coefficients(values)[1]
-        if self.form == "explicit":
+        if self.form in ("explicit", "frobenius"):
             return float(np.square(targets, dtype=np.float64).sum())
         return float(targets.sum(dtype=np.float64))
 
     def row_regularization(self, counts: NDArray[np.int64], n_other: int) -> F32:
         """lambda times the row's scale, float32 (n,). `counts`: the row's entries; `n_other`: the other side's rows."""
-        if self.form == "implicit":
+        if self.form in ("implicit", "frobenius"):
             return np.full(len(counts), self.regularization, np.float32)
         scale = counts + (self.alpha0 * n_other if self.form == "ials" else 0.0)
         with np.errstate(divide="ignore"):
             scaled = np.where(scale > 0, np.power(scale.astype(np.float64), self.exponent), 0.0)
         return (self.regularization * scaled).astype(np.float32)
 
-    def counted(self, indptr: NDArray[np.int64], values: F32) -> NDArray[np.int64]:
+    def counted(self, counts: NDArray[np.int64], positives: NDArray[np.int64]) -> NDArray[np.int64]:
         """Entries of a row that its regularisation counts, int64 (n,): MLlib counts only positives."""
-        if self.form != "hu_koren":
-            return np.diff(indptr)
-        before = np.concatenate([[0], np.cumsum(values > 0)])
-        return before[indptr[1:]] - before[indptr[:-1]]
+        return positives if self.form == "hu_koren" else counts

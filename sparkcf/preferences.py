@@ -21,7 +21,7 @@ def pairs(events: DataFrame, config: Config) -> DataFrame:
     Explicit ALS gets the latest value. Every other model gets the weight of the positives, see `PreferenceConfig`:
     1 a pair, or the sum of the values or event weights over its events.
     """
-    if config.model == "als" and config.als.mode == "explicit":
+    if config.explicit:
         return latest_values(events)
     good = positives(events, config)
     if config.preference.weight == "one":

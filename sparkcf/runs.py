@@ -18,7 +18,8 @@ from sparkcf.lake import LakeTables, sql_date
 from sparkcf.progress import say
 from sparkcf.schemas import TABLES
 
-SHAPES_FIT = ("seed", "preference", "als", "popularity")
+FITS = ("train", "fold_in")  # jobs whose runs have factors
+SHAPES_FIT = ("seed", "preference", "als", "hals", "popularity")
 
 
 @dataclass
@@ -85,7 +86,7 @@ def find_run(tables: LakeTables, config: Config, states: tuple[str, ...]) -> Run
 
     Raises NotFoundError where there is none.
     """
-    runs = tables.read("runs").where((F.col("job") == "train") & (F.col("model") == config.model))
+    runs = tables.read("runs").where(F.col("job").isin(*FITS) & (F.col("model") == config.model))
     if config.run_id:
         found = runs.where(F.col("run_id") == config.run_id).collect()
         if not found:

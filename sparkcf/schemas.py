@@ -170,7 +170,7 @@ RUNS = Table(
     StructType(
         [
             column("run_id", STRING, "one fit, or one load"),
-            column("job", STRING, "what made the run: clean or train"),
+            column("job", STRING, "what made the run: clean, train or fold_in"),
             column("model", STRING, "model's name", nullable=True),
             column("ds", DateType(), "logical date"),
             column("state", STRING, "running, cleaned, trained, recommended, published, refused or failed"),

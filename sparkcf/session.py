@@ -69,10 +69,30 @@ def open_session(config: SparkConfig | None = None, run_name: str = ""):
     _quiet(spark, config.log_level)
     for key, value in REQUIRED.items():
         spark.conf.set(key, value)
-    if spark.sparkContext.getConf().get("spark.sql.shuffle.partitions") is None:
-        spark.conf.set("spark.sql.shuffle.partitions", max(8, 3 * spark.sparkContext.defaultParallelism))
+    _size_partitions(spark)
     _check_delta(spark)
     return spark, started
+
+
+def _size_partitions(spark) -> None:
+    """Shuffles begin in many partitions, which Spark joins to about 16 MB each: few for little data, many for much.
+
+    What the user gave is left alone.
+    """
+    given = spark.sparkContext.getConf()
+    if given.get("spark.sql.shuffle.partitions") is not None:
+        return
+    slots = spark.sparkContext.defaultParallelism
+    sizes = {
+        "spark.sql.shuffle.partitions": max(8, 3 * slots),
+        # Above 200, where Spark would open a file for each partition in every task.
+        "spark.sql.adaptive.coalescePartitions.initialPartitionNum": max(256, 3 * slots),
+        "spark.sql.adaptive.advisoryPartitionSizeInBytes": "16m",
+        "spark.sql.files.maxPartitionBytes": "32m",
+    }
+    for key, value in sizes.items():
+        if given.get(key) is None:
+            spark.conf.set(key, value)
 
 
 def _configured(builder, app_name: str):

@@ -1,16 +1,12 @@
 """Top-K lists of every user by blocks: users' vectors against all items, masked, selected, exact.
 
-The item side is written to files once, which Spark hands to every executor once; tasks map them into memory.
+The item side is shared with the executors as mapped files, see `sparkcf.shared`.
 """
 
 from __future__ import annotations
 
-import secrets
-import tempfile
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
-from functools import cache
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -20,6 +16,7 @@ from pyspark.sql import functions as F
 from threadpoolctl import threadpool_limits
 
 from sparkcf.kernels.topk import rank_block
+from sparkcf.shared import SharedArrays, share
 
 F32 = NDArray[np.float32]
 RANKED = "user_idx int, position int, item_idx int, score float, reason string"
@@ -40,37 +37,18 @@ class ItemSide:
     fallback: F32
 
     def share(self, spark: Any) -> SharedItems:
-        """Hand the arrays to the executors as files."""
-        token = secrets.token_hex(6)
-        for name in FILES:
-            path = Path(_outbox().name, f"{token}-{name}.npy")
-            np.save(path, np.ascontiguousarray(getattr(self, name)), allow_pickle=False)
-            spark.sparkContext.addFile(str(path))
-        return SharedItems(token)
-
-
-@cache
-def _outbox() -> tempfile.TemporaryDirectory[str]:
-    """A folder that lives as long as this process: executors fetch shared files when they first need them."""
-    return tempfile.TemporaryDirectory(prefix="sparkcf-")
+        """Hand the arrays to the executors."""
+        return SharedItems(share(spark, **{name: getattr(self, name) for name in FILES}))
 
 
 @dataclass(frozen=True)
 class SharedItems:
     """A name for an ItemSide that every executor can open."""
 
-    token: str
+    arrays: SharedArrays
 
     def open(self) -> ItemSide:
-        return _open(self.token)
-
-
-@cache
-def _open(token: str) -> ItemSide:
-    from pyspark import SparkFiles
-
-    arrays = [np.load(SparkFiles.get(f"{token}-{name}.npy"), mmap_mode="r", allow_pickle=False) for name in FILES]
-    return ItemSide(*arrays)
+        return ItemSide(*self.arrays.open())
 
 
 def item_side(items: DataFrame, popularity: DataFrame, n_items: int, rank: int, banned: DataFrame | None) -> ItemSide:
@@ -80,10 +58,7 @@ def item_side(items: DataFrame, popularity: DataFrame, n_items: int, rank: int, 
     ----------
     items : idx, factor, bias. popularity : item_idx, score. banned : item_idx of the ineligible; None: all may be.
     """
-    vectors, bias = np.zeros((n_items, rank), np.float32), np.zeros(n_items, np.float32)
-    eligible = np.zeros(n_items, bool)
-    for rows, factors, biases in _packed(items, rank):
-        vectors[rows], bias[rows], eligible[rows] = factors, biases, True
+    vectors, bias, eligible = collect_factors(items, n_items, rank)
     fallback = np.zeros(n_items, np.float32)
     for row in popularity.select("item_idx", "score").toLocalIterator():
         fallback[row["item_idx"]] = row["score"]
@@ -91,6 +66,14 @@ def item_side(items: DataFrame, popularity: DataFrame, n_items: int, rank: int, 
         for row in banned.select("item_idx").toLocalIterator():
             eligible[row["item_idx"]] = False
     return ItemSide(vectors, bias, eligible, fallback)
+
+
+def collect_factors(frame: DataFrame, n: int, rank: int) -> tuple[F32, F32, NDArray[np.bool_]]:
+    """Vectors (n, rank), biases (n,) and which rows there are (n,), from a frame of idx, factor, bias."""
+    vectors, bias, present = np.zeros((n, rank), np.float32), np.zeros(n, np.float32), np.zeros(n, bool)
+    for rows, factors, biases in _packed(frame, rank):
+        vectors[rows], bias[rows], present[rows] = factors, biases, True
+    return vectors, bias, present
 
 
 def _packed(items: DataFrame, rank: int) -> Iterator[tuple[Any, Any, Any]]:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import hashlib
+import json
 from typing import Any
 
 from pyspark.sql import DataFrame, SparkSession
@@ -42,10 +44,12 @@ def _train(tables: LakeTables, config: Config, run: Run) -> dict[str, Any]:
 
         def heard(entry: dict[str, Any]) -> None:
             message = f"sweep {entry['sweep']}: objective {entry['objective']:,.1f}, {entry['seconds']:.2f} s"
-            shown.update(message, entry["sweep"], config.als.iterations)
+            shown.update(message, entry["sweep"], config.factorization.iterations if config.factorization else 1)
 
         sizes = (index_size(tables, run, "users"), index_size(tables, run, "items"))
-        fitted = MODELS[config.model].fit(pairs(events, config), *sizes, config, starts, heard)
+        fitted = MODELS[config.model].fit(
+            pairs(events, config), *sizes, config, starts, heard, progress_folder(tables, config, run)
+        )
         if fitted.log:
             shown.note = f"{len(fitted.log)} sweeps, objective {fitted.log[-1]['objective']:,.1f}"
     try:
@@ -54,10 +58,18 @@ def _train(tables: LakeTables, config: Config, run: Run) -> dict[str, Any]:
             shown.note = ", ".join(f"{n:,} {side}s" for side, n in counts.items())
     finally:
         fitted.release()
-    _write_log(tables, run, fitted)
+    write_log(tables, run, fitted)
     run.update("trained", counts={f"{side}s_trained": n for side, n in counts.items()})
     last = fitted.log[-1] if fitted.log else {}
     return {"run_id": run.run_id, "counts": run.counts, "objective": last.get("objective")}
+
+
+def progress_folder(tables: LakeTables, config: Config, run: Run) -> str:
+    """Where sweeps are saved: the same for every run of the same parameters on the same versions of the tables."""
+    parameters = config.model_dump(mode="json", exclude={"run_id", "topk", "gate", "evaluation", "spark", "input"})
+    same = json.dumps([parameters, run.row["inputs"]], sort_keys=True)
+    name = f"{config.model}-{hashlib.sha256(same.encode()).hexdigest()[:16]}"
+    return f"{config.train.progress or tables.root + '/_progress'}/{name}"
 
 
 def read_events(tables: LakeTables, config: Config, run: Run) -> DataFrame:
@@ -86,7 +98,7 @@ def warm_starts(tables: LakeTables, config: Config) -> dict[str, DataFrame] | No
     if row is None:
         say(f"  note: train.warm_start: no published run of {config.model} yet, starting from random factors")
         return None
-    width = MODELS[config.model].rank(config) + (config.model == "als" and config.als.biases)
+    width = config.factorization.width if config.factorization else 1
     starts = {}
     for side in ("user", "item"):
         factors = tables.read(f"{side}_factors").where(F.col("run_id") == row["run_id"])
@@ -117,7 +129,8 @@ def of_run(model: str, run_id: str) -> str:
     return f"model = '{model}' AND run_id = '{run_id}'"
 
 
-def _write_log(tables: LakeTables, run: Run, fitted: Fit) -> None:
+def write_log(tables: LakeTables, run: Run, fitted: Fit) -> None:
+    """Write the sweeps' figures, and the mean that the fit's biases stand on."""
     rows = [
         (run.run_id, "model", "fit", metric, entry["sweep"], float(entry[metric]), None, None, None)
         for entry in fitted.log
@@ -125,9 +138,17 @@ def _write_log(tables: LakeTables, run: Run, fitted: Fit) -> None:
     ]
     singular = sum(entry["singular_rows"] for entry in fitted.log)
     if singular:
-        say(f"  warning: {singular} row solves were singular and got a larger diagonal: raise als.regularization")
-    if rows:
-        _append_metrics(tables, rows)
+        say(
+            f"  warning: {singular} row solves were singular and got a larger diagonal: raise {run.row['model']}.regularization"
+        )
+    rows.append((run.run_id, "model", "fit", "mean", None, fitted.mean, None, None, None))
+    _append_metrics(tables, rows)
+
+
+def fitted_mean(tables: LakeTables, run_id: str) -> float | None:
+    """The mean that `write_log` wrote for the run; None for a run of a time when it was not kept."""
+    row = tables.read("metrics").where(F.col("run_id") == run_id).where("protocol = 'fit' AND metric = 'mean'").first()
+    return None if row is None else float(row["value"])
 
 
 def evaluate_run(spark: SparkSession, config: Config) -> dict[str, Any]:

@@ -11,26 +11,36 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from sparkcf.config import ALSConfig
+from sparkcf.config import ALSConfig, FactorizationConfig, HALSConfig
 
-FORMS = ("explicit", "biases", "ials", "hu_koren", "implicit")
+FORMS = ("explicit", "biases", "ials", "hu_koren", "implicit", "frobenius")
 
 
-def settings(form: str, **changes: object) -> ALSConfig:
-    """A small configuration of one of FORMS."""
+def settings(form: str, solver: str = "cholesky", **changes: object) -> ALSConfig | HALSConfig:
+    """A small configuration of one of FORMS, for any solver."""
     base: dict[str, object] = {"rank": 3, "iterations": 5, "regularization": 0.1, "alpha": 2.5}
     if form in ("explicit", "biases"):
         base |= {"mode": "explicit", "biases": form == "biases"}
     else:
         base |= {"form": form}
-    return ALSConfig.model_validate(base | changes)
+    if solver == "hals":
+        return HALSConfig.model_validate(base | changes)
+    return ALSConfig.model_validate(base | {"solver": solver} | changes)
+
+
+def by_solver(config: ALSConfig | HALSConfig, solver: str, **changes: object) -> ALSConfig | HALSConfig:
+    """The same objective by another solver."""
+    kept = config.model_dump(include=set(FactorizationConfig.model_fields))
+    if solver == "hals":
+        return HALSConfig.model_validate(kept | changes)
+    return ALSConfig.model_validate(kept | {"solver": solver} | changes)
 
 
 @dataclass
 class Problem:
     values: np.ndarray  # (n, m), 0 where not observed
     seen: np.ndarray  # bool (n, m)
-    config: ALSConfig
+    config: ALSConfig | HALSConfig
 
     @property
     def form(self) -> str:
@@ -57,6 +67,8 @@ class Problem:
         if self.form == "ials":
             unobserved = [(config.unobserved_weight, 0.0)]
             return [(value, 1.0), *unobserved] if seen else unobserved
+        if self.form == "frobenius":
+            return [(1.0, value)]
         wanted = float(seen and value > 0)
         if self.form == "hu_koren":
             return [(1 + config.alpha * abs(value), wanted)]
@@ -66,7 +78,7 @@ class Problem:
         """lambda times the scale of a user's row; an item's stands in `flipped`."""
         config = self.config
         n = int(self.seen[u].sum())
-        if self.form == "implicit":
+        if self.form in ("implicit", "frobenius"):
             return config.regularization
         if self.form == "hu_koren":
             n = int((self.values[u] > 0).sum())

@@ -11,13 +11,14 @@ from sparkcf.als import Factors, fit_arrays, fold_in, with_defaults
 from sparkcf.config import ALSConfig
 from sparkcf.errors import TrainingError
 from sparkcf.kernels.random import normal_rows
-from tests.dense_als import FORMS, Problem, normal_equations, objective, random_problem, settings, sweeps
+from tests.dense_als import FORMS, Problem, by_solver, normal_equations, objective, random_problem, settings, sweeps
 
-SOLVERS = ("cholesky", "cg")
+SOLVERS = ("cholesky", "cg", "subspace", "hals")
 
 
 def fit(problem: Problem, seed: int = 1, **changes: Any) -> Factors:
-    config = with_defaults(problem.config, **changes)
+    solver = changes.pop("solver", problem.config.solver)
+    config = by_solver(problem.config, solver, **changes)
     return fit_arrays(*problem.triples(), *problem.seen.shape, config, seed)
 
 
@@ -48,7 +49,7 @@ def test_fit_equals_dense_als_from_the_same_start(form: str) -> None:
 def test_log_holds_the_objective_by_part(form: str, exponent: float) -> None:
     problem = random_problem(form, seed=2, regularization=0.3, regularization_exponent=exponent)
     for solver in SOLVERS:
-        found = fit(problem, solver=solver, iterations=2, cg_steps=1)
+        found = fit(problem, solver=solver, iterations=2)
         expected = objective(problem, found.user, found.item, found.user_bias, found.item_bias)
         for part, value in expected.items():
             assert found.log[-1][part] == pytest.approx(value, rel=1e-5, abs=1e-5), part
@@ -92,7 +93,8 @@ def test_explicit_recovers_a_matrix_of_its_rank(rank: int, solver: str) -> None:
     rng = np.random.default_rng(rank)
     whole = rng.normal(1, 1, (30, rank)) @ rng.normal(1, 1, (rank, 20))
     seen = rng.random(whole.shape) < 0.6
-    config = settings("explicit", rank=rank, iterations=80, regularization=1e-6, init_sd=1.0, cg_steps=rank)
+    sweeps = 1500 if solver == "hals" else 80  # a dimension at a time goes far more slowly
+    config = settings("explicit", rank=rank, iterations=sweeps, regularization=1e-6, init_sd=1.0)
     found = fit(Problem(np.where(seen, whole, 0.0), seen, config), solver=solver)
     error = found.user @ found.item.T - whole
     assert np.sqrt((error**2).mean()) < 1e-2 * whole.std()  # withheld cells as well
@@ -114,13 +116,13 @@ def test_a_withheld_cell_of_the_checkerboard_scores_above_the_white_ones(form: s
 @pytest.mark.parametrize("solver", SOLVERS)
 def test_a_value_that_no_factor_can_hold_stops_the_fit_and_names_row_and_cure(solver: str, value: float) -> None:
     pairs = rated((0, 0, 3.0), (0, 1, 1.0), (1, 0, 2.0), (4, 2, value), (4, 0, 1.0), (2, 1, 4.0))
-    config = settings("explicit", rank=2, solver=solver)
+    config = settings("explicit", solver, rank=2)
     with pytest.raises(TrainingError) as told:
         fit_arrays(*pairs, 5, 3, config, 1)
     message = str(told.value)
     assert "\n" not in message
     assert "user row 4 is not finite" in message or (value == 1e30 and "row" in message)
-    assert "raise als.regularization (now 0.1)" in message
+    assert f"raise {config.section}.regularization (now 0.1)" in message
 
 
 def test_no_pair_at_all_is_told() -> None:

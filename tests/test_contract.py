@@ -24,9 +24,15 @@ CASES = {
     "als, conjugate gradient": ("model=als", "als.solver=cg"),
     "als, explicit": ("model=als", "als.mode=explicit"),
     "als, explicit with biases": ("model=als", "als.mode=explicit", "als.biases=true"),
+    "als, blocks of dimensions": ("model=als", "als.solver=subspace", "als.subspace_size=1"),
+    "als, non-negative": ("model=als", "als.nonnegative=true"),
+    "hals": ("model=hals",),
+    "hals, explicit with biases": ("model=hals", "hals.mode=explicit", "hals.biases=true"),
+    "hals, non-negative": ("model=hals", "hals.nonnegative=true", "hals.form=frobenius"),
     "popularity": ("model=popularity",),
 }
-BASE = ("ds=2024-01-31", "input.path=none", "als.rank=2", "als.iterations=4", "als.regularization=0.1", "als.workers=1")
+SMALL = ("rank=2", "iterations=4", "regularization=0.1", "workers=1")
+BASE = ("ds=2024-01-31", "input.path=none", *(f"{section}.{key}" for section in ("als", "hals") for key in SMALL))
 VALUES = np.array([[5, 0, 3, 0, 1], [0, 4, 0, 0, 2], [0, 0, 0, 0, 0], [1, 0, 0, 0, 5]])
 USERS, ITEMS = [0, 1, 3], [0, 1, 2, 4]  # user 2 has nothing, and nobody has item 3
 ROWS = (  # rows to fold in: like user 0; like nobody; nothing
@@ -50,7 +56,11 @@ class Case:
         return self.model.rank(self.config)
 
     def fold_in(self, *rows: np.ndarray) -> np.ndarray:
-        return self.model.fold_in(rows, self.items.vectors, self.items.bias, len(ITEMS), self.fitted.mean, self.config)
+        vectors, biases = self.model.fold_in(
+            rows, self.items.vectors, self.items.bias, len(ITEMS), self.fitted.mean, self.config
+        )
+        assert biases.shape == (len(vectors),) and biases.dtype == np.float32 and np.isfinite(biases).all()
+        return vectors
 
 
 def test_every_model_has_a_case() -> None:

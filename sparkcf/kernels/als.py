@@ -1,232 +1,113 @@
-"""Row solves of alternating least squares over one block, the other side's factors fixed.
+"""The row problem that every solver of alternating least squares solves, the other side's factors fixed.
 
-For every row u with entries j (weight a_j, target b_j, fixed vector y_j, offset o_j) the kernels minimise
+For every row u with entries e (weight a_e, target b_e, fixed vector y_e, offset o_e) a solver lowers
 
-    x^T G x + sum_j [ a_j (x·y_j)^2 - 2 (b_j - a_j o_j) x·y_j ] + reg_u |x|^2
+    x^T G x + sum_e [ a_e (x·y_e)^2 - 2 (b_e - a_e o_e) x·y_e ] + reg_u |x|^2 = x^T A x - 2 b·x
 
-that is, they solve A x = b with A = G + sum_j a_j y_j y_j^T + reg_u I and b = sum_j (b_j - a_j o_j) y_j. G is the
-weighted Gramian of all fixed vectors (implicit) or zero (explicit). What a, b, G and reg are for each objective stands
-in `sparkcf.objective`. A row without entries gets zeros.
+with A = G + sum_e a_e y_e y_e^T + reg_u I and b = sum_e (b_e - a_e o_e) y_e. G is the weighted Gramian of all fixed
+vectors (implicit) or zero (explicit). What a, b, G and reg are for each objective stands in `sparkcf.objective`.
 
-The minimum's value, `loss_u` = x^T A x - 2 b·x, comes for nothing: the objective of a sweep is the sum over the rows
-of the side solved last, plus what does not depend on that side.
+The value reached, `loss_u`, comes for nothing: the objective of a sweep is the sum over the rows of the side solved
+last, plus what does not depend on that side. A row without entries gets zeros.
+
+`solve_cholesky` (exact), `solve_cg`, `solve_subspace` and `solve_hals` solve rows of a block, one call a thread; here
+is what they share, and `solve_summed` for rows whose A and b are summed over all workers.
 """
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+
 import numpy as np
-from numba import prange
+from numpy.typing import NDArray
 
-from sparkcf.kernels.jit import kernel
+from sparkcf.kernels.cholesky import PASSES
 
-CHUNK = 128  # entries that are gathered for one matrix product
+F32 = NDArray[np.float32]
+F64 = NDArray[np.float64]
+SLICE = 4096  # rows of one float32 product: sums over more rows go on in float64
 
 
-def work_order(indptr: np.ndarray) -> np.ndarray:
+def work_order(counts: NDArray[np.int64]) -> NDArray[np.int64]:
     """Rows from the longest to the shortest: dealt to threads in strides, so that all end together. int64 (n,)."""
-    return np.argsort(-np.diff(indptr), kind="stable")
+    return np.argsort(-counts, kind="stable")
 
 
-@kernel(parallel=True, fastmath=True)
-def solve_cholesky(indptr, indices, weights, targets, fixed, offsets, gramian, reg, order, threads, out, loss):
-    """Exact row solves; see the module. Every array float32 but indptr, order (int64), indices (int32), loss (float64).
+def gramian(factors: F32) -> F64:
+    """factors^T factors, float64 (k, k)."""
+    k = factors.shape[1]
+    total = np.zeros((k, k))
+    for part in _slices(len(factors)):
+        total += factors[part].T @ factors[part]
+    return total
+
+
+def normal_equations(fixed: F32, rows: NDArray[np.int32], weights: F32, targets: F32) -> tuple[F64, F64]:
+    """sum_e a_e y_e y_e^T (k, k) and sum_e b_e y_e (k,) over entries e with y_e = fixed[rows[e]]; arrays (n,)."""
+    k = fixed.shape[1]
+    a, b = np.zeros((k, k)), np.zeros(k)
+    for part in _slices(len(rows)):
+        vectors = fixed[rows[part]]
+        a += (vectors * weights[part, None]).T @ vectors
+        b += targets[part] @ vectors
+    return a, b
+
+
+def _slices(n: int) -> Iterator[slice]:
+    return (slice(first, first + SLICE) for first in range(0, n, SLICE))
+
+
+def solve_summed(a: F64, b: F64, x: F64, solver: str, steps: int, nonnegative: bool) -> tuple[F64, float]:
+    """One row from its whole A and b, by the same steps as the row kernels take.
 
     Parameters
     ----------
-    fixed : (m, k); offsets : (m,) or (0,); gramian : (k, k); reg : (n,); order : rows to solve.
-    out : (n, k), overwritten; loss : (n,), overwritten.
+    x : where to begin. solver : cholesky, cg, subspace or hals.
+    steps : of conjugate gradient; dimensions of a subspace block; passes of coordinate descent.
 
     Returns
     -------
-    int
-        Rows whose matrix was singular in float32 and got a larger diagonal.
+    (x, value)
+        float64 (k,), and x^T A x - 2 b·x.
     """
-    k = fixed.shape[1]
-    singular = np.zeros(threads, np.int64)
-    for t in prange(threads):
-        a = np.empty((k, k), np.float32)
-        product = np.empty((k, k), np.float32)
-        plain = np.empty((CHUNK, k), np.float32)
-        weighted = np.empty((CHUNK, k), np.float32)
-        x = np.empty(k, np.float32)
-        b = np.empty(k, np.float32)
-        for place in range(t, order.size, threads):
-            row = order[place]
-            begin, end = indptr[row], indptr[row + 1]
-            if begin == end:
-                out[row, :] = 0.0
-                loss[row] = 0.0
-                continue
-            for i in range(k):
-                for j in range(k):
-                    a[i, j] = gramian[i, j]
-                a[i, i] += reg[row]
-                b[i] = 0.0
-            for first in range(begin, end, CHUNK):
-                size = min(CHUNK, end - first)
-                for s in range(size):
-                    column = indices[first + s]
-                    weight = weights[first + s]
-                    target = targets[first + s]
-                    if offsets.size:
-                        target -= weight * offsets[column]
-                    for i in range(k):
-                        value = fixed[column, i]
-                        plain[s, i] = value
-                        weighted[s, i] = weight * value
-                        b[i] += target * value
-                np.dot(plain[:size].T, weighted[:size], product)
-                for i in range(k):
-                    for j in range(i + 1):
-                        a[i, j] += product[i, j]
-            singular[t] += _cholesky_solve(a, b, x)
-            value = 0.0
-            for i in range(k):
-                out[row, i] = x[i]
-                value -= np.float64(x[i]) * np.float64(b[i])
-            loss[row] = value
-    return singular.sum()
+    if solver == "cholesky":
+        x = _coordinates(a, b, np.maximum(x, 0), PASSES, True) if nonnegative else np.linalg.lstsq(a, b, rcond=None)[0]
+    elif solver == "cg":
+        x = _conjugate_gradient(a, b, x, steps)
+    elif solver == "subspace":
+        x = x.copy()
+        for low in range(0, len(x), steps):
+            block = slice(low, low + steps)
+            x[block] += np.linalg.lstsq(a[block, block], b[block] - a[block] @ x, rcond=None)[0]
+    else:
+        x = _coordinates(a, b, x, steps, nonnegative)
+    return x, float(x @ a @ x - 2 * (b @ x))
 
 
-@kernel(fastmath={"reassoc", "contract", "arcp", "nsz"})  # NaN and infinity must be seen
-def _cholesky_solve(a, b, x):
-    """Solve a x = b by the lower triangle of a, which is overwritten; 1 where a pivot was lost in rounding, else 0.
-
-    A lost pivot gets a diagonal so large that its unknown becomes 0; the others are solved as if it were not there.
-    Raised to something small instead, it would turn the noise in its column into factors of any size.
-    """
-    k = b.size
-    raised = 0
-    trace = np.float32(1.0)
-    for i in range(k):
-        trace += a[i, i]
-    if not np.isfinite(trace):
-        x[:] = np.nan
-        return raised
-    wall = np.sqrt(trace) * np.float32(1e10)
-    noise = np.float32(5e-7) * np.float32(np.sqrt(k))
-    for i in range(k):
-        for j in range(i):
-            total = a[i, j]
-            for s in range(j):
-                total -= a[i, s] * a[j, s]
-            a[i, j] = total / a[j, j]
-        pivot = a[i, i]
-        smallest = max(pivot * noise, np.float32(1e-30))
-        for s in range(i):
-            pivot -= a[i, s] * a[i, s]
-        if pivot <= smallest:
-            a[i, i] = wall
-            raised = 1
-        else:
-            a[i, i] = np.sqrt(pivot)
-    for i in range(k):
-        total = b[i]
-        for s in range(i):
-            total -= a[i, s] * x[s]
-        x[i] = total / a[i, i]
-    for i in range(k - 1, -1, -1):
-        x[i] /= a[i, i]
-        for s in range(i):
-            x[s] -= a[i, s] * x[i]
-    return raised
+def _conjugate_gradient(a: F64, b: F64, x: F64, steps: int) -> F64:
+    residual = b - a @ x
+    direction, old = residual, residual @ residual
+    for _ in range(steps):
+        product = a @ direction
+        curvature = direction @ product
+        if not curvature > 0:
+            break
+        x = x + old / curvature * direction
+        residual = residual - old / curvature * product
+        new = residual @ residual
+        direction, old = residual + new / old * direction, new
+    return x
 
 
-@kernel(parallel=True, fastmath=True)
-def solve_cg(indptr, indices, weights, targets, fixed, offsets, gramian, reg, order, threads, steps, out, loss):
-    """Row solves by `steps` of conjugate gradient, started from `out` (float32 (n, k)); else as `solve_cholesky`.
-
-    Takács, Pilászy, Tikk (2011), "Applications of the conjugate gradient method for implicit feedback".
-    Returns 0: it needs no pivots.
-    """
-    k = fixed.shape[1]
-    for t in prange(threads):
-        x = np.empty(k, np.float32)
-        b = np.empty(k, np.float32)
-        r = np.empty(k, np.float32)
-        p = np.empty(k, np.float32)
-        ap = np.empty(k, np.float32)
-        for place in range(t, order.size, threads):
-            row = order[place]
-            begin, end = indptr[row], indptr[row + 1]
-            if begin == end:
-                out[row, :] = 0.0
-                loss[row] = 0.0
-                continue
-            x[:] = out[row]
-            _gramian_product(gramian, reg[row], x, ap)
-            b[:] = 0.0
-            for e in range(begin, end):
-                y = fixed[indices[e]]
-                weight, target = weights[e], targets[e]
-                if offsets.size:
-                    target -= weight * offsets[indices[e]]
-                score = np.float32(0.0)
-                for i in range(k):
-                    score += x[i] * y[i]
-                score *= weight
-                for i in range(k):
-                    ap[i] += score * y[i]
-                    b[i] += target * y[i]
-            old, size = np.float32(0.0), np.float32(0.0)
-            for i in range(k):
-                r[i] = b[i] - ap[i]
-                p[i] = r[i]
-                old += r[i] * r[i]
-                size += b[i] * b[i]
-            # Below it the residual is rounding noise: in a singular system a step along it would lead anywhere.
-            noise = max(max(old, size) * np.float32(1e-12), np.float32(1e-20))
-            for _ in range(steps):
-                if old < noise:
-                    break
-                _gramian_product(gramian, reg[row], p, ap)
-                for e in range(begin, end):
-                    y = fixed[indices[e]]
-                    score = np.float32(0.0)
-                    for i in range(k):
-                        score += p[i] * y[i]
-                    score *= weights[e]
-                    for i in range(k):
-                        ap[i] += score * y[i]
-                curvature = np.float32(0.0)
-                for i in range(k):
-                    curvature += p[i] * ap[i]
-                if not curvature > 0.0:
-                    break
-                length = old / curvature
-                new = np.float32(0.0)
-                for i in range(k):
-                    x[i] += length * p[i]
-                    r[i] -= length * ap[i]
-                    new += r[i] * r[i]
-                ratio = new / old
-                for i in range(k):
-                    p[i] = r[i] + ratio * p[i]
-                old = new
-            value = 0.0
-            for i in range(k):
-                out[row, i] = x[i]
-                value -= np.float64(x[i]) * (np.float64(b[i]) + np.float64(r[i]))
-            loss[row] = value
-    return 0
-
-
-@kernel(fastmath=True)
-def _gramian_product(gramian, reg, x, out):
-    k = x.size
-    for i in range(k):
-        out[i] = reg * x[i]
-    for j in range(k):  # by rows of a symmetric matrix: contiguous
-        value = x[j]
-        for i in range(k):
-            out[i] += value * gramian[j, i]
-
-
-def gramian(factors: np.ndarray) -> np.ndarray:
-    """factors^T factors, float64 (k, k), summed over slices so that float32 does not lose small rows."""
-    k = factors.shape[1]
-    total = np.zeros((k, k))
-    for first in range(0, len(factors), 4096):
-        part = factors[first : first + 4096]
-        total += part.T @ part
-    return total
+def _coordinates(a: F64, b: F64, x: F64, passes: int, nonnegative: bool) -> F64:
+    x, gradient = x.copy(), a @ x - b
+    for _ in range(passes):
+        before = x.copy()
+        for d in np.flatnonzero(a.diagonal() > 0):
+            new = x[d] - gradient[d] / a[d, d]
+            new = max(new, 0.0) if nonnegative else new
+            gradient += (new - x[d]) * a[d]
+            x[d] = new
+        if np.allclose(x, before, rtol=1e-6, atol=0):
+            break
+    return x

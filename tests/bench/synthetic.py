@@ -2,12 +2,48 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 
+CACHE = Path(__file__).resolve().parents[2] / ".bench-data"
+QUICK = "quick"
 SIZES = {"S": (1_000_000, 10_000, 5_000), "M": (5_000_000, 34_623, 13_372), "L": (20_000_000, 138_493, 26_744)}
 RANK = 8
+
+
+@dataclass(frozen=True)
+class Interactions:
+    """Distinct pairs in random order, int32 (nnz,) each, all of weight 1."""
+
+    users: np.ndarray
+    items: np.ndarray
+    n_users: int
+    n_items: int
+
+    @property
+    def values(self) -> np.ndarray:
+        return np.ones(len(self.users), np.float32)
+
+    def __len__(self) -> int:
+        return len(self.users)
+
+
+def interactions(size: str) -> Interactions:
+    """The pairs of a size, or of "quick"; kept in .bench-data/, since the large ones take minutes."""
+    rows, n_users, n_items = (50_000, 1_000, 500) if size == QUICK else SIZES[size]
+    if size == QUICK:
+        return Interactions(*pairs(rows, n_users, n_items), n_users, n_items)
+    file = CACHE / f"pairs-{rows}-{n_users}-{n_items}.npz"
+    if not file.is_file():
+        users, items = pairs(rows, n_users, n_items)
+        CACHE.mkdir(exist_ok=True)
+        unfinished = file.with_suffix(".part.npz")
+        np.savez(unfinished, users=users, items=items)
+        unfinished.rename(file)
+    with np.load(file, allow_pickle=False) as archive:
+        return Interactions(archive["users"], archive["items"], n_users, n_items)
 
 
 def pairs(rows: int, n_users: int, n_items: int, seed: int = 0) -> tuple[np.ndarray, np.ndarray]:

@@ -7,12 +7,23 @@ import mmap
 import numpy as np
 import pytest
 
-from sparkcf.kernels.als import CHUNK, gramian, solve_cg, solve_cholesky, work_order
+from sparkcf.blocks import positive_counts
+from sparkcf.config import ALSConfig, HALSConfig
+from sparkcf.kernels.als import gramian, solve_summed, work_order
+from sparkcf.kernels.als import normal_equations as summed
+from sparkcf.kernels.cholesky import CHUNK
 from sparkcf.kernels.csr import build_csr
 from sparkcf.objective import Objective
-from tests.dense_als import FORMS, Problem, normal_equations, random_problem, solve_users
+from sparkcf.sweeps import solve_rows
+from tests.dense_als import FORMS, Problem, normal_equations, random_problem, settings, solve_users
 
-KERNELS = ("cholesky", "cg")
+KERNELS = ("cholesky", "cg", "subspace", "hals")
+EXACT = {"cholesky": {}, "cg": {"cg_steps": 60}, "subspace": {"subspace_size": 64}, "hals": {"passes": 1500}}
+SHORT = {"cholesky": {}, "cg": {"cg_steps": 1}, "subspace": {"subspace_size": 2}, "hals": {"passes": 1}}
+
+
+def configured(kernel: str, rank: int, **changes: object) -> ALSConfig | HALSConfig:
+    return settings("explicit", kernel, rank=rank, **changes)
 
 
 class Rows:
@@ -28,7 +39,7 @@ class Rows:
         self.indptr, self.indices, values = build_csr(*problem.triples(), self.n, self.m)
         objective = Objective.of(config, problem.mean)
         self.weights, self.targets = objective.coefficients(values)
-        counted = objective.counted(self.indptr, values)
+        counted = objective.counted(np.diff(self.indptr), positive_counts(self.indptr, values))
         self.reg = objective.row_regularization(counted, int(problem.seen.any(axis=0).sum()))
         self.fixed = np.ones((self.m, self.width), np.float32)
         self.fixed[:, : config.rank] = self.q
@@ -38,15 +49,18 @@ class Rows:
             self.gramian = np.zeros((self.width, self.width), np.float32)
 
     def solve(
-        self, kernel: str, threads: int = 1, steps: int = 0, start: np.ndarray | None = None
+        self, kernel: str, threads: int = 1, start: np.ndarray | None = None, **changes: object
     ) -> tuple[np.ndarray, np.ndarray, int]:
+        """Solve to convergence, or as `changes` of the configuration say."""
         out = np.zeros((self.n, self.width), np.float32) if start is None else start.astype(np.float32)
         loss = np.full(self.n, np.nan)
-        arguments = (self.indptr, self.indices, self.weights, self.targets, self.fixed, self.offsets)
-        arguments += (self.gramian, self.reg, work_order(self.indptr), threads)
-        if kernel == "cg":
-            return out, loss, solve_cg(*arguments, steps or self.width + 2, out, loss)
-        return out, loss, solve_cholesky(*arguments, out, loss)
+        rows, against = (
+            (self.indptr, self.indices, self.weights, self.targets),
+            (self.fixed, self.offsets, self.gramian),
+        )
+        config = configured(kernel, self.width, **(EXACT[kernel] | changes))
+        order = work_order(np.diff(self.indptr))
+        return out, loss, solve_rows(rows, against, self.reg, order, config, threads, out, loss)
 
     def value(self, row: int, x: np.ndarray) -> float:
         """x^T A x - 2 b·x of a row, from the dense normal equations."""
@@ -71,10 +85,11 @@ def test_kernel_solves_the_dense_normal_equations(kernel: str, form: str) -> Non
 @pytest.mark.parametrize("kernel", KERNELS)
 def test_kernel_returns_the_value_of_the_row_objective(kernel: str, form: str) -> None:
     rows = Rows(random_problem(form, seed=1))
-    steps = 1 if kernel == "cg" else 0  # far from the minimum, too
-    out, loss, _ = rows.solve(kernel, steps=steps)
-    expected = [rows.value(u, out[u]) for u in range(rows.n - 1)]
-    np.testing.assert_allclose(loss[:-1], expected, rtol=1e-5, atol=1e-5)
+    start = np.random.default_rng(7).normal(size=(rows.n, rows.width))
+    for changes in (SHORT[kernel], EXACT[kernel]):  # far from the minimum, too
+        out, loss, _ = rows.solve(kernel, start=start, **changes)
+        expected = [rows.value(u, out[u]) for u in range(rows.n - 1)]
+        np.testing.assert_allclose(loss[:-1], expected, rtol=1e-5, atol=1e-4)
 
 
 @pytest.mark.parametrize("form", FORMS)
@@ -104,7 +119,7 @@ def test_cg_lowers_the_row_objective_with_every_step() -> None:
     start = np.random.default_rng(3).normal(size=(rows.n, 6))
     values = [[rows.value(u, start[u]) for u in range(rows.n - 1)]]
     for steps in (1, 2, 3, 6):
-        out, _, _ = rows.solve("cg", steps=steps, start=start)
+        out, _, _ = rows.solve("cg", cg_steps=steps, start=start)
         values.append([rows.value(u, out[u]) for u in range(rows.n - 1)])
     assert (np.diff(values, axis=0) < 0).all()
 
@@ -112,8 +127,8 @@ def test_cg_lowers_the_row_objective_with_every_step() -> None:
 def test_cg_goes_on_from_where_it_is_started() -> None:
     rows = Rows(random_problem("ials", rank=6))
     exact, _, _ = rows.solve("cholesky")
-    begun, _, _ = rows.solve("cg", steps=1, start=exact + 1e-3)
-    afresh, _, _ = rows.solve("cg", steps=1)
+    begun, _, _ = rows.solve("cg", cg_steps=1, start=exact + 1e-3)
+    afresh, _, _ = rows.solve("cg", cg_steps=1)
     assert 20 * np.abs(begun - exact).max() < np.abs(afresh - exact).max()
 
 
@@ -130,16 +145,16 @@ def test_kernel_sums_a_row_longer_than_a_chunk(kernel: str) -> None:
     problem.values, problem.seen = np.where(seen, rng.integers(1, 6, seen.shape), 0).astype(float), seen
     rows = Rows(problem)
     p, b = solve_users(problem, rows.q, rows.c)
-    out, _, _ = rows.solve(kernel, steps=12)
+    out, _, _ = rows.solve(kernel)
     np.testing.assert_allclose(out, np.column_stack([p, b]), atol=1e-4)
 
 
 @pytest.mark.parametrize("kernel", KERNELS)
 def test_kernel_gives_the_same_factors_with_any_number_of_threads(kernel: str) -> None:
     rows = Rows(random_problem("ials", n=60, m=40))
-    one, loss, _ = rows.solve(kernel, threads=1, steps=2)
+    one, loss, _ = rows.solve(kernel, threads=1, **SHORT[kernel])
     for threads in (2, 3, 100):
-        out, same_loss, _ = rows.solve(kernel, threads=threads, steps=2)
+        out, same_loss, _ = rows.solve(kernel, threads=threads, **SHORT[kernel])
         np.testing.assert_array_equal(out, one)
         np.testing.assert_array_equal(same_loss, loss)
 
@@ -166,12 +181,12 @@ def test_kernel_fits_rows_of_fewer_entries_than_unknowns_without_regularization(
     problem.values = np.where(problem.seen, rng.integers(1, 6, (40, 60)), 0).astype(float)
     rows = Rows(problem)
     rows.fixed[1] = rows.q[1] = rows.q[0]  # two items that no factor tells apart
-    out, _, raised = rows.solve(kernel, steps=60)
+    out, _, raised = rows.solve(kernel)
     assert np.abs(out).max() < 1e4  # noise in the lost pivots would give any size
     errors = np.where(problem.seen, problem.values - out @ rows.q.T, 0)
     best = np.array([problem.values[u, :2].std() if problem.seen[u, 1] else 0.0 for u in range(40)])
     assert (np.abs(errors).max(axis=1) < best + 0.1).all()
-    assert raised == (40 if kernel == "cholesky" else 0)
+    assert raised == (40 if kernel in ("cholesky", "subspace") else 0)
 
 
 @pytest.mark.parametrize("kernel", KERNELS)
@@ -205,17 +220,15 @@ def test_kernel_reads_entries_beyond_2_to_the_31(kernel: str) -> None:
     indices[-4:], weights[-4:], targets[-4:] = [0, 1, 1, 2], [1, 1, 1, 1], [2, 3, 5, 7]
     indptr, order = np.array([0, 2**31, n], np.int64), np.array([1])  # the second row alone is solved
     out, loss = np.zeros((2, 3), np.float32), np.zeros(2)
-    arguments = (indptr, indices, weights, targets, np.eye(3, dtype=np.float32), np.empty(0, np.float32))
-    arguments += (np.zeros((3, 3), np.float32), np.full(2, 1.0, np.float32), order, 1)
-    if kernel == "cg":
-        solve_cg(*arguments, 3, out, loss)
-    else:
-        solve_cholesky(*arguments, out, loss)
+    against = (np.eye(3, dtype=np.float32), np.empty(0, np.float32), np.zeros((3, 3), np.float32))
+    reg, config = np.full(2, 1.0, np.float32), configured(kernel, 3, **EXACT[kernel])
+    solve_rows((indptr, indices, weights[-8:], targets), against, reg, order[:0], config, 1, out, loss)  # compiles
+    solve_rows((indptr, indices, weights, targets), against, reg, order, config, 1, out, loss)
     np.testing.assert_allclose(out[1], [2 / 2, 8 / 3, 7 / 2], rtol=1e-5)
 
 
 def test_work_order_puts_long_rows_first() -> None:
-    assert work_order(np.array([0, 2, 2, 7, 9])).tolist() == [2, 0, 3, 1]
+    assert work_order(np.array([2, 0, 5, 2])).tolist() == [2, 0, 3, 1]
 
 
 def test_gramian_keeps_what_float32_would_lose() -> None:
@@ -226,3 +239,66 @@ def test_gramian_keeps_what_float32_would_lose() -> None:
     np.testing.assert_allclose(total, 2.0**24 + 4999, rtol=1e-4)
     assert gramian(np.ones((3 * 4096 + 1, 1), np.float32))[0, 0] == 3 * 4096 + 1
     assert not gramian(np.empty((0, 2), np.float32)).any()
+
+
+@pytest.mark.parametrize("form", FORMS)
+@pytest.mark.parametrize("kernel", ["subspace", "hals"])
+def test_a_pass_over_blocks_or_dimensions_never_raises_a_row_and_ends_at_its_minimum(kernel: str, form: str) -> None:
+    rows = Rows(random_problem(form, rank=6))
+    exact, least, _ = rows.solve("cholesky")
+    out, before = np.random.default_rng(3).normal(size=(rows.n, rows.width)), np.full(rows.n, np.inf)
+    for _ in range(400):
+        out, loss, _ = rows.solve(kernel, start=out, **SHORT[kernel])
+        assert (loss <= before + 1e-4).all()
+        before = loss
+    np.testing.assert_allclose(out[:-1], exact[:-1], atol=2e-3)
+    np.testing.assert_allclose(loss, least, rtol=1e-4, atol=1e-4)
+
+
+@pytest.mark.parametrize("size", [1, 2, 3, 6, 64])
+def test_subspace_blocks_of_any_size_are_the_dense_blocks(size: int) -> None:
+    rows = Rows(random_problem("ials", rank=6))
+    start = np.random.default_rng(3).normal(size=(rows.n, 6))
+    out, _, _ = rows.solve("subspace", start=start, subspace_size=size)
+    for u in range(rows.n - 1):
+        matrix, right = normal_equations(rows.problem, u, rows.q, rows.c)
+        x = start[u].copy()
+        for low in range(0, 6, size):
+            block = slice(low, low + size)
+            x[block] += np.linalg.solve(matrix[block, block], right[block] - matrix[block] @ x)
+        np.testing.assert_allclose(out[u], x, atol=2e-4)
+
+
+@pytest.mark.parametrize("form", ["explicit", "ials", "frobenius"])
+@pytest.mark.parametrize("kernel", ["cholesky", "hals"])
+def test_a_non_negative_row_satisfies_the_conditions_of_karush_kuhn_and_tucker(kernel: str, form: str) -> None:
+    rows = Rows(random_problem(form, rank=5))
+    start = np.abs(np.random.default_rng(3).normal(size=(rows.n, 5)))
+    out, loss, _ = rows.solve(kernel, start=start, nonnegative=True)
+    assert (out >= 0).all()
+    assert ((out[:-1] == 0).any(axis=1) & (out[:-1] > 0).any(axis=1)).any()  # some bounds hold, some do not
+    for u in range(rows.n - 1):
+        matrix, right = normal_equations(rows.problem, u, rows.q, rows.c)
+        gradient = matrix @ out[u] - right
+        assert (gradient > -5e-3).all()
+        assert (np.abs(gradient[out[u] > 0]) < 5e-3).all()
+        assert loss[u] == pytest.approx(rows.value(u, out[u]), rel=1e-4, abs=1e-4)
+
+
+@pytest.mark.parametrize("nonnegative", [False, True])
+@pytest.mark.parametrize("kernel", KERNELS)
+def test_a_row_from_its_summed_equations_is_the_row_of_the_kernel(kernel: str, nonnegative: bool) -> None:
+    if nonnegative and kernel in ("cg", "subspace"):
+        pytest.skip("refused by the configuration")
+    rows = Rows(random_problem("ials", n=20, m=15, rank=6))
+    start = np.abs(np.random.default_rng(3).normal(size=(rows.n, 6)))
+    changes = {"nonnegative": nonnegative} | SHORT[kernel]
+    out, loss, _ = rows.solve(kernel, start=start, **changes)
+    config = configured(kernel, 6, **changes)
+    for u in range(rows.n - 1):
+        span = slice(rows.indptr[u], rows.indptr[u + 1])
+        a, b = summed(rows.fixed, rows.indices[span], rows.weights[span], rows.targets[span])
+        a += rows.gramian + rows.reg[u] * np.eye(6)
+        x, value = solve_summed(a, b, start[u], config.solver, config.steps, nonnegative)
+        np.testing.assert_allclose(x, out[u], atol=2e-3)
+        assert value == pytest.approx(loss[u], rel=1e-3, abs=1e-4)

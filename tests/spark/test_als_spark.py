@@ -18,11 +18,13 @@ from pyspark.sql import functions as F
 
 from sparkcf import als
 from sparkcf.als import Factors, Fit, fit, fit_arrays, with_defaults
-from sparkcf.blocks import ITEM, USER, build_block, exchange_routes, partition_keys, places, row_ids, shuffled
+from sparkcf.blocks import ITEM, USER, build_blocks, exchange_routes, places, row_ids
 from sparkcf.errors import ConfigError, TrainingError
 from sparkcf.gang import Alone, check_slots
+from sparkcf.shuffle import partition_keys, shuffled
 from sparkcf.topk import item_side, top_k
 from tests.dense_als import Problem, random_problem
+from tests.gangs import in_gang, parts_of
 
 Make = Callable[..., DataFrame]
 
@@ -125,17 +127,12 @@ def test_a_worker_without_a_row_takes_part(frame: Make) -> None:
 
 def test_blocks_are_the_documented_example() -> None:
     users, items = np.array([0, 0, 1, 2, 2]), np.array([0, 3, 1, 0, 3])
-    ones = np.ones(5, np.float32)
-    here = users % 2 == 0
-    triples = ((users[here] // 2).astype(np.int32), items[here].astype(np.int32), ones[here])
-    block = build_block(triples, places(3, 0, 2), 4, 2)
-    assert [asked.tolist() for asked in block.needed] == [[0], [1]]
-    assert block.indptr.tolist() == [0, 2, 4] and block.indptr.dtype == np.int64
-    assert block.indices.tolist() == [0, 1, 0, 1] and block.indices.dtype == np.int32
-    triples = ((users[~here] // 2).astype(np.int32), items[~here].astype(np.int32), ones[~here])
-    other = build_block(triples, places(3, 1, 2), 4, 2)
-    assert [asked.tolist() for asked in other.needed] == [[], [0]]
-    assert (other.indptr.tolist(), other.indices.tolist()) == ([0, 1], [0])
+    blocks = in_gang(2, lambda gang: build_blocks(parts_of(users, items, gang), (3, 4), 2, gang)[USER])
+    assert [asked.tolist() for asked in blocks[0].needed] == [[0], [1]]
+    assert blocks[0].indptr.tolist() == [0, 2, 4] and blocks[0].indptr.dtype == np.int64
+    assert blocks[0].indices.tolist() == [0, 1, 0, 1] and blocks[0].indices.dtype == np.int32
+    assert [asked.tolist() for asked in blocks[1].needed] == [[], [0]]
+    assert (blocks[1].indptr.tolist(), blocks[1].indices.tolist()) == ([0, 1], [0])
 
 
 @pytest.mark.parametrize(("n", "workers"), [(0, 2), (1, 3), (7, 1), (7, 2), (6, 3), (8, 3)])
@@ -148,10 +145,9 @@ def test_every_row_lives_at_one_place_of_one_worker(n: int, workers: int) -> Non
 
 
 def test_a_gang_of_one_sends_its_rows_to_itself() -> None:
-    triples = (np.array([0, 1], np.int32), np.array([4, 2], np.int32), np.ones(2, np.float32))
-    block = build_block(triples, 2, 6, 1)
-    exchange_routes([block], Alone())
-    assert block.sends[0].tolist() == [2, 4] and block.indices.tolist() == [1, 0]
+    blocks = build_blocks(parts_of(np.array([0, 1]), np.array([4, 2]), Alone()), (2, 6), 2, Alone())
+    exchange_routes(blocks, Alone())
+    assert blocks[USER].sends[0].tolist() == [2, 4] and blocks[USER].indices.tolist() == [1, 0]
 
 
 @pytest.mark.parametrize("partitions", [1, 2, 3, 7])

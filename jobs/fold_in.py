@@ -1,0 +1,13 @@
+"""Give new and changed users their vectors against a run's items, as a new run, without training.
+
+    spark-submit jobs/fold_in.py --config conf/nightly.yaml ds=2018-09-26
+
+Reads runs, published, metrics, interactions, users, items and the run's factors (`run_id=…`; else the published run).
+Writes user_factors, item_factors, metrics, runs. Then evaluate, recommend and publish as after train.
+"""
+
+from sparkcf.fold_in import fold_in_users
+from sparkcf.job import main
+
+if __name__ == "__main__":
+    main("fold_in", fold_in_users)

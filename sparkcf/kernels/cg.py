@@ -1,0 +1,196 @@
+"""Row solves by conjugate gradient; the problem and its notation stand in `sparkcf.kernels.als`.
+
+Takács, Pilászy, Tikk (2011), "Applications of the conjugate gradient method for implicit feedback".
+
+What costs is memory, not arithmetic: every step reads all fixed vectors of a row twice. So the vectors of some rows are
+packed into one buffer that stays in the core's cache through all steps, and these rows share one matrix product with
+the Gramian.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+
+from sparkcf.kernels.jit import kernel
+
+ROWS = 64  # at most so many rows share a product with the Gramian
+PACKED_BYTES = 512 << 10  # of vectors in the buffer, so that they stay in a core's second cache; one row may be longer
+
+
+@kernel(fastmath={"reassoc", "contract", "arcp", "nsz"})  # NaN and infinity must be seen
+def solve_cg(
+    indptr, indices, weights, targets, fixed, offsets, gramian, reg, order, first, threads, steps, scale, out, loss
+):
+    """`steps` of conjugate gradient from `out`; arrays as in `sparkcf.kernels.cholesky.solve_cholesky`.
+
+    `scale`: the mean squared norm of the fixed vectors. Returns 0: no row is singular to it.
+    """
+    k = fixed.shape[1]
+    room = max(1, PACKED_BYTES // (4 * k))
+    longest = 0
+    for place in range(first, order.size, threads):
+        longest = max(longest, indptr[order[place] + 1] - indptr[order[place]])
+    y = np.empty((max(room, longest), k), np.float32)
+    x = np.empty((ROWS, k), np.float32)
+    r = np.empty((ROWS, k), np.float32)
+    p = np.empty((ROWS, k), np.float32)
+    ap = np.empty((ROWS, k), np.float32)
+    rows = np.empty(ROWS, np.int64)
+    starts = np.zeros(ROWS + 1, np.int64)
+    old = np.empty(ROWS, np.float32)
+    noise = np.empty(ROWS, np.float32)
+    value = np.empty(ROWS)
+    place = first
+    while place < order.size:
+        n = 0
+        while n < ROWS and place < order.size:
+            row = order[place]
+            size = indptr[row + 1] - indptr[row]
+            if n > 0 and starts[n] + size > room:
+                break
+            place += threads
+            if size == 0:
+                out[row] = 0.0
+                loss[row] = 0.0
+                continue
+            rows[n] = row
+            x[n] = out[row]
+            starts[n + 1] = starts[n] + size
+            n += 1
+        np.dot(x[:n], gramian, ap[:n])
+        for m in range(n):
+            row = rows[m]
+            span = slice(indptr[row], indptr[row + 1])
+            packed = y[starts[m] : starts[m + 1]]
+            dense = np.float32(0.0)
+            for i in range(k):
+                v = ap[m, i] + reg[row] * x[m, i]
+                r[m, i] = -v
+                dense += v * x[m, i]
+            value[m] = dense
+            value[m] += _gather(fixed, indices[span], weights[span], targets[span], offsets, x[m], packed, r[m])
+            residual, size_b = np.float32(0.0), np.float32(0.0)
+            for i in range(k):
+                p[m, i] = r[m, i]
+                residual += r[m, i] * r[m, i]
+            for e in range(indptr[row], indptr[row + 1]):
+                size_b += targets[e] * targets[e]
+            old[m] = residual
+            if not np.isfinite(residual):
+                value[m] = np.nan
+            # Below it the residual is rounding noise: in a singular system a step along it would lead anywhere.
+            noise[m] = max(max(residual, size_b * scale) * np.float32(1e-12), np.float32(1e-20))
+        for _ in range(steps):
+            np.dot(p[:n], gramian, ap[:n])
+            for m in range(n):
+                if old[m] < noise[m]:
+                    continue
+                row = rows[m]
+                for i in range(k):
+                    ap[m, i] += reg[row] * p[m, i]
+                _add_product(y[starts[m] : starts[m + 1]], weights[indptr[row] : indptr[row + 1]], p[m], ap[m])
+                curvature = np.float32(0.0)
+                for i in range(k):
+                    curvature += p[m, i] * ap[m, i]
+                if not curvature > 0.0:
+                    old[m] = np.float32(0.0)
+                    continue
+                length = old[m] / curvature
+                value[m] -= np.float64(length) * np.float64(old[m])
+                new = np.float32(0.0)
+                for i in range(k):
+                    x[m, i] += length * p[m, i]
+                    r[m, i] -= length * ap[m, i]
+                    new += r[m, i] * r[m, i]
+                ratio = new / old[m]
+                for i in range(k):
+                    p[m, i] = r[m, i] + ratio * p[m, i]
+                old[m] = new
+        for m in range(n):
+            out[rows[m]] = x[m]
+            loss[rows[m]] = value[m]
+    return 0
+
+
+@kernel(fastmath=True)
+def _gather(fixed, indices, weights, targets, offsets, x, y, r):
+    """y_e = the entry's fixed vector; r += sum_e (b_e - a_e s_e) y_e, s_e = x·y_e; returns sum_e a_e s_e^2 - 2 b_e s_e.
+
+    Four entries at a time: their sums run side by side, and r is read and written once for four.
+    """
+    k, n = x.size, indices.size
+    value = 0.0
+    fours = n - n % 4
+    for e in range(0, fours, 4):
+        y0, y1, y2, y3 = y[e], y[e + 1], y[e + 2], y[e + 3]
+        y0[:] = fixed[indices[e]]
+        y1[:] = fixed[indices[e + 1]]
+        y2[:] = fixed[indices[e + 2]]
+        y3[:] = fixed[indices[e + 3]]
+        s0, s1, s2, s3 = np.float32(0.0), np.float32(0.0), np.float32(0.0), np.float32(0.0)
+        for i in range(k):
+            v = x[i]
+            s0 += v * y0[i]
+            s1 += v * y1[i]
+            s2 += v * y2[i]
+            s3 += v * y3[i]
+        t0 = _moved_target(targets, weights, indices, offsets, e)
+        t1 = _moved_target(targets, weights, indices, offsets, e + 1)
+        t2 = _moved_target(targets, weights, indices, offsets, e + 2)
+        t3 = _moved_target(targets, weights, indices, offsets, e + 3)
+        a0, a1, a2, a3 = weights[e] * s0, weights[e + 1] * s1, weights[e + 2] * s2, weights[e + 3] * s3
+        value += np.float64(s0 * (a0 - t0 - t0)) + np.float64(s1 * (a1 - t1 - t1))
+        value += np.float64(s2 * (a2 - t2 - t2)) + np.float64(s3 * (a3 - t3 - t3))
+        t0, t1, t2, t3 = t0 - a0, t1 - a1, t2 - a2, t3 - a3
+        for i in range(k):
+            r[i] += t0 * y0[i] + t1 * y1[i] + t2 * y2[i] + t3 * y3[i]
+    for e in range(fours, n):
+        y0 = y[e]
+        y0[:] = fixed[indices[e]]
+        s0 = np.float32(0.0)
+        for i in range(k):
+            s0 += x[i] * y0[i]
+        t0 = _moved_target(targets, weights, indices, offsets, e)
+        a0 = weights[e] * s0
+        value += np.float64(s0 * (a0 - t0 - t0))
+        t0 -= a0
+        for i in range(k):
+            r[i] += t0 * y0[i]
+    return value
+
+
+@kernel(fastmath=True)
+def _moved_target(targets, weights, indices, offsets, e):
+    if offsets.size:
+        return targets[e] - weights[e] * offsets[indices[e]]
+    return targets[e]
+
+
+@kernel(fastmath=True)
+def _add_product(y, weights, p, ap):
+    """ap += sum_e a_e (y_e·p) y_e, four entries at a time."""
+    n, k = y.shape
+    fours = n - n % 4
+    for e in range(0, fours, 4):
+        y0, y1, y2, y3 = y[e], y[e + 1], y[e + 2], y[e + 3]
+        s0, s1, s2, s3 = np.float32(0.0), np.float32(0.0), np.float32(0.0), np.float32(0.0)
+        for i in range(k):
+            v = p[i]
+            s0 += v * y0[i]
+            s1 += v * y1[i]
+            s2 += v * y2[i]
+            s3 += v * y3[i]
+        s0 *= weights[e]
+        s1 *= weights[e + 1]
+        s2 *= weights[e + 2]
+        s3 *= weights[e + 3]
+        for i in range(k):
+            ap[i] += s0 * y0[i] + s1 * y1[i] + s2 * y2[i] + s3 * y3[i]
+    for e in range(fours, n):
+        y0 = y[e]
+        s0 = np.float32(0.0)
+        for i in range(k):
+            s0 += p[i] * y0[i]
+        s0 *= weights[e]
+        for i in range(k):
+            ap[i] += s0 * y0[i]

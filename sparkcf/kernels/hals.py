@@ -1,0 +1,158 @@
+"""Row solves one dimension at a time: hierarchical alternating least squares. Notation: `sparkcf.kernels.als`.
+
+    x_d += (sum_e r_e y_ed - (G x)_d - reg x_d) / (G_dd + sum_e a_e y_ed^2 + reg),  r_e = b_e - a_e x·y_e
+
+Cichocki, Phan (2009), "Fast local algorithms for large scale nonnegative matrix and tensor factorizations"; implicit
+through the Gramian as in Pilászy, Zibriczky, Tikk (2010), "Fast ALS-based matrix factorization". Residuals and G x
+are kept, not computed again, and a row's vectors are copied once, dimension by dimension, so that all inner loops run
+over neighbours in memory.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+
+from sparkcf.kernels.jit import kernel
+
+TILE = 16  # entries that are turned together: a cache line of each dimension
+
+
+@kernel(fastmath={"reassoc", "contract", "arcp", "nsz"})  # NaN and infinity must be seen
+def solve_hals(
+    indptr,
+    indices,
+    weights,
+    targets,
+    fixed,
+    offsets,
+    gramian,
+    reg,
+    order,
+    first,
+    threads,
+    passes,
+    nonnegative,
+    weighted,
+    out,
+    loss,
+):
+    """`passes` over all dimensions of each row of order[first::threads], from `out`; arrays as in `solve_cholesky`.
+
+    `weighted` False says that every a_e is 0 (all zeros observed, plain least squares): the entries' part of the
+    numerator is then the same in every pass and is summed once.
+
+    Returns 0: no row is singular to it. A dimension without curvature stays as it is.
+    """
+    k = fixed.shape[1]
+    longest = 0
+    if weighted:
+        for place in range(first, order.size, threads):
+            longest = max(longest, indptr[order[place] + 1] - indptr[order[place]])
+    y = np.empty(longest * k, np.float32)
+    residual = np.empty(longest, np.float32)
+    x = np.empty(k, np.float32)
+    gx = np.empty(k, np.float32)
+    numerator = np.zeros(k, np.float32)
+    for place in range(first, order.size, threads):
+        row = order[place]
+        begin, end = indptr[row], indptr[row + 1]
+        n = end - begin
+        if n == 0:
+            out[row] = 0.0
+            loss[row] = 0.0
+            continue
+        x[:] = out[row]
+        value = _times_gramian(gramian, x, gx)
+        for i in range(k):
+            value += np.float64(reg[row] * x[i]) * np.float64(x[i])
+        if weighted:
+            value += _turn(fixed, indices[begin:end], weights[begin:end], targets[begin:end], offsets, x, y, residual)
+        else:
+            value -= 2.0 * _sum_targets(fixed, indices[begin:end], targets[begin:end], x, numerator)
+        a = weights[begin:end]
+        r = residual[:n]
+        for _ in range(passes):
+            step = np.float32(0.0)
+            before = y[:n]
+            for d in range(k):
+                top, curvature = numerator[d], gramian[d, d] + reg[row]
+                if weighted:
+                    here = y[d * n : (d + 1) * n]
+                    top = np.float32(0.0)
+                    for e in range(n):  # the last step's change of the residual, and this dimension's sums
+                        left = r[e] - step * a[e] * before[e]
+                        r[e] = left
+                        top += left * here[e]
+                        curvature += a[e] * here[e] * here[e]
+                    before = here
+                top -= gx[d] + reg[row] * x[d]
+                step = np.float32(0.0)
+                if not (np.isfinite(top) and np.isfinite(curvature)):
+                    value = np.nan
+                elif curvature > 0.0:
+                    step = top / curvature
+                if nonnegative and x[d] + step < 0.0:
+                    step = -x[d]
+                if step != 0.0:
+                    x[d] += step
+                    value -= np.float64(step) * np.float64(top + top - step * curvature)
+                    for i in range(k):
+                        gx[i] += step * gramian[d, i]
+            if weighted:
+                for e in range(n):
+                    r[e] -= step * a[e] * before[e]
+        out[row] = x
+        loss[row] = value
+    return 0
+
+
+@kernel(fastmath=True)
+def _times_gramian(gramian, x, gx):
+    """gx = gramian x; returns x·gx."""
+    k = x.size
+    gx[:] = 0.0
+    for j in range(k):
+        v = x[j]
+        for i in range(k):
+            gx[i] += v * gramian[j, i]
+    value = 0.0
+    for i in range(k):
+        value += np.float64(gx[i]) * np.float64(x[i])
+    return value
+
+
+@kernel(fastmath=True)
+def _turn(fixed, indices, weights, targets, offsets, x, y, residual):
+    """y = the entries' vectors, dimension by dimension; residual; returns sum_e a_e s_e^2 - 2 b_e s_e."""
+    k, n = x.size, indices.size
+    value = 0.0
+    for e in range(n):
+        column, weight, target = indices[e], weights[e], targets[e]
+        if offsets.size:
+            target -= weight * offsets[column]
+        score = np.float32(0.0)
+        for i in range(k):
+            score += x[i] * fixed[column, i]
+        value += np.float64(score * (weight * score - target - target))
+        residual[e] = target - weight * score
+    for start in range(0, n, TILE):
+        stop = min(start + TILE, n)
+        for i in range(k):
+            for e in range(start, stop):
+                y[i * n + e] = fixed[indices[e], i]
+    return value
+
+
+@kernel(fastmath=True)
+def _sum_targets(fixed, indices, targets, x, numerator):
+    """numerator = sum_e b_e y_e; returns its product with x."""
+    k = x.size
+    numerator[:] = 0.0
+    for e in range(indices.size):
+        column, target = indices[e], targets[e]
+        for i in range(k):
+            numerator[i] += target * fixed[column, i]
+    value = 0.0
+    for i in range(k):
+        value += np.float64(numerator[i]) * np.float64(x[i])
+    return value

@@ -1,0 +1,50 @@
+"""Arrays for every executor: written to files once, handed out by Spark once, mapped into memory by the tasks."""
+
+from __future__ import annotations
+
+import secrets
+import tempfile
+from dataclasses import dataclass
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+
+@dataclass(frozen=True)
+class SharedArrays:
+    """A name for some arrays that every executor can open."""
+
+    token: str
+    names: tuple[str, ...]
+
+    def open(self) -> tuple[NDArray[Any], ...]:
+        """The arrays in the order of their names; a process maps them once. What is written to them stays its own."""
+        return _open(self.token, self.names)
+
+
+def share(spark: Any, **arrays: NDArray[Any]) -> SharedArrays:
+    """Hand the arrays to the executors as files."""
+    token = secrets.token_hex(6)
+    for name, array in arrays.items():
+        path = Path(_outbox().name, f"{token}-{name}.npy")
+        np.save(path, np.ascontiguousarray(array), allow_pickle=False)
+        spark.sparkContext.addFile(str(path))
+    return SharedArrays(token, tuple(arrays))
+
+
+@cache
+def _outbox() -> tempfile.TemporaryDirectory[str]:
+    """A folder that lives as long as this process: executors fetch shared files when they first need them."""
+    return tempfile.TemporaryDirectory(prefix="sparkcf-")
+
+
+@cache
+def _open(token: str, names: tuple[str, ...]) -> tuple[NDArray[Any], ...]:
+    from pyspark import SparkFiles
+
+    # Mode c: writable to numpy, so that kernels need no second compilation for arrays that may only be read.
+    paths = (SparkFiles.get(f"{token}-{name}.npy") for name in names)
+    return tuple(np.load(path, mmap_mode="c", allow_pickle=False) for path in paths)

@@ -1,0 +1,101 @@
+"""Pairs to workers: the one shuffle by which a gang's blocks are filled, and its reading as arrays."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from typing import Any
+
+import numpy as np
+from pyspark.sql import Column, DataFrame
+from pyspark.sql import functions as F
+
+from sparkcf.blocks import ITEM, KINDS, USER, Parts
+from sparkcf.gang import numpy_columns
+
+
+def shuffled(pairs: DataFrame, workers: int, starts: dict[str, DataFrame] | None = None) -> DataFrame:
+    """Send every pair to the worker of its user and to that of its item; one partition a worker.
+
+    Parameters
+    ----------
+    pairs : user_idx, item_idx, value.
+    starts : by side, (idx, factor) rows to begin from; they travel in the same shuffle.
+
+    Returns
+    -------
+    DataFrame
+        kind (0 user row, 1 item row, 2 user start, 3 item start), row, col, value and, with starts, vector.
+    """
+    worker, value = F.col("worker"), F.col("value").cast("float")
+
+    def rows(kind: int, row: str, col: str) -> Column:
+        return F.struct(
+            F.pmod(F.col(row), F.lit(workers)).alias("worker"),
+            F.lit(kind).cast("byte").alias("kind"),
+            (F.col(row) / workers).cast("int").alias("row"),
+            F.col(col).alias("col"),
+            value.alias("value"),
+        )
+
+    copies = F.array(rows(USER, "user_idx", "item_idx"), rows(ITEM, "item_idx", "user_idx"))
+    tagged = pairs.select(F.inline(copies))
+    if starts:
+        nothing = F.lit(None).cast("array<float>")
+        tagged = tagged.withColumn("vector", nothing)
+        for side, name in enumerate(KINDS):
+            if name in starts:
+                start = starts[name].select(
+                    F.pmod(F.col("idx"), F.lit(workers)).alias("worker"),
+                    F.lit(2 + side).cast("byte").alias("kind"),
+                    (F.col("idx") / workers).cast("int").alias("row"),
+                    F.lit(0).alias("col"),
+                    F.lit(0.0).cast("float").alias("value"),
+                    F.col("factor").alias("vector"),
+                )
+                tagged = tagged.unionByName(start)
+    keys = partition_keys(pairs, workers)
+    return tagged.repartition(workers, F.array(*map(F.lit, keys))[worker]).drop("worker")
+
+
+def partition_keys(frame: DataFrame, partitions: int) -> list[int]:
+    """Integers whose Spark hash falls on partition 0, 1, …: partitioning by them is partitioning by number."""
+    bucket = F.pmod(F.hash("id"), F.lit(partitions))
+    candidates = frame.sparkSession.range(64 * partitions, numPartitions=1).select(F.col("id").cast("int"))
+    found = candidates.groupBy(bucket.alias("p")).agg(F.min("id").alias("key")).collect()
+    keys = {row["p"]: row["key"] for row in found}
+    return [keys[p] for p in range(partitions)]
+
+
+def read_parts(batches: Iterable[Any], warm: bool, width: int) -> Parts:
+    """Arrow batches of `shuffled` as arrays. `width`: length of a start's vector."""
+    batches = list(batches)
+    kinds, rows, cols, values = numpy_columns(batches, ("kind", "row", "col", "value"))
+    starts: list[list[tuple[Any, Any]]] = [[], []]
+    if warm:
+        for batch, kind, row in zip(batches, kinds, rows, strict=True):
+            for side in (USER, ITEM):
+                chosen = np.flatnonzero(kind == 2 + side)
+                if len(chosen):
+                    vectors = batch.column("vector").take(_arrow_int(chosen)).flatten()
+                    starts[side].append((row[chosen], vectors.to_numpy(zero_copy_only=False).reshape(-1, width)))
+    kind = _joined(kinds, np.int8)
+    row, col, value = _joined(rows, np.int32), _joined(cols, np.int32), _joined(values, np.float32)
+    triples = []
+    for side in (USER, ITEM):
+        chosen = kind == side
+        triples.append((row[chosen], col[chosen], value[chosen]))
+    return Parts(triples, [_stacked(s) if s else None for s in starts])
+
+
+def _arrow_int(values: Any) -> Any:
+    import pyarrow
+
+    return pyarrow.array(values)
+
+
+def _joined(arrays: Sequence[Any], dtype: Any) -> Any:
+    return np.concatenate(arrays).astype(dtype, copy=False) if arrays else np.empty(0, dtype)
+
+
+def _stacked(parts: list[tuple[Any, Any]]) -> tuple[Any, Any]:
+    return np.concatenate([p[0] for p in parts]), np.concatenate([p[1] for p in parts])

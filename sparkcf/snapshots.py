@@ -1,0 +1,148 @@
+"""Saved sweeps: what a gang writes while it trains, and takes up again after a worker or the driver was killed.
+
+    folder/sweep-000010/worker-00000-of-00002.safetensors      factors of one worker's users and items
+    folder/sweep-000010.json                                   written last: workers, sizes, log, sha256 of each file
+
+A sweep counts when its JSON file is there. Any number of workers can take it up: row r of a side stands in the file of
+worker r mod W, at place r div W.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+from pyarrow import fs
+from safetensors import SafetensorError
+from safetensors.numpy import load, save
+
+from sparkcf.blocks import KINDS, row_ids
+from sparkcf.errors import ConfigError
+from sparkcf.gang import Gang
+
+F32 = NDArray[np.float32]
+KEPT = 2  # sweeps: the newest may be damaged
+SCHEMES = {"s3a": "s3", "s3n": "s3"}  # Hadoop's names of what Arrow calls otherwise
+
+
+@dataclass(frozen=True)
+class Snapshot:
+    """Factors of a worker's users and items, float32 (n, width), and the log of the sweeps that led to them."""
+
+    factors: list[F32]
+    log: list[dict[str, Any]]
+
+
+class Snapshots:
+    """The saved sweeps in one folder.
+
+    Parameters
+    ----------
+    folder : a path or address that every worker can write: file, s3, gs or hdfs.
+
+    Raises
+    ------
+    ConfigError
+        An address that Arrow cannot write.
+    """
+
+    def __init__(self, folder: str) -> None:
+        scheme, sign, rest = folder.partition(":")
+        try:
+            if not sign or scheme == "file":
+                self._files, self._folder = fs.LocalFileSystem(), "/" + (rest if sign else folder).lstrip("/")
+            else:
+                self._files, self._folder = fs.FileSystem.from_uri(f"{SCHEMES.get(scheme, scheme)}:{rest}")
+        except (OSError, ValueError) as error:
+            first = str(error).splitlines()[0]
+            raise ConfigError(
+                f"progress cannot be saved in {folder}: {first}; set train.progress to a folder or an address that "
+                "starts with s3, gs or hdfs, or save_every to 0"
+            ) from None
+
+    def save(self, gang: Gang, snapshot: Snapshot) -> None:
+        """Write this worker's file; the first worker then declares the sweep complete. A collective."""
+        sweep = len(snapshot.log)
+        folder = f"{self._folder}/sweep-{sweep:06}"
+        data = save(dict(zip(KINDS, snapshot.factors, strict=True)))
+        self._files.create_dir(folder, recursive=True)
+        self._write(f"{folder}/{_worker(gang.rank, gang.size)}", data)
+        digest = np.frombuffer(hashlib.sha256(data).digest(), np.uint8)
+        digests = gang.exchange([digest] * gang.size)
+        if gang.rank == 0:
+            manifest = {
+                "workers": gang.size,
+                "log": snapshot.log,
+                "sha256": [d.tobytes().hex() for d in digests],
+            }
+            self._write(f"{folder}.json", json.dumps(manifest).encode())
+            for old in self._sweeps()[KEPT:]:
+                self._files.delete_file(f"{self._folder}/sweep-{old:06}.json")
+                self._files.delete_dir(f"{self._folder}/sweep-{old:06}")
+
+    def load(self, gang: Gang, sizes: tuple[int, int], width: int) -> Snapshot | None:
+        """The newest complete and undamaged sweep: this worker's rows of it. A collective.
+
+        Parameters
+        ----------
+        sizes : users and items over all workers. width : columns of a factor row.
+        """
+        mine = np.zeros(KEPT, np.int64)
+        if gang.rank == 0:
+            newest = self._sweeps()[:KEPT]
+            mine[: len(newest)] = newest
+        for sweep in gang.sum(mine):
+            if sweep == 0:
+                continue
+            found = self._read(int(sweep), gang.rank, gang.size, sizes, width)
+            if int(gang.sum(np.array([found is None], np.int64))[0]) == 0:
+                return found
+        return None
+
+    def clear(self) -> None:
+        """Remove all saved sweeps."""
+        if self._files.get_file_info(self._folder).type == fs.FileType.Directory:
+            self._files.delete_dir(self._folder)
+
+    def _sweeps(self) -> list[int]:
+        """Complete sweeps, newest first."""
+        listed = self._files.get_file_info(fs.FileSelector(self._folder, allow_not_found=True))
+        names = [info.base_name for info in listed if info.base_name.endswith(".json")]
+        return sorted((int(n[6:-5]) for n in names if n.startswith("sweep-") and n[6:-5].isdigit()), reverse=True)
+
+    def _read(self, sweep: int, rank: int, size: int, sizes: tuple[int, int], width: int) -> Snapshot | None:
+        """One worker's rows; None where a file is missing, damaged or of other sizes."""
+        try:
+            manifest = json.loads(self._bytes(f"{self._folder}/sweep-{sweep:06}.json"))
+            workers = int(manifest["workers"])
+            ids = [row_ids(n, rank, size) for n in sizes]
+            factors = [np.zeros((len(rows), width), np.float32) for rows in ids]
+            for worker in range(workers):
+                if workers == size and worker != rank:
+                    continue
+                data = self._bytes(f"{self._folder}/sweep-{sweep:06}/{_worker(worker, workers)}")
+                if hashlib.sha256(data).hexdigest() != manifest["sha256"][worker]:
+                    return None
+                stored = load(data)
+                for side, name in enumerate(KINDS):
+                    theirs = ids[side] % workers == worker
+                    factors[side][theirs] = stored[name][ids[side][theirs] // workers]
+            return Snapshot(factors, list(manifest["log"]))
+        except (OSError, ValueError, KeyError, IndexError, TypeError, SafetensorError):
+            return None
+
+    def _bytes(self, path: str) -> bytes:
+        with self._files.open_input_stream(path) as stream:
+            return stream.read()
+
+    def _write(self, path: str, data: bytes) -> None:
+        with self._files.open_output_stream(path) as stream:
+            stream.write(data)
+
+
+def _worker(rank: int, size: int) -> str:
+    return f"worker-{rank:05}-of-{size:05}.safetensors"
