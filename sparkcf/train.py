@@ -138,9 +138,8 @@ def write_log(tables: LakeTables, run: Run, fitted: Fit) -> None:
     ]
     singular = sum(entry["singular_rows"] for entry in fitted.log)
     if singular:
-        say(
-            f"  warning: {singular} row solves were singular and got a larger diagonal: raise {run.row['model']}.regularization"
-        )
+        key = f"{run.row['model']}.regularization"
+        say(f"  warning: {singular} row solves were singular and got a larger diagonal: raise {key}")
     rows.append((run.run_id, "model", "fit", "mean", None, fitted.mean, None, None, None))
     _append_metrics(tables, rows)
 
