@@ -224,9 +224,8 @@ class Config(Section):
     lake: LakeConfig = LakeConfig()
     seed: Annotated[int, Field(ge=0, lt=2**31)] = 42
     model: Literal["als", "hals", "popularity"] = "als"
-    run_id: str | None = Field(
-        None, pattern=r"^[A-Za-z0-9._-]{1,80}$"
-    )  # evaluate, recommend, publish: the run; None: the newest unpublished
+    # evaluate, recommend, publish: the run; None: the newest unpublished. fold_in: its base; None: the published run.
+    run_id: str | None = Field(None, pattern=r"^[A-Za-z0-9._-]{1,80}$")
     clean: CleanConfig = CleanConfig()
     preference: PreferenceConfig = PreferenceConfig()
     train: TrainConfig = TrainConfig()
@@ -247,7 +246,9 @@ class Config(Section):
     @property
     def factorization(self) -> ALSConfig | HALSConfig | None:
         """The parameters of the model where it is a factorization."""
-        return {"als": self.als, "hals": self.hals}.get(self.model)
+        if self.model == "als":
+            return self.als
+        return self.hals if self.model == "hals" else None
 
     @property
     def explicit(self) -> bool:

@@ -77,6 +77,7 @@ class Side:
     factors: F32  # (n, width)
     order: NDArray[np.int64]
     hot: HotRows
+    gram: F64  # (width, width), of all workers' factors; zeros where no objective needs it
     loss: F64 = field(init=False)
 
     def __post_init__(self) -> None:
@@ -107,7 +108,7 @@ def train(parts: Parts, plan: Plan, gang: Gang, snapshots: Snapshots | None = No
         log: list[Entry] = []
         saved = snapshots.load(gang, plan.sizes, config.width) if snapshots else None
         if saved:
-            _resume(sides, saved, gang)
+            _resume(sides, saved, objective, gang)
             log = saved.log
         while len(log) < config.iterations and not _converged(log, config.tolerance):
             entry = _sweep(sides, plan, gang, objective, len(log) + 1)
@@ -137,9 +138,10 @@ def _sweep(sides: list[Side], plan: Plan, gang: Gang, objective: Objective, numb
     return entry | {"mean": objective.mean, "seconds": seconds, "exchange": exchange, "singular_rows": int(raised)}
 
 
-def _resume(sides: list[Side], saved: Snapshot, gang: Gang) -> None:
+def _resume(sides: list[Side], saved: Snapshot, objective: Objective, gang: Gang) -> None:
     for side, factors in zip(sides, saved.factors, strict=True):
         side.factors[:] = factors
+        side.gram = _gramian(factors, objective, gang)
         side.hot.factors = _hot_values(side.hot, side.factors, gang)
 
 
@@ -166,7 +168,8 @@ def _build_sides(parts: Parts, plan: Plan, gang: Gang) -> tuple[list[Side], Obje
         hot.factors = _hot_values(hot, factors, gang)
         order = work_order(block.counts)
         order = order[~np.isin(order, places)] if len(places) else order
-        sides.append(Side(KINDS[side], block, weights, targets, reg, factors, order, hot))
+        gram = _gramian(factors, objective, gang)
+        sides.append(Side(KINDS[side], block, weights, targets, reg, factors, order, hot, gram))
     return sides, objective
 
 
@@ -200,10 +203,8 @@ def _solve(side: Side, other: Side, plan: Plan, gang: Gang, objective: Objective
     config = plan.config
     begin = time.perf_counter()
     fixed = received(side.block, other.factors, gang)
-    gram = np.zeros((config.width, config.width))
-    if objective.alpha0:
-        gram = objective.alpha0 * gang.sum(gramian(other.factors))
     seconds = time.perf_counter() - begin
+    gram = objective.alpha0 * other.gram
     fixed, offsets = _with_constant(fixed, config)
     block = side.block
     raised = solve_rows(
@@ -218,10 +219,19 @@ def _solve(side: Side, other: Side, plan: Plan, gang: Gang, objective: Objective
     )
     if len(side.hot.entries.rows):
         _solve_hot(side, other, gram, plan, gang)
+    begin = time.perf_counter()
     totals = gang.sum(np.array([side.loss.sum(), float(raised)]))
     if not np.isfinite(totals[0]):
         _raise_not_finite(side, plan, gang)
+    seconds += time.perf_counter() - begin
+    side.gram = _gramian(side.factors, objective, gang)
     return seconds, int(totals[1])
+
+
+def _gramian(factors: F32, objective: Objective, gang: Gang) -> F64:
+    """Of all workers' rows; zeros where the objective does not look at unobserved pairs."""
+    k = factors.shape[1]
+    return gang.sum(gramian(factors)) if objective.alpha0 else np.zeros((k, k))
 
 
 def _with_constant(fixed: F32, config: FactorizationConfig) -> tuple[F32, F32]:
@@ -316,10 +326,7 @@ def _objective_parts(sides: list[Side], gang: Gang, objective: Objective, plan: 
     ]
     mine = np.array([sides[ITEM].loss.sum(), *penalties, _constant(sides[USER], objective, plan.config)])
     loss, user_penalty, item_penalty, constant = (float(v) for v in gang.sum(mine))
-    unobserved = 0.0
-    if objective.alpha0:
-        grams = [gang.sum(gramian(s.factors)) for s in sides]
-        unobserved = objective.alpha0 * float(np.sum(grams[0] * grams[1]))
+    unobserved = objective.alpha0 * float(np.vdot(sides[USER].gram, sides[ITEM].gram))
     total = loss + constant + user_penalty
     return {
         "objective": total,

@@ -19,7 +19,7 @@ from sparkcf.kernels.topk import rank_block
 from sparkcf.shared import SharedArrays, share
 
 F32 = NDArray[np.float32]
-RANKED = "user_idx int, position int, item_idx int, score float, reason string"
+LISTS = "user_idx int, items array<int>, scores array<float>, by_model boolean"
 FILES = ("vectors", "bias", "eligible", "fallback")
 
 
@@ -94,7 +94,7 @@ def _packed(items: DataFrame, rank: int) -> Iterator[tuple[Any, Any, Any]]:
 
 
 def top_k(users: DataFrame, shared: SharedItems, k: int) -> DataFrame:
-    """Lists of at most k items a user, as RANKED rows.
+    """Lists of at most k items a user: rows of user_idx, position (from 1), item_idx, score, reason.
 
     Parameters
     ----------
@@ -107,27 +107,29 @@ def top_k(users: DataFrame, shared: SharedItems, k: int) -> DataFrame:
         with threadpool_limits(1, user_api="blas"):
             for batch in batches:
                 if batch.num_rows:
-                    yield from _ranked_batch(batch, items, k)
+                    yield _ranked_batch(batch, items, k)
 
-    return users.select("user_idx", "factor", "seen").mapInArrow(work, RANKED)
+    # One row a user goes between Python and the JVM, with its list as two arrays: far cheaper than a row an item.
+    lists = users.select("user_idx", "factor", "seen").mapInArrow(work, LISTS)
+    listed = lists.select("user_idx", "by_model", F.posexplode(F.arrays_zip("items", "scores")).alias("at", "entry"))
+    return listed.select(
+        "user_idx",
+        (F.col("at") + 1).alias("position"),
+        F.col("entry.items").alias("item_idx"),
+        F.col("entry.scores").alias("score"),
+        F.when(F.col("by_model"), "model").otherwise("fallback").alias("reason"),
+    )
 
 
-def _ranked_batch(batch: Any, items: ItemSide, k: int) -> Iterator[Any]:
+def _ranked_batch(batch: Any, items: ItemSide, k: int) -> Any:
     import pyarrow as pa
 
-    users = batch.column("user_idx").to_numpy(zero_copy_only=False)
     indices, scores, has_factor = rank_users(batch.column("factor"), *csr_of(batch.column("seen")), items, k)
-    row, place = np.nonzero(indices >= 0)
-    yield pa.RecordBatch.from_arrays(
-        [
-            pa.array(users[row].astype(np.int32)),
-            pa.array((place + 1).astype(np.int32)),
-            pa.array(indices[row, place]),
-            pa.array(scores[row, place]),
-            pa.array(np.where(has_factor[row], "model", "fallback")),
-        ],
-        names=["user_idx", "position", "item_idx", "score", "reason"],
-    )
+    full = indices >= 0
+    offsets = pa.array(np.concatenate([[0], np.cumsum(full.sum(axis=1))]).astype(np.int32))
+    lists = [pa.ListArray.from_arrays(offsets, pa.array(values[full])) for values in (indices, scores)]
+    columns = [batch.column("user_idx").cast(pa.int32()), *lists, pa.array(has_factor)]
+    return pa.RecordBatch.from_arrays(columns, names=["user_idx", "items", "scores", "by_model"])
 
 
 def rank_users(

@@ -14,7 +14,7 @@ import numpy as np
 from sparkcf.kernels.jit import kernel
 
 ROWS = 64  # at most so many rows share a product with the Gramian
-PACKED_BYTES = 512 << 10  # of vectors in the buffer, so that they stay in a core's second cache; one row may be longer
+PACKED_BYTES = 256 << 10  # of vectors in the buffer, so that they stay in a core's second cache; one row may be longer
 
 
 @kernel(fastmath={"reassoc", "contract", "arcp", "nsz"})  # NaN and infinity must be seen
@@ -59,21 +59,29 @@ def solve_cg(
             n += 1
         np.dot(x[:n], gramian, ap[:n])
         for m in range(n):
-            row = rows[m]
-            span = slice(indptr[row], indptr[row + 1])
-            packed = y[starts[m] : starts[m + 1]]
+            row, begin, end = rows[m], indptr[rows[m]], indptr[rows[m] + 1]
+            xm, rm, pm, gx = x[m], r[m], p[m], ap[m]
             dense = np.float32(0.0)
             for i in range(k):
-                v = ap[m, i] + reg[row] * x[m, i]
-                r[m, i] = -v
-                dense += v * x[m, i]
+                v = gx[i] + reg[row] * xm[i]
+                rm[i] = -v
+                dense += v * xm[i]
             value[m] = dense
-            value[m] += _gather(fixed, indices[span], weights[span], targets[span], offsets, x[m], packed, r[m])
+            value[m] += _gather(
+                fixed,
+                indices[begin:end],
+                weights[begin:end],
+                targets[begin:end],
+                offsets,
+                xm,
+                y[starts[m] : starts[m + 1]],
+                rm,
+            )
             residual, size_b = np.float32(0.0), np.float32(0.0)
             for i in range(k):
-                p[m, i] = r[m, i]
-                residual += r[m, i] * r[m, i]
-            for e in range(indptr[row], indptr[row + 1]):
+                pm[i] = rm[i]
+                residual += rm[i] * rm[i]
+            for e in range(begin, end):
                 size_b += targets[e] * targets[e]
             old[m] = residual
             if not np.isfinite(residual):
@@ -85,13 +93,14 @@ def solve_cg(
             for m in range(n):
                 if old[m] < noise[m]:
                     continue
-                row = rows[m]
+                row, begin, end = rows[m], indptr[rows[m]], indptr[rows[m] + 1]
+                xm, rm, pm, product = x[m], r[m], p[m], ap[m]
                 for i in range(k):
-                    ap[m, i] += reg[row] * p[m, i]
-                _add_product(y[starts[m] : starts[m + 1]], weights[indptr[row] : indptr[row + 1]], p[m], ap[m])
+                    product[i] += reg[row] * pm[i]
+                _add_product(y[starts[m] : starts[m + 1]], weights[begin:end], pm, product)
                 curvature = np.float32(0.0)
                 for i in range(k):
-                    curvature += p[m, i] * ap[m, i]
+                    curvature += pm[i] * product[i]
                 if not curvature > 0.0:
                     old[m] = np.float32(0.0)
                     continue
@@ -99,12 +108,12 @@ def solve_cg(
                 value[m] -= np.float64(length) * np.float64(old[m])
                 new = np.float32(0.0)
                 for i in range(k):
-                    x[m, i] += length * p[m, i]
-                    r[m, i] -= length * ap[m, i]
-                    new += r[m, i] * r[m, i]
+                    xm[i] += length * pm[i]
+                    rm[i] -= length * product[i]
+                    new += rm[i] * rm[i]
                 ratio = new / old[m]
                 for i in range(k):
-                    p[m, i] = r[m, i] + ratio * p[m, i]
+                    pm[i] = rm[i] + ratio * pm[i]
                 old[m] = new
         for m in range(n):
             out[rows[m]] = x[m]
@@ -123,10 +132,10 @@ def _gather(fixed, indices, weights, targets, offsets, x, y, r):
     fours = n - n % 4
     for e in range(0, fours, 4):
         y0, y1, y2, y3 = y[e], y[e + 1], y[e + 2], y[e + 3]
-        y0[:] = fixed[indices[e]]
-        y1[:] = fixed[indices[e + 1]]
-        y2[:] = fixed[indices[e + 2]]
-        y3[:] = fixed[indices[e + 3]]
+        _copy(fixed[indices[e]], y0)
+        _copy(fixed[indices[e + 1]], y1)
+        _copy(fixed[indices[e + 2]], y2)
+        _copy(fixed[indices[e + 3]], y3)
         s0, s1, s2, s3 = np.float32(0.0), np.float32(0.0), np.float32(0.0), np.float32(0.0)
         for i in range(k):
             v = x[i]
@@ -146,7 +155,7 @@ def _gather(fixed, indices, weights, targets, offsets, x, y, r):
             r[i] += t0 * y0[i] + t1 * y1[i] + t2 * y2[i] + t3 * y3[i]
     for e in range(fours, n):
         y0 = y[e]
-        y0[:] = fixed[indices[e]]
+        _copy(fixed[indices[e]], y0)
         s0 = np.float32(0.0)
         for i in range(k):
             s0 += x[i] * y0[i]
@@ -157,6 +166,12 @@ def _gather(fixed, indices, weights, targets, offsets, x, y, r):
         for i in range(k):
             r[i] += t0 * y0[i]
     return value
+
+
+@kernel(fastmath=True)
+def _copy(source, target):  # a slice assignment would check and broadcast for each of the short rows
+    for i in range(target.size):
+        target[i] = source[i]
 
 
 @kernel(fastmath=True)

@@ -53,15 +53,14 @@ def solve_cholesky(
         for start in range(begin, end, CHUNK):
             size = min(CHUNK, end - start)
             for s in range(size):
-                column = indices[start + s]
-                weight = weights[start + s]
-                target = targets[start + s]
+                vector, weight, target = fixed[indices[start + s]], weights[start + s], targets[start + s]
                 if offsets.size:
-                    target -= weight * offsets[column]
+                    target -= weight * offsets[indices[start + s]]
+                plain_s, weighted_s = plain[s], weighted[s]
                 for i in range(k):
-                    value = fixed[column, i]
-                    plain[s, i] = value
-                    weighted[s, i] = weight * value
+                    value = vector[i]
+                    plain_s[i] = value
+                    weighted_s[i] = weight * value
                     b[i] += target * value
             np.dot(plain[:size].T, weighted[:size], product)
             a += product
@@ -146,35 +145,38 @@ def solve_subspace(
                 total += gramian[i, j] * x[j]
             value += np.float64(total) * np.float64(x[i])
         for e in range(n):
-            column = indices[begin + e]
+            vector = fixed[indices[begin + e]]
             weight = weights[begin + e]
             target = targets[begin + e]
             if offsets.size:
-                target -= weight * offsets[column]
+                target -= weight * offsets[indices[begin + e]]
             score = np.float32(0.0)
             for i in range(k):
-                score += x[i] * fixed[column, i]
+                score += x[i] * vector[i]
             value += np.float64(score * (weight * score - target - target))
             residual[e] = target - weight * score
             for low in range(0, k, size):
-                high = min(low + size, k)
-                y[n * low + e * (high - low) : n * low + (e + 1) * (high - low)] = fixed[column, low:high]
+                d = min(size, k - low)
+                at = n * low + e * d
+                for i in range(d):
+                    y[at + i] = vector[low + i]
         for low in range(0, k, size):
             d = min(size, k - low)
             block = y[n * low : n * (low + d)].reshape(n, d)
             scaled = weighted[: n * d].reshape(n, d)
             b = np.dot(block.T, residual[:n])
             for e in range(n):
+                weight, plain, product = weights[begin + e], block[e], scaled[e]
                 for i in range(d):
-                    scaled[e, i] = weights[begin + e] * block[e, i]
+                    product[i] = weight * plain[i]
             a = np.dot(block.T, scaled)
             for i in range(d):
-                total = reg[row] * x[low + i]
+                across, total = gramian[low + i], reg[row] * x[low + i]
                 for j in range(k):
-                    total += gramian[low + i, j] * x[j]
+                    total += across[j] * x[j]
                 b[i] -= total
                 for j in range(d):
-                    a[i, j] += gramian[low + i, low + j]
+                    a[i, j] += across[low + j]
                 a[i, i] += reg[row]
             step = np.empty(d, np.float32)
             singular += _cholesky_solve(a, b, step)

@@ -14,9 +14,6 @@ import numpy as np
 
 from sparkcf.kernels.jit import kernel
 
-TILE = 16  # entries that are turned together: a cache line of each dimension
-
-
 @kernel(fastmath={"reassoc", "contract", "arcp", "nsz"})  # NaN and infinity must be seen
 def solve_hals(
     indptr,
@@ -127,20 +124,38 @@ def _turn(fixed, indices, weights, targets, offsets, x, y, residual):
     k, n = x.size, indices.size
     value = 0.0
     for e in range(n):
-        column, weight, target = indices[e], weights[e], targets[e]
+        vector, weight, target = fixed[indices[e]], weights[e], targets[e]
         if offsets.size:
-            target -= weight * offsets[column]
+            target -= weight * offsets[indices[e]]
         score = np.float32(0.0)
         for i in range(k):
-            score += x[i] * fixed[column, i]
+            score += x[i] * vector[i]
         value += np.float64(score * (weight * score - target - target))
         residual[e] = target - weight * score
-    for start in range(0, n, TILE):
-        stop = min(start + TILE, n)
+        if e % 8 == 7:
+            _turn_eight(fixed, indices[e - 7 : e + 1], n, y[e - 7 :])
+    for e in range(n - n % 8, n):
+        vector = fixed[indices[e]]
         for i in range(k):
-            for e in range(start, stop):
-                y[i * n + e] = fixed[indices[e], i]
+            y[i * n + e] = vector[i]
     return value
+
+
+@kernel(fastmath=True)
+def _turn_eight(fixed, rows, n, y):
+    """y[i n + e] = fixed[rows[e], i] for eight rows that lie in the first cache: eight neighbours are written at once."""
+    f0, f1, f2, f3 = fixed[rows[0]], fixed[rows[1]], fixed[rows[2]], fixed[rows[3]]
+    f4, f5, f6, f7 = fixed[rows[4]], fixed[rows[5]], fixed[rows[6]], fixed[rows[7]]
+    for i in range(fixed.shape[1]):
+        at = i * n
+        y[at] = f0[i]
+        y[at + 1] = f1[i]
+        y[at + 2] = f2[i]
+        y[at + 3] = f3[i]
+        y[at + 4] = f4[i]
+        y[at + 5] = f5[i]
+        y[at + 6] = f6[i]
+        y[at + 7] = f7[i]
 
 
 @kernel(fastmath=True)
