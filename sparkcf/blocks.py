@@ -172,5 +172,22 @@ def exchange_routes(blocks: Sequence[Block], gang: Gang) -> None:
 
 def received(block: Block, other_factors: NDArray[np.float32], gang: Gang) -> NDArray[np.float32]:
     """The other side's rows that this block needs, float32 (needed, k), from all workers."""
-    parts = gang.exchange([other_factors[asked] for asked in block.sends])
-    return parts[0] if len(parts) == 1 else np.concatenate(parts)
+    return gang.gather([other_factors[asked] for asked in block.sends])
+
+
+def worker_bytes(nnz: int, n_users: int, n_items: int, width: int, workers: int) -> int:
+    """Memory of a worker at its largest, beside the interpreter and its libraries, in bytes.
+
+    Building: a pair comes as 13 bytes to the worker of its user and to that of its item, is copied out of the messages,
+    and sorted one side after the other. Sweeping: 16 bytes for each of the two copies (index, value, weight, target);
+    a worker's own factors; the larger side's once as they are received and once as they are packed for sending.
+
+    Parameters
+    ----------
+    nnz : pairs. width : of a factor row: the rank, and 1 with biases.
+    """
+    share = nnz / workers
+    building = 2 * (13 + 12) * share + (8 + 8 + 12) * share
+    own = 4 * width * (n_users + n_items) / workers
+    sweeping = 2 * 16 * share + own + 2 * 4 * width * max(n_users, n_items)
+    return int(max(building, sweeping))

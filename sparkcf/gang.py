@@ -35,6 +35,9 @@ class Gang(Protocol):
     def exchange(self, parts: Sequence[Array]) -> list[Array]:
         """Send parts[w] to worker w; get what each sent here. Parts may differ in their first dimension only."""
 
+    def gather(self, parts: Sequence[Array]) -> Array:
+        """The same, and what came in one array, by worker."""
+
     def report(self, message: dict[str, Any]) -> None:
         """Tell the driver how far the work is (the first worker only; lost messages are no fault)."""
 
@@ -52,6 +55,9 @@ class Alone:
 
     def exchange(self, parts: Sequence[Array]) -> list[Array]:
         return list(parts)
+
+    def gather(self, parts: Sequence[Array]) -> Array:
+        return parts[0]
 
     def report(self, message: dict[str, Any]) -> None:
         if self._report:
@@ -74,6 +80,14 @@ class GlooGang:
         return total.numpy()
 
     def exchange(self, parts: Sequence[Array]) -> list[Array]:
+        received, counts = self._gather(parts)
+        return np.split(received, np.cumsum(counts)[:-1])
+
+    def gather(self, parts: Sequence[Array]) -> Array:
+        return self._gather(parts)[0]
+
+    def _gather(self, parts: Sequence[Array]) -> tuple[Array, Array]:
+        """What came in one array, and how many rows from each worker."""
         import torch
         import torch.distributed as dist
 
@@ -90,8 +104,7 @@ class GlooGang:
             (theirs * width).tolist(),
             (mine * width).tolist(),
         )
-        shaped = received.reshape(-1, *tail)
-        return np.split(shaped, np.cumsum(theirs)[:-1])
+        return received.reshape(-1, *tail), theirs
 
     def report(self, message: dict[str, Any]) -> None:
         if self._reporter and self.rank == 0:

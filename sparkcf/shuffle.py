@@ -95,6 +95,7 @@ def read_parts(batches: Iterable[Any], warm: bool, width: int) -> Parts:
                     starts[side].append((row[chosen], vectors.to_numpy(zero_copy_only=False).reshape(-1, width)))
     kind = _joined(kinds, np.int8)
     row, col, value = _joined(rows, np.int32), _joined(cols, np.int32), _joined(values, np.float32)
+    del batches, kinds, rows, cols, values
     triples = []
     for side in (USER, ITEM):
         chosen = kind == side

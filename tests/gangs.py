@@ -28,6 +28,9 @@ class ThreadGang:
     def exchange(self, parts: Sequence[np.ndarray]) -> list[np.ndarray]:
         return [theirs[self.rank].copy() for theirs in self._all(parts)]
 
+    def gather(self, parts: Sequence[np.ndarray]) -> np.ndarray:
+        return np.concatenate(self.exchange(parts))
+
     def report(self, message: dict[str, Any]) -> None:
         pass
 

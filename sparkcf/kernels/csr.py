@@ -43,20 +43,21 @@ def build_csr(
     if len(rows) and (rows.min() < 0 or rows.max() >= n_rows or cols.min() < 0 or cols.max() >= n_cols):
         seen = f"rows {rows.min()}..{rows.max()} of {n_rows}, cols {cols.min()}..{cols.max()} of {n_cols}"
         raise ValueError(f"indices out of range: {seen}")
-    by_col = _stable_order(cols, n_cols)
-    order = by_col[_stable_order(rows[by_col], n_rows)]
+    place = np.int32 if len(rows) < 2**31 else np.int64  # half the memory where it will do
+    by_col = _stable_order(cols, n_cols, np.empty(len(cols), place))
+    order = _stable_order(rows[by_col], n_rows, np.empty(len(cols), place))
+    order = by_col[order]
     return _merge_sorted(rows[order], cols[order], values[order], n_rows)
 
 
 @kernel()
-def _stable_order(keys, n_keys):
-    """Positions of `keys` in ascending order, equal keys in the order they came."""
+def _stable_order(keys, n_keys, order):
+    """Fill `order` with the positions of `keys` in ascending order, equal keys in the order they came."""
     start = np.zeros(n_keys + 1, np.int64)
     for key in keys:
         start[key + 1] += 1
     for key in range(n_keys):
         start[key + 1] += start[key]
-    order = np.empty(keys.size, np.int64)
     for place in range(keys.size):
         key = keys[place]
         order[start[key]] = place
@@ -83,4 +84,6 @@ def _merge_sorted(rows, cols, values, n_rows):
         indptr[row + 1] += 1
     for row in range(n_rows):
         indptr[row + 1] += indptr[row]
-    return indptr, indices[:size].copy(), merged[:size].copy()
+    if size < cols.size:
+        return indptr, indices[:size].copy(), merged[:size].copy()
+    return indptr, indices, merged

@@ -14,6 +14,7 @@ import numpy as np
 
 from sparkcf.kernels.jit import kernel
 
+
 @kernel(fastmath={"reassoc", "contract", "arcp", "nsz"})  # NaN and infinity must be seen
 def solve_hals(
     indptr,
@@ -143,7 +144,7 @@ def _turn(fixed, indices, weights, targets, offsets, x, y, residual):
 
 @kernel(fastmath=True)
 def _turn_eight(fixed, rows, n, y):
-    """y[i n + e] = fixed[rows[e], i] for eight rows that lie in the first cache: eight neighbours are written at once."""
+    """y[i n + e] = fixed[rows[e], i] for eight rows, just read: eight neighbours are written at once."""
     f0, f1, f2, f3 = fixed[rows[0]], fixed[rows[1]], fixed[rows[2]], fixed[rows[3]]
     f4, f5, f6, f7 = fixed[rows[4]], fixed[rows[5]], fixed[rows[6]], fixed[rows[7]]
     for i in range(fixed.shape[1]):

@@ -16,6 +16,7 @@ import sysconfig
 import time
 import venv
 from collections.abc import Callable, Iterator
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -25,6 +26,7 @@ from sparkcf.config import load_config
 from sparkcf.lake import LakeTables
 from sparkcf.nightly import nightly
 from sparkcf.session import spark_home
+from sparkcf.train import train_model
 
 pytestmark = pytest.mark.slow
 
@@ -93,12 +95,19 @@ def environment(folder: Path, python: Path) -> Iterator[dict[str, str]]:
     mine = {MARK: secrets.token_hex(8), "SPARK_LOCAL_IP": "127.0.0.1", "PYSPARK_PYTHON": str(python)}
     mine |= {"SPARK_DAEMON_MEMORY": "256m", "SPARK_DAEMON_JAVA_OPTS": QUICK, "SPARK_HOME": str(spark_home())}
     yield {name: value for name, value in os.environ.items() if not name.startswith(foreign)} | mine
+    for pid in processes("environ", f"{MARK}={mine[MARK]}"):
+        with suppress(OSError):  # gone by now
+            os.kill(pid, signal.SIGKILL)
+
+
+def processes(file: str, wanted: str) -> list[int]:
+    """Processes that have an entry in their `cmdline` or `environ`."""
+    found = []
     for entry in Path("/proc").glob("[0-9]*"):
-        try:
-            if f"{MARK}={mine[MARK]}".encode() in (entry / "environ").read_bytes().split(b"\0"):
-                os.kill(int(entry.name), signal.SIGKILL)
-        except OSError:  # gone, or not ours
-            continue
+        with suppress(OSError):  # gone, or not ours
+            if wanted.encode() in (entry / file).read_bytes().split(b"\0"):
+                found.append(int(entry.name))
+    return found
 
 
 @pytest.fixture(scope="module")
@@ -152,11 +161,14 @@ def wait_for_port(port: int) -> None:
     raise AssertionError("the Master does not listen")
 
 
-@pytest.fixture(scope="module")
-def submit(folder: Path, environment: dict[str, str], python: Path, master: str, wheel: Path) -> Callable[..., Any]:
-    """Run a job on the cluster from a folder outside the checkout; gives its last line."""
+Begin = Callable[..., "subprocess.Popen[str]"]
 
-    def run(job: str, *arguments: str) -> dict[str, Any]:
+
+@pytest.fixture(scope="module")
+def begin(folder: Path, environment: dict[str, str], python: Path, master: str, wheel: Path) -> Begin:
+    """Start a job on the cluster from a folder outside the checkout."""
+
+    def run(job: str, *arguments: str) -> subprocess.Popen[str]:
         command = [str(BIN / "spark-submit"), "--master", master, "--py-files", str(wheel), "--driver-memory", "1g"]
         for setting in (
             f"pyspark.python={python}",
@@ -165,17 +177,35 @@ def submit(folder: Path, environment: dict[str, str], python: Path, master: str,
             f"driver.extraJavaOptions={QUICK}",
             "cores.max=2",
             "scheduler.minRegisteredResourcesRatio=1",  # a gang of two must not begin before there are two
+            "scheduler.barrier.maxConcurrentTasksCheck.interval=1s",
             "ui.enabled=false",
             "sql.shuffle.partitions=2",
         ):
             command += ["--conf", f"spark.{setting}"]
-        done = subprocess.run(
-            [*command, job, *arguments], cwd=folder, env=environment, capture_output=True, text=True, timeout=PATIENCE
-        )
-        assert done.returncode == 0, done.stderr[-3000:] + done.stdout[-3000:]
-        return json.loads(done.stdout.splitlines()[-1])
+        pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
+        return subprocess.Popen([*command, job, *arguments], cwd=folder, env=environment, **pipes)
 
     return run
+
+
+@pytest.fixture(scope="module")
+def submit(begin: Begin) -> Callable[..., dict[str, Any]]:
+    """Run a job on the cluster; gives its last line."""
+
+    def run(job: str, *arguments: str) -> dict[str, Any]:
+        return ended(begin(job, *arguments))
+
+    return run
+
+
+def ended(job: subprocess.Popen[str]) -> dict[str, Any]:
+    """The last line of a job that ends well."""
+    try:
+        out, err = job.communicate(timeout=PATIENCE)
+    finally:
+        job.kill()
+    assert job.returncode == 0, err[-3000:] + out[-3000:]
+    return json.loads(out.splitlines()[-1])
 
 
 def test_driver_and_executors_import_from_the_wheel(folder, submit, wheel, python) -> None:
@@ -205,3 +235,32 @@ def test_night_on_a_cluster_gives_the_tables_of_a_single_machine(spark, folder, 
         if "score" in rows[0][0]:
             scores = [[row["score"] for row in lake] for lake in rows]
             assert scores[0] == pytest.approx(scores[1], abs=1e-5)
+
+
+def test_an_executor_killed_in_mid_sweep_costs_time_and_not_the_result(
+    spark, folder, submit, begin, environment
+) -> None:
+    there = folder / "lake-killed"
+    given = (*NIGHT, "ds=2018-09-25", f"input.path={folder}/log.csv", f"lake.root={there}")
+    given += ("als.solver=cg", "als.iterations=400", "als.save_every=2")
+    conf = str(folder / "conf" / "nightly.yaml")
+    submit("jobs/clean.py", "--config", conf, *given)
+    job = begin("jobs/train.py", "--config", conf, *given)
+    deadline = time.monotonic() + PATIENCE
+    while not list(there.glob("_progress/*/sweep-*.json")):
+        assert job.poll() is None and time.monotonic() < deadline, job.communicate()
+        time.sleep(0.005)
+    executors = processes("cmdline", "org.apache.spark.executor.CoarseGrainedExecutorBackend")
+    ours = set(processes("environ", f"{MARK}={environment[MARK]}"))
+    os.kill(next(pid for pid in executors if pid in ours), signal.SIGKILL)
+    run_id = ended(job)["run_id"]
+    assert not list(there.glob("_progress/*/*"))
+    metrics = LakeTables(spark, str(there)).read("metrics").where(f"run_id = '{run_id}' AND metric = 'objective'")
+    assert sorted(row["k"] for row in metrics.collect()) == list(range(1, 401))
+    undisturbed = train_model(spark, load_config((conf,), [*given, "als.workers=1"]))["run_id"]
+    for side in ("user", "item"):
+        factors = LakeTables(spark, str(there)).read(f"{side}_factors").orderBy(f"{side}_idx")
+        mine, theirs = (factors.where(f"run_id = '{name}'").collect() for name in (run_id, undisturbed))
+        assert mine and [row[f"{side}_idx"] for row in mine] == [row[f"{side}_idx"] for row in theirs]
+        pairs = zip(mine, theirs, strict=True)
+        assert max(abs(a - b) for m, t in pairs for a, b in zip(m["factor"], t["factor"], strict=True)) < 1e-4

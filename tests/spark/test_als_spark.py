@@ -242,18 +242,19 @@ def test_no_pair_at_all_is_told_on_spark(frame: Make, form: str) -> None:
         fit(frame(problem).where("value < 0"), 12, 9, problem.config, 3)
 
 
+@pytest.mark.parametrize("save_every", [0, 1])
 def test_a_killed_worker_is_started_again_and_the_result_is_the_same(
-    frame: Make, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    frame: Make, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, save_every: int
 ) -> None:
-    problem = random_problem("ials", n=31, m=20, rank=4, workers=2, timeout_s=20)
-    marker = str(tmp_path / "killed")
+    problem = random_problem("ials", n=31, m=20, rank=4, workers=2, timeout_s=20, save_every=save_every)
+    diary = str(tmp_path / "diary")
 
     @contextmanager
     def joined(size: int, timeout_s: int, report_to: Any) -> Iterator[Any]:
         from sparkcf.gang import joined as whole
 
         class Doomed:
-            """Dies in the middle of the third sweep, once."""
+            """Dies once, where the second sweep is over: in the middle of saving it, or at the begin of the third."""
 
             def __init__(self, gang: Any) -> None:
                 self._gang, self.rank, self.size = gang, gang.rank, gang.size
@@ -263,21 +264,56 @@ def test_a_killed_worker_is_started_again_and_the_result_is_the_same(
 
             def report(self, message: dict[str, Any]) -> None:
                 self._gang.report(message)
-                self.sweep = message["sweep"]
+                if self.rank == 1:
+                    with open(diary, "a") as file:
+                        file.write(f"{message['sweep']} ")
+
+            def sum(self, array: Any) -> Any:
+                self.die_once()
+                return self._gang.sum(array)
 
             def exchange(self, parts: Any) -> Any:
-                if self.rank == 1 and self.__dict__.get("sweep") == 2 and not os.path.exists(marker):
-                    with open(marker, "w") as file:
-                        file.write("1")
-                    os.kill(os.getpid(), signal.SIGKILL)
+                self.die_once()
                 return self._gang.exchange(parts)
+
+            def die_once(self) -> None:
+                if self.rank == 1 and os.path.exists(diary) and open(diary).read() == "1 2 ":
+                    with open(diary, "a") as file:
+                        file.write("died ")
+                    os.kill(os.getpid(), signal.SIGKILL)
 
         with whole(size, timeout_s, report_to) as gang:
             yield Doomed(gang)
 
     monkeypatch.setattr(als, "joined", joined)
-    fitted = fit(frame(problem), 31, 20, problem.config, 3)
-    assert Path(marker).exists()
+    saved = tmp_path / "progress"
+    fitted = fit(frame(problem), 31, 20, problem.config, 3, snapshots=str(saved))
+    again = "2 3 4 5 " if save_every else "1 2 3 4 5 "
+    assert Path(diary).read_text() == "1 2 died " + again
     assert_same(arrays(fitted, problem), fit_arrays(*problem.triples(), 31, 20, problem.config, 3), 1e-5)
     assert [entry["sweep"] for entry in fitted.log] == [1, 2, 3, 4, 5]
+    assert not saved.exists()  # the fit has ended well
     fitted.release()
+
+
+def test_hundreds_of_sweeps_are_one_stage_and_leave_the_driver_as_it_was(spark: SparkSession, frame: Make) -> None:
+    problem = random_problem("ials", workers=2, save_every=0)
+    jvm, tracker = spark.sparkContext._jvm, spark.sparkContext.statusTracker()
+
+    def used(iterations: int) -> tuple[int, int]:
+        """Stages of a fit, and the JVM's memory after it."""
+        group = f"sweeps-{iterations}"
+        spark.sparkContext.setJobGroup(group, group)
+        fitted = fit(frame(problem), 12, 9, with_defaults(problem.config, iterations=iterations), 3)
+        assert len(fitted.log) == iterations
+        fitted.release()
+        stages = sum(len(tracker.getJobInfo(job).stageIds) for job in tracker.getJobIdsForGroup(group))
+        jvm.System.gc()
+        runtime = jvm.Runtime.getRuntime()
+        return stages, runtime.totalMemory() - runtime.freeMemory()
+
+    few, before = used(2)
+    many, after = used(300)
+    spark.sparkContext.setLocalProperty("spark.jobGroup.id", None)
+    assert many == few
+    assert after - before < 30 << 20
