@@ -88,17 +88,21 @@ def solve_cg(
                 value[m] = np.nan
             # Below it the residual is rounding noise: in a singular system a step along it would lead anywhere.
             noise[m] = max(max(residual, size_b * scale) * np.float32(1e-12), np.float32(1e-20))
-        for _ in range(steps):
+        for step in range(steps):
             np.dot(p[:n], gramian, ap[:n])
             for m in range(n):
                 if old[m] < noise[m]:
                     continue
                 row, begin, end = rows[m], indptr[rows[m]], indptr[rows[m] + 1]
                 xm, rm, pm, product = x[m], r[m], p[m], ap[m]
+                packed = y[starts[m] : starts[m + 1]]
+                curvature = np.float32(0.0)
                 for i in range(k):
                     product[i] += reg[row] * pm[i]
-                _add_product(y[starts[m] : starts[m + 1]], weights[begin:end], pm, product)
-                curvature = np.float32(0.0)
+                if step == steps - 1:  # only how far to go is still to be found
+                    curvature = _quadratic(packed, weights[begin:end], pm)
+                else:
+                    _add_product(packed, weights[begin:end], pm, product)
                 for i in range(k):
                     curvature += pm[i] * product[i]
                 if not curvature > 0.0:
@@ -209,3 +213,29 @@ def _add_product(y, weights, p, ap):
         s0 *= weights[e]
         for i in range(k):
             ap[i] += s0 * y0[i]
+
+
+@kernel(fastmath=True)
+def _quadratic(y, weights, p):
+    """sum_e a_e (y_e·p)^2, four entries at a time."""
+    n, k = y.shape
+    total = np.float32(0.0)
+    fours = n - n % 4
+    for e in range(0, fours, 4):
+        y0, y1, y2, y3 = y[e], y[e + 1], y[e + 2], y[e + 3]
+        s0, s1, s2, s3 = np.float32(0.0), np.float32(0.0), np.float32(0.0), np.float32(0.0)
+        for i in range(k):
+            v = p[i]
+            s0 += v * y0[i]
+            s1 += v * y1[i]
+            s2 += v * y2[i]
+            s3 += v * y3[i]
+        total += weights[e] * s0 * s0 + weights[e + 1] * s1 * s1
+        total += weights[e + 2] * s2 * s2 + weights[e + 3] * s3 * s3
+    for e in range(fours, n):
+        y0 = y[e]
+        s0 = np.float32(0.0)
+        for i in range(k):
+            s0 += p[i] * y0[i]
+        total += weights[e] * s0 * s0
+    return total

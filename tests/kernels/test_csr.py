@@ -45,7 +45,7 @@ def test_build_csr_keeps_offsets_in_64_bits_and_entries_in_32() -> None:
 @pytest.mark.parametrize(
     ("kernel", "signature", "counters"),
     [
-        (csr._stable_order, "(int32[::1], int64)", {"start", "order", "place"}),
+        (csr._stable_order, "(int32[::1], int64, int64[::1])", {"start", "place"}),
         (csr._merge_sorted, "(int32[::1], int32[::1], float32[::1], int64)", {"indptr", "size", "place"}),
     ],
 )
