@@ -20,9 +20,9 @@ from pyspark.sql import DataFrame
 from pyspark.sql import functions as F
 from threadpoolctl import threadpool_limits
 
-from sparkcf.blocks import ITEM, KINDS, USER, Parts, positive_counts, row_ids
+from sparkcf.blocks import ITEM, KINDS, NO_WEIGHTS, USER, Parts, positive_counts, row_ids
 from sparkcf.config import ALSConfig, FactorizationConfig, HALSConfig
-from sparkcf.errors import TrainingError
+from sparkcf.errors import ConfigError, TrainingError
 from sparkcf.gang import Alone, Gang, check_slots, joined, listening, worker_threads
 from sparkcf.kernels.als import gramian, work_order
 from sparkcf.objective import Objective
@@ -79,9 +79,9 @@ def fit(
     Parameters
     ----------
     pairs : user_idx, item_idx, value; indices dense, below n_users and n_items. A pair that stands twice counts as one
-        with the values' sum.
+        with the values' sum. With a column weight (explicit only) an entry counts like so many of weight 1.
     starts : by side ("user", "item"), frames (idx, factor) to begin from.
-    heard : called on the driver with every sweep's log entry, while the sweeps run.
+    heard : called on the driver with every sweep's log entry, while the sweeps run; or with a "note" for people.
     snapshots : folder or address where sweeps are saved every `config.save_every`. A gang that lost a worker goes on
         from the newest; so does a later call with the same folder. It is removed when the fit has ended well.
 
@@ -93,6 +93,7 @@ def fit(
         A factor is not finite, or there is no pair at all.
     """
     spark = pairs.sparkSession
+    _check_weights("weight" in pairs.columns, config)
     workers = check_slots(spark, config.workers, config.section)
     warm = bool(starts)
     plan = Plan(config, n_users, n_items, seed, worker_threads(spark))
@@ -138,16 +139,24 @@ def fit_arrays(
     threads: int = 1,
     heard: Callable[[dict[str, Any]], None] | None = None,
     snapshots: str | None = None,
+    weights: F32 | None = None,
 ) -> Factors:
-    """The same fit in this process, for notebooks, tests and small data. Arrays (nnz,)."""
+    """The same fit in this process, for notebooks, tests and small data. Arrays (nnz,); weights: explicit only."""
+    _check_weights(weights is not None, config)
     plan = Plan(config, n_users, n_items, seed, threads)
     users, items = users.astype(np.int32), items.astype(np.int32)
     values = values.astype(np.float32)
-    parts = Parts([(users, items, values), (items, users, values)], [None, None])
+    weight = NO_WEIGHTS if weights is None else weights.astype(np.float32)
+    parts = Parts([(users, items, values, weight), (items, users, values, weight)], [None, None])
     sides, log = train(parts, plan, Alone(heard), Snapshots(snapshots) if snapshots else None)
     (user, user_bias), (item, item_bias) = (_split(side.factors, config) for side in sides)
     present = [side.block.counts > 0 for side in sides]
     return Factors(user, item, user_bias, item_bias, present[USER], present[ITEM], log[-1]["mean"], log)
+
+
+def _check_weights(given: bool, config: FactorizationConfig) -> None:
+    if given and config.mode == "implicit":
+        raise ConfigError(f"weights go with {config.section}.mode=explicit: implicit forms weigh a pair by its value")
 
 
 def _split(factors: F32, config: FactorizationConfig) -> tuple[F32, F32]:
@@ -228,7 +237,8 @@ def fold_in(
     (vectors, biases)
         float32 (n, rank) and (n,). A row without entries has zeros.
     """
-    exact = ALSConfig.model_validate(config.model_dump(include=set(FactorizationConfig.model_fields)))
+    shared = config.model_dump(include=set(FactorizationConfig.model_fields))
+    exact = ALSConfig.model_validate(shared | {"solver": "cholesky"})
     objective = Objective.of(config, mean)
     counts = np.diff(indptr)
     weights, targets = objective.coefficients(values)

@@ -27,7 +27,10 @@ from numpy.typing import NDArray
 from sparkcf.gang import Gang
 from sparkcf.kernels.csr import build_csr
 
-Rows = tuple[NDArray[np.int64], NDArray[np.int32], NDArray[np.float32]]  # indptr, indices, values
+F32 = NDArray[np.float32]
+Rows = tuple[NDArray[np.int64], NDArray[np.int32], F32, F32]  # indptr, indices, values, weights (none: all are 1)
+Triples = tuple[NDArray[np.int32], NDArray[np.int32], F32, F32]  # place of the row, column, value, weight (or none)
+NO_WEIGHTS = np.empty(0, np.float32)
 
 USER, ITEM = 0, 1
 KINDS = ("user", "item")
@@ -39,13 +42,14 @@ class Hot:
     """Rows too long for one worker: each worker holds those of their entries whose columns live with it.
 
     `rows` int64 (h,): dense indices, the same at all workers; `indptr` int64 (h + 1,), `places` int32: of the other
-    side's rows *here*; `values` float32.
+    side's rows *here*; `values` float32; `weights` float32, none where all are 1.
     """
 
     rows: NDArray[np.int64]
     indptr: NDArray[np.int64]
     places: NDArray[np.int32]
-    values: NDArray[np.float32]
+    values: F32
+    weights: F32
 
     def here(self, rank: int, size: int) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
         """Of the hot rows that live at a worker: their positions in `rows`, and their places."""
@@ -57,14 +61,16 @@ class Hot:
 class Block:
     """One side's rows at one worker.
 
-    `indptr` int64 (n + 1,), `indices` int32 (nnz,) into the received rows, `values` float32 (nnz,): the rows but the
-    hot ones; `counts`, `positives` int64 (n,): entries of every row, and those with a value above 0;
-    `needed[w]`: int64 places asked of worker w; `sends[w]`: places of the *other* side's rows here that w asked for.
+    `indptr` int64 (n + 1,), `indices` int32 (nnz,) into the received rows, `values` float32 (nnz,), `weights` float32
+    (nnz,), or (0,) where all are 1: the rows but the hot ones; `counts`, `positives` int64 (n,): entries of every row,
+    and those with a value above 0; `needed[w]`: int64 places asked of worker w; `sends[w]`: places of the *other*
+    side's rows here that w asked for.
     """
 
     indptr: NDArray[np.int64]
     indices: NDArray[np.int32]
-    values: NDArray[np.float32]
+    values: F32
+    weights: F32
     counts: NDArray[np.int64]
     positives: NDArray[np.int64]
     needed: list[NDArray[np.int64]]
@@ -74,10 +80,10 @@ class Block:
 
 @dataclass
 class Parts:
-    """What the shuffle brought to a worker, by side: triples, and the rows of a warm start."""
+    """What the shuffle brought to a worker, by side: entries in any order, and the rows of a warm start."""
 
-    triples: list[tuple[NDArray[np.int32], NDArray[np.int32], NDArray[np.float32]]]
-    starts: list[tuple[NDArray[np.int32], NDArray[np.float32]] | None]
+    triples: list[Triples]
+    starts: list[tuple[NDArray[np.int32], F32] | None]
 
 
 def places(n: int, rank: int, workers: int) -> int:
@@ -100,19 +106,30 @@ def build_blocks(parts: Parts, sizes: tuple[int, int], width: int, gang: Gang) -
     rows = []
     for side in (USER, ITEM):
         own, other = places(sizes[side], gang.rank, gang.size), sizes[1 - side]
-        rows.append(build_csr(*parts.triples[side], own, other))
-        parts.triples[side] = (np.empty(0, np.int32), np.empty(0, np.int32), np.empty(0, np.float32))  # free them
-    counts = [np.diff(indptr) for indptr, _, _ in rows]
-    positives = [positive_counts(indptr, values) for indptr, _, values in rows]
+        rows.append(_compressed(parts.triples[side], own, other))
+        parts.triples[side] = (np.empty(0, np.int32), np.empty(0, np.int32), NO_WEIGHTS, NO_WEIGHTS)  # free them
+    counts = [np.diff(indptr) for indptr, *_ in rows]
+    positives = [positive_counts(indptr, values) for indptr, _, values, _ in rows]
     hot_rows = [_hot_rows(counts[side], width, gang) for side in (USER, ITEM)]
     hots = [_hot_part(rows[1 - side], hot_rows[side], sizes[side]) for side in (USER, ITEM)]
     blocks = []
     for side in (USER, ITEM):
-        indptr, cols, values = _without(rows[side], hots[side].here(gang.rank, gang.size)[1])
-        rows[side] = (indptr[:1], cols[:0], values[:0])
+        indptr, cols, values, weights = _without(rows[side], hots[side].here(gang.rank, gang.size)[1])
+        rows[side] = (indptr[:1], cols[:0], NO_WEIGHTS, NO_WEIGHTS)
         indices, needed = _local(cols, sizes[1 - side], gang.size)
-        blocks.append(Block(indptr, indices, values, counts[side], positives[side], needed, hots[side]))
+        blocks.append(Block(indptr, indices, values, weights, counts[side], positives[side], needed, hots[side]))
     return blocks
+
+
+def _compressed(triples: Triples, n_rows: int, n_cols: int) -> Rows:
+    """Entries sorted by row and column. One that stands twice has the sum of its values; with weights, their mean."""
+    row, col, value, weight = triples
+    if not len(weight):
+        return *build_csr(row, col, value, n_rows, n_cols), NO_WEIGHTS
+    weights = build_csr(row, col, weight, n_rows, n_cols)[2]
+    indptr, cols, sums = build_csr(row, col, weight * value, n_rows, n_cols)
+    means = np.divide(sums, weights, out=np.zeros_like(sums), where=weights != 0)
+    return indptr, cols, means, weights
 
 
 def positive_counts(indptr: NDArray[np.int64], values: NDArray[np.float32]) -> NDArray[np.int64]:
@@ -144,24 +161,25 @@ def _hot_part(rows: Rows, hot: NDArray[np.int64], n_other: int) -> Hot:
     """The entries of the other side's rows here whose column is hot, turned round: by column."""
     number = np.full(n_other, -1, np.int32)
     number[hot] = np.arange(len(hot), dtype=np.int32)
-    indptr, cols, values = rows
+    indptr, cols, values, weights = rows
     entries = np.flatnonzero(number[cols] >= 0) if len(hot) else np.empty(0, np.int64)
     place = (np.searchsorted(indptr, entries, side="right") - 1).astype(np.int32)
-    turned = build_csr(number[cols[entries]], place, values[entries], len(hot), len(indptr) - 1)
-    return Hot(hot, *turned)
+    chosen = weights[entries] if len(weights) else NO_WEIGHTS
+    return Hot(hot, *_compressed((number[cols[entries]], place, values[entries], chosen), len(hot), len(indptr) - 1))
 
 
 def _without(rows: Rows, gone: NDArray[np.int64]) -> Rows:
     """Compressed rows with some of them emptied."""
     if len(gone) == 0:
         return rows
-    indptr, cols, values = rows
+    indptr, cols, values, weights = rows
     counts = np.diff(indptr)
     emptied = np.zeros(len(counts), bool)
     emptied[gone] = True
     kept = np.repeat(~emptied, counts)
     counts[gone] = 0
-    return np.concatenate([[0], np.cumsum(counts)]), cols[kept], values[kept]
+    indptr = np.concatenate([[0], np.cumsum(counts)])
+    return indptr, cols[kept], values[kept], weights[kept] if len(weights) else weights
 
 
 def exchange_routes(blocks: Sequence[Block], gang: Gang) -> None:

@@ -99,7 +99,8 @@ class PreferenceConfig(Section):
     """How interactions become the weight of a (user, item) pair."""
 
     positive_from: float | None = None  # implicit models and ranking measures: a value from here up is a positive
-    weight: Literal["one", "value", "event"] = "one"  # of a positive: 1, its value, or its event's weight
+    # Of a positive: 1, its value, or its event's weight (input.events). Of a rating (explicit): 1, or its event's.
+    weight: Literal["one", "value", "event"] = "one"
 
 
 class FactorizationConfig(Section):
@@ -140,14 +141,14 @@ class FactorizationConfig(Section):
 class ALSConfig(FactorizationConfig):
     section: ClassVar[str] = "als"
 
-    solver: Literal["cholesky", "cg", "subspace"] = "cholesky"
+    solver: Literal["cg", "cholesky", "subspace"] = "cg"  # the first to an objective at every rank: tests/bench/als.py
     cg_steps: Positive = 3
     subspace_size: Positive = 64  # dimensions that the subspace solver solves at a time
 
     @model_validator(mode="after")
     def _solvable(self) -> ALSConfig:
         if self.nonnegative and self.solver != "cholesky":
-            raise ValueError(f"nonnegative goes with solver cholesky, not {self.solver}; or take model hals")
+            raise ValueError(f"nonnegative goes with solver=cholesky, not {self.solver}, or with model=hals")
         return self
 
     @property

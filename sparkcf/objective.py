@@ -2,8 +2,9 @@
 
 With s = p_u·q_i, observed pairs S with value r, n_u and n_i the entries of a row, N users and M items in training:
 
-explicit        sum_S (r - mu - b_u - b_i - s)^2 + lambda (sum_u n_u^nu (|p_u|^2 + b_u^2) + sum_i n_i^nu (...))
-                mu, b only with `biases`; nu = 1 is MLlib's ALS-WR (Zhou et al. 2008), nu = 0 plain ridge.
+explicit        sum_S w (r - mu - b_u - b_i - s)^2 + lambda (sum_u n_u^nu (|p_u|^2 + b_u^2) + sum_i n_i^nu (...))
+                w is 1 unless the pairs have a weight; mu, b only with `biases`.
+                nu = 1 is MLlib's ALS-WR (Zhou et al. 2008), nu = 0 plain ridge.
 form ials       sum_S w (1 - s)^2 + alpha0 sum_{all u,i} s^2
                 + lambda (sum_u (n_u + alpha0 M)^nu |p_u|^2 + sum_i (n_i + alpha0 N)^nu |q_i|^2), w = r
                 Rendle et al. (2021), "Revisiting the performance of iALS", eq. 1-5. w is 1 for plain positives.
@@ -27,6 +28,7 @@ from numpy.typing import NDArray
 from sparkcf.config import FactorizationConfig
 
 F32 = NDArray[np.float32]
+NO_WEIGHTS: F32 = np.empty(0, np.float32)
 
 
 @dataclass(frozen=True)
@@ -53,10 +55,11 @@ class Objective:
             mean if config.biases else 0.0,
         )
 
-    def coefficients(self, values: F32) -> tuple[F32, F32]:
-        """Weight a and target b of every entry, float32 (nnz,) each."""
+    def coefficients(self, values: F32, weights: F32 = NO_WEIGHTS) -> tuple[F32, F32]:
+        """a and b of every entry, float32 (nnz,) each. `weights` w of form explicit: (nnz,), or (0,): all are 1."""
         if self.form == "explicit":
-            return np.ones_like(values), (values - np.float32(self.mean)).astype(np.float32)
+            a = weights if len(weights) else np.ones_like(values)
+            return a, (a * (values - np.float32(self.mean))).astype(np.float32)
         if self.form == "ials":
             return values, values
         if self.form == "frobenius":
@@ -67,10 +70,17 @@ class Objective:
         confidence = np.float32(self.alpha) * np.abs(values)
         return confidence - 1, np.where(values > 0, confidence, 0).astype(np.float32)
 
-    def constant(self, values: F32) -> float:
-        """The part of the observed sum that depends on no factor: the objective of all-zero factors."""
+    def constant(self, values: F32, weights: F32 = NO_WEIGHTS, offsets: F32 | None = None) -> float:
+        """The part of the observed sum that depends on no factor: the objective of all-zero factors.
+
+        With `offsets` (nnz,), of form explicit: that of factors whose biases leave these to be fitted off.
+        """
+        if self.form == "explicit":
+            left = values - np.float32(self.mean) - (np.float32(0) if offsets is None else offsets)
+            squares = np.square(left, dtype=np.float64)
+            return float(np.vdot(weights, squares) if len(weights) else squares.sum())
         targets = self.coefficients(values)[1]
-        if self.form in ("explicit", "frobenius"):
+        if self.form == "frobenius":
             return float(np.square(targets, dtype=np.float64).sum())
         return float(targets.sum(dtype=np.float64))
 

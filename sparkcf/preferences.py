@@ -18,21 +18,25 @@ def indexed(interactions: DataFrame, users: DataFrame, items: DataFrame) -> Data
 def pairs(events: DataFrame, config: Config) -> DataFrame:
     """One row a (user, item): user_idx, item_idx, value, as the model wants it.
 
-    Explicit ALS gets the latest value. Every other model gets the weight of the positives, see `PreferenceConfig`:
-    1 a pair, or the sum of the values or event weights over its events.
+    Explicit models get the latest value, and its event's weight where `preference.weight` is event. Every other model
+    gets the weight of the positives, see `PreferenceConfig`: 1 a pair, or the sum of the values or event weights over
+    its events.
     """
     if config.explicit:
-        return latest_values(events)
+        if config.preference.weight != "event":
+            return latest_values(events)
+        return latest_values(events.withColumn("weight", _weight(config)), "weight")
     good = positives(events, config)
     if config.preference.weight == "one":
         return good.groupBy("user_idx", "item_idx").agg(F.lit(1.0).alias("value"))
     return good.groupBy("user_idx", "item_idx").agg(F.sum(_weight(config)).alias("value"))
 
 
-def latest_values(events: DataFrame) -> DataFrame:
-    """The value of every pair's last event; of several at one moment, the largest."""
-    last = F.max(F.struct("ts", "value")).alias("last")
-    return events.groupBy("user_idx", "item_idx").agg(last).select("user_idx", "item_idx", "last.value")
+def latest_values(events: DataFrame, *more: str) -> DataFrame:
+    """The value, and more columns, of every pair's last event; of several at one moment, the largest."""
+    last = F.max(F.struct("ts", "value", *more)).alias("last")
+    columns = (f"last.{name}" for name in ("value", *more))
+    return events.groupBy("user_idx", "item_idx").agg(last).select("user_idx", "item_idx", *columns)
 
 
 def positives(events: DataFrame, config: Config) -> DataFrame:

@@ -18,15 +18,17 @@ def shuffled(pairs: DataFrame, workers: int, starts: dict[str, DataFrame] | None
 
     Parameters
     ----------
-    pairs : user_idx, item_idx, value.
+    pairs : user_idx, item_idx, value and, if it has one, weight.
     starts : by side, (idx, factor) rows to begin from; they travel in the same shuffle.
 
     Returns
     -------
     DataFrame
-        kind (0 user row, 1 item row, 2 user start, 3 item start), row, col, value and, with starts, vector.
+        kind (0 user row, 1 item row, 2 user start, 3 item start), row, col, value and, where there
+        are any, weight and vector.
     """
-    worker, value = F.col("worker"), F.col("value").cast("float")
+    worker = F.col("worker")
+    carried = [name for name in ("value", "weight") if name in pairs.columns]
 
     def rows(kind: int, row: str, col: str) -> Column:
         return F.struct(
@@ -34,7 +36,7 @@ def shuffled(pairs: DataFrame, workers: int, starts: dict[str, DataFrame] | None
             F.lit(kind).cast("byte").alias("kind"),
             (F.col(row) / workers).cast("int").alias("row"),
             F.col(col).alias("col"),
-            value.alias("value"),
+            *(F.col(name).cast("float").alias(name) for name in carried),
         )
 
     copies = F.array(rows(USER, "user_idx", "item_idx"), rows(ITEM, "item_idx", "user_idx"))
@@ -49,7 +51,7 @@ def shuffled(pairs: DataFrame, workers: int, starts: dict[str, DataFrame] | None
                     F.lit(2 + side).cast("byte").alias("kind"),
                     (F.col("idx") / workers).cast("int").alias("row"),
                     F.lit(0).alias("col"),
-                    F.lit(0.0).cast("float").alias("value"),
+                    *(F.lit(0.0).cast("float").alias(name) for name in carried),
                     F.col("factor").alias("vector"),
                 )
                 tagged = tagged.unionByName(start)
@@ -84,7 +86,9 @@ def murmur3(value: int, seed: int = 42) -> int:
 def read_parts(batches: Iterable[Any], warm: bool, width: int) -> Parts:
     """Arrow batches of `shuffled` as arrays. `width`: length of a start's vector."""
     batches = list(batches)
+    weighted = bool(batches) and "weight" in batches[0].schema.names
     kinds, rows, cols, values = numpy_columns(batches, ("kind", "row", "col", "value"))
+    weights = numpy_columns(batches, ("weight",))[0] if weighted else []
     starts: list[list[tuple[Any, Any]]] = [[], []]
     if warm:
         for batch, kind, row in zip(batches, kinds, rows, strict=True):
@@ -95,11 +99,12 @@ def read_parts(batches: Iterable[Any], warm: bool, width: int) -> Parts:
                     starts[side].append((row[chosen], vectors.to_numpy(zero_copy_only=False).reshape(-1, width)))
     kind = _joined(kinds, np.int8)
     row, col, value = _joined(rows, np.int32), _joined(cols, np.int32), _joined(values, np.float32)
-    del batches, kinds, rows, cols, values
+    weight = _joined(weights, np.float32)
+    del batches, kinds, rows, cols, values, weights
     triples = []
     for side in (USER, ITEM):
         chosen = kind == side
-        triples.append((row[chosen], col[chosen], value[chosen]))
+        triples.append((row[chosen], col[chosen], value[chosen], weight[chosen] if weighted else weight))
     return Parts(triples, [_stacked(s) if s else None for s in starts])
 
 

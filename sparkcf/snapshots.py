@@ -11,6 +11,8 @@ from __future__ import annotations
 
 import hashlib
 import json
+from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import dataclass
 from typing import Any
 
@@ -26,7 +28,7 @@ from sparkcf.gang import Gang
 
 F32 = NDArray[np.float32]
 KEPT = 2  # sweeps: the newest may be damaged
-SCHEMES = {"s3a": "s3", "s3n": "s3"}  # Hadoop's names of what Arrow calls otherwise
+SCHEMES = {"s3": "s3", "s3a": "s3", "s3n": "s3", "gs": "gs", "hdfs": "hdfs"}  # ours and Hadoop's names: Arrow's
 
 
 @dataclass(frozen=True)
@@ -51,12 +53,15 @@ class Snapshots:
     """
 
     def __init__(self, folder: str) -> None:
+        self.folder = folder
         scheme, sign, rest = folder.partition(":")
+        if not sign or scheme == "file":
+            self._files, self._folder = fs.LocalFileSystem(), "/" + (rest if sign else folder).lstrip("/")
+            return
         try:
-            if not sign or scheme == "file":
-                self._files, self._folder = fs.LocalFileSystem(), "/" + (rest if sign else folder).lstrip("/")
-            else:
-                self._files, self._folder = fs.FileSystem.from_uri(f"{SCHEMES.get(scheme, scheme)}:{rest}")
+            if scheme not in SCHEMES:
+                raise ValueError(f"no way to write to {scheme}: addresses")
+            self._files, self._folder = fs.FileSystem.from_uri(f"{SCHEMES[scheme]}:{rest}")
         except (OSError, ValueError) as error:
             first = str(error).splitlines()[0]
             raise ConfigError(
@@ -64,25 +69,37 @@ class Snapshots:
                 "starts with s3, gs or hdfs, or save_every to 0"
             ) from None
 
-    def save(self, gang: Gang, snapshot: Snapshot) -> None:
-        """Write this worker's file; the first worker then declares the sweep complete. A collective."""
+    def save(self, gang: Gang, snapshot: Snapshot) -> str | None:
+        """Write this worker's file; the first worker then declares the sweep complete. A collective.
+
+        Returns None, or at all workers what went wrong at this one: nothing is declared then.
+        """
         sweep = len(snapshot.log)
         folder = f"{self._folder}/sweep-{sweep:06}"
         data = save(dict(zip(KINDS, snapshot.factors, strict=True)))
-        self._files.create_dir(folder, recursive=True)
-        self._write(f"{folder}/{_worker(gang.rank, gang.size)}", data)
+        problem = self._tried(lambda: self._write(f"{folder}/{_worker(gang.rank, gang.size)}", data))
+        if gang.sum(np.array([problem is not None], np.int64))[0]:
+            return problem or "another worker could not write"
         digest = np.frombuffer(hashlib.sha256(data).digest(), np.uint8)
-        digests = gang.exchange([digest] * gang.size)
+        digests = [d.tobytes().hex() for d in gang.exchange([digest] * gang.size)]
         if gang.rank == 0:
-            manifest = {
-                "workers": gang.size,
-                "log": snapshot.log,
-                "sha256": [d.tobytes().hex() for d in digests],
-            }
-            self._write(f"{folder}.json", json.dumps(manifest).encode())
-            for old in self._sweeps()[KEPT:]:
-                self._files.delete_file(f"{self._folder}/sweep-{old:06}.json")
-                self._files.delete_dir(f"{self._folder}/sweep-{old:06}")
+            manifest = {"workers": gang.size, "log": snapshot.log, "sha256": digests}
+            problem = self._tried(lambda: self._declare(folder, manifest))
+        return problem if gang.sum(np.array([problem is not None], np.int64))[0] else None
+
+    @staticmethod
+    def _tried(write: Callable[[], None]) -> str | None:
+        try:
+            write()
+        except OSError as error:
+            return str(error).splitlines()[0]
+        return None
+
+    def _declare(self, folder: str, manifest: dict[str, Any]) -> None:
+        self._write(f"{folder}.json", json.dumps(manifest).encode())
+        for old in self._sweeps()[KEPT:]:
+            self._files.delete_file(f"{self._folder}/sweep-{old:06}.json")
+            self._files.delete_dir(f"{self._folder}/sweep-{old:06}")
 
     def load(self, gang: Gang, sizes: tuple[int, int], width: int) -> Snapshot | None:
         """The newest complete and undamaged sweep: this worker's rows of it. A collective.
@@ -93,8 +110,9 @@ class Snapshots:
         """
         mine = np.zeros(KEPT, np.int64)
         if gang.rank == 0:
-            newest = self._sweeps()[:KEPT]
-            mine[: len(newest)] = newest
+            with suppress(OSError):  # what cannot be listed holds nothing to go on from; saving will say why
+                newest = self._sweeps()[:KEPT]
+                mine[: len(newest)] = newest
         for sweep in gang.sum(mine):
             if sweep == 0:
                 continue
@@ -140,9 +158,16 @@ class Snapshots:
             return stream.read()
 
     def _write(self, path: str, data: bytes) -> None:
+        self._files.create_dir(path.rpartition("/")[0], recursive=True)
         with self._files.open_output_stream(path) as stream:
             stream.write(data)
 
 
 def _worker(rank: int, size: int) -> str:
     return f"worker-{rank:05}-of-{size:05}.safetensors"
+
+
+def can_save(folder: str) -> bool:
+    """Whether a folder or an address is of a kind that workers can write."""
+    scheme, sign, _ = folder.partition(":")
+    return not sign or scheme == "file" or scheme in SCHEMES

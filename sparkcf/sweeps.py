@@ -115,7 +115,10 @@ def train(parts: Parts, plan: Plan, gang: Gang, snapshots: Snapshots | None = No
             log.append(entry)
             gang.report(entry)
             if snapshots and config.save_every and len(log) % config.save_every == 0 and len(log) < config.iterations:
-                snapshots.save(gang, Snapshot([side.factors for side in sides], log))
+                problem = snapshots.save(gang, Snapshot([side.factors for side in sides], log))
+                if problem:  # the fit itself is well
+                    gang.report({"note": f"sweeps cannot be saved in {snapshots.folder}: {problem}"})
+                    snapshots = None
         return sides, log
 
 
@@ -152,18 +155,17 @@ def _build_sides(parts: Parts, plan: Plan, gang: Gang) -> tuple[list[Side], Obje
     present = gang.sum(np.array([np.count_nonzero(block.counts) for block in blocks], np.int64))
     if not present.any():
         raise TrainingError(NOTHING)
-    values = (blocks[USER].values, blocks[USER].hot.values)
-    total, count = gang.sum(np.array([sum(v.sum(dtype=np.float64) for v in values), sum(map(len, values))], float))
-    objective = Objective.of(config, float(total / count))
+    objective = Objective.of(config, _mean(blocks[USER], gang))
     sides = []
     for side, block in enumerate(blocks):
-        weights, targets = objective.coefficients(block.values)
+        weights, targets = objective.coefficients(block.values, block.weights)
         counted = objective.counted(block.counts, block.positives)
         reg = objective.row_regularization(counted, int(present[1 - side]))
         factors = _initial(side, block, parts.starts[side], plan, gang)
         mine, places = block.hot.here(gang.rank, gang.size)
         nothing = np.zeros((len(block.hot.rows), config.width))
-        hot = HotRows(block.hot, *objective.coefficients(block.hot.values), nothing[:, 0], nothing, mine, places)
+        hot_coefficients = objective.coefficients(block.hot.values, block.hot.weights)
+        hot = HotRows(block.hot, *hot_coefficients, nothing[:, 0], nothing, mine, places)
         hot.reg = _hot_values(hot, reg[:, None], gang)[:, 0]
         hot.factors = _hot_values(hot, factors, gang)
         order = work_order(block.counts)
@@ -171,6 +173,16 @@ def _build_sides(parts: Parts, plan: Plan, gang: Gang) -> tuple[list[Side], Obje
         gram = _gramian(factors, objective, gang)
         sides.append(Side(KINDS[side], block, weights, targets, reg, factors, order, hot, gram))
     return sides, objective
+
+
+def _mean(users: Block, gang: Gang) -> float:
+    """The weighted mean value over all workers."""
+    sums = np.zeros(2)
+    for part in (users, users.hot):
+        weights = part.weights if len(part.weights) else np.ones(1, np.float32)
+        sums += np.sum(weights * part.values, dtype=np.float64), len(part.values) * np.mean(weights, dtype=np.float64)
+    total, weight = gang.sum(sums)
+    return float(total / weight) if weight else 0.0
 
 
 def _hot_values(hot: HotRows, own: NDArray[Any], gang: Gang) -> F64:
@@ -341,10 +353,9 @@ def _constant(users: Side, objective: Objective, config: FactorizationConfig) ->
 
     Without biases the objective of all-zero factors; with them the items' targets were moved by the users' biases.
     """
-    if not config.biases:
-        return objective.constant(users.block.values) + objective.constant(users.hot.entries.values)
-    counts = np.diff(users.block.indptr)
-    hot_counts = np.diff(users.hot.entries.indptr)
-    moved = users.targets - np.repeat(users.factors[:, -1], counts)
-    hot_moved = users.hot.targets - np.repeat(users.hot.factors[:, -1], hot_counts)
-    return float(np.square(moved, dtype=np.float64).sum() + np.square(hot_moved, dtype=np.float64).sum())
+    block, hot = users.block, users.hot
+    total = 0.0
+    for part, factors in ((block, users.factors), (hot.entries, hot.factors)):
+        offsets = np.repeat(factors[:, -1], np.diff(part.indptr)) if config.biases else None
+        total += objective.constant(part.values, part.weights, offsets)
+    return total

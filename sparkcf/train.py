@@ -19,6 +19,7 @@ from sparkcf.preferences import indexed, pairs
 from sparkcf.progress import say, step
 from sparkcf.publish import published_run
 from sparkcf.runs import Run, find_run, start_run
+from sparkcf.snapshots import can_save
 
 INPUTS = ("interactions", "users", "items", "published")
 
@@ -43,6 +44,9 @@ def _train(tables: LakeTables, config: Config, run: Run) -> dict[str, Any]:
     with step(f"train {config.model}") as shown:
 
         def heard(entry: dict[str, Any]) -> None:
+            if "note" in entry:
+                say(f"  note: {entry['note']}")
+                return
             message = f"sweep {entry['sweep']}: objective {entry['objective']:,.1f}, {entry['seconds']:.2f} s"
             shown.update(message, entry["sweep"], config.factorization.iterations if config.factorization else 1)
 
@@ -64,8 +68,14 @@ def _train(tables: LakeTables, config: Config, run: Run) -> dict[str, Any]:
     return {"run_id": run.run_id, "counts": run.counts, "objective": last.get("objective")}
 
 
-def progress_folder(tables: LakeTables, config: Config, run: Run) -> str:
-    """Where sweeps are saved: the same for every run of the same parameters on the same versions of the tables."""
+def progress_folder(tables: LakeTables, config: Config, run: Run) -> str | None:
+    """Where sweeps are saved: the same for every run of the same parameters on the same versions of the tables.
+
+    None where the lake's address cannot be written by the workers and no other was given.
+    """
+    if config.train.progress is None and not can_save(tables.root):
+        say(f"  note: progress is not saved: {tables.root} is no file, s3, gs or hdfs address; see train.progress")
+        return None
     parameters = config.model_dump(mode="json", exclude={"run_id", "topk", "gate", "evaluation", "spark", "input"})
     same = json.dumps([parameters, run.row["inputs"]], sort_keys=True)
     name = f"{config.model}-{hashlib.sha256(same.encode()).hexdigest()[:16]}"

@@ -9,7 +9,7 @@ from typing import Any, TypeVar
 
 import numpy as np
 
-from sparkcf.blocks import Parts
+from sparkcf.blocks import NO_WEIGHTS, Parts
 from sparkcf.errors import TrainingError
 from sparkcf.gang import Gang
 
@@ -59,11 +59,24 @@ def in_gang(size: int, work: Callable[[Gang], T]) -> list[T]:
         return list(pool.map(begin, range(size)))
 
 
-def parts_of(users: np.ndarray, items: np.ndarray, gang: Gang, values: np.ndarray | None = None) -> Parts:
+def parts_of(
+    users: np.ndarray,
+    items: np.ndarray,
+    gang: Gang,
+    values: np.ndarray | None = None,
+    weights: np.ndarray = NO_WEIGHTS,
+) -> Parts:
     """What the shuffle brings to a worker of these pairs."""
     values = np.ones(len(users), np.float32) if values is None else values.astype(np.float32)
     triples = []
     for row, col in ((users, items), (items, users)):
         here = row % gang.size == gang.rank
-        triples.append(((row[here] // gang.size).astype(np.int32), col[here].astype(np.int32), values[here]))
+        triples.append(
+            (
+                (row[here] // gang.size).astype(np.int32),
+                col[here].astype(np.int32),
+                values[here],
+                weights[here] if len(weights) else weights,
+            )
+        )
     return Parts(triples, [None, None])

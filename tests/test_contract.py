@@ -21,11 +21,11 @@ from sparkcf.topk import ItemSide, rank_users
 CASES = {
     "als, implicit": ("model=als",),
     "als, classic weights": ("model=als", "als.form=hu_koren"),
-    "als, conjugate gradient": ("model=als", "als.solver=cg"),
+    "als, exact": ("model=als", "als.solver=cholesky"),
     "als, explicit": ("model=als", "als.mode=explicit"),
     "als, explicit with biases": ("model=als", "als.mode=explicit", "als.biases=true"),
     "als, blocks of dimensions": ("model=als", "als.solver=subspace", "als.subspace_size=1"),
-    "als, non-negative": ("model=als", "als.nonnegative=true"),
+    "als, non-negative": ("model=als", "als.nonnegative=true", "als.solver=cholesky"),
     "hals": ("model=hals",),
     "hals, explicit with biases": ("model=hals", "hals.mode=explicit", "hals.biases=true"),
     "hals, non-negative": ("model=hals", "hals.nonnegative=true", "hals.form=frobenius"),

@@ -78,6 +78,38 @@ def test_rows_summed_over_the_gang_are_fitted_as_any_other(
         assert shared[2][-1][part] == pytest.approx(value, rel=1e-4, abs=1e-4), part
 
 
+@pytest.mark.parametrize("hot", [False, True])
+@pytest.mark.parametrize("form", ["explicit", "biases"])
+@pytest.mark.parametrize("solver", SOLVERS)
+def test_a_weight_counts_like_so_many_equal_rows(
+    solver: str, form: str, hot: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    problem = random_problem(form, n=30, m=20, rank=3, regularization_exponent=0.0)
+    users, items, values = problem.triples()
+    times = np.random.default_rng(5).integers(1, 4, len(users))
+    config = by_solver(problem.config, solver, iterations=5)
+    if hot:
+        monkeypatch.setattr(blocks, "HOT_BYTES", 12 * 4 * config.width)
+    weighted = fit_arrays(users, items, values, 30, 20, config, 1, weights=times.astype(np.float32))
+    repeated = (np.repeat(part, times) for part in (users, items, values))
+    ones = np.ones(times.sum(), np.float32)
+    same = fit_arrays(*repeated, 30, 20, config, 1, weights=ones)
+    for name in ("user", "item", "user_bias", "item_bias"):
+        np.testing.assert_allclose(getattr(same, name), getattr(weighted, name), atol=1e-5)
+    scores = weighted.user @ weighted.item.T + weighted.user_bias[:, None] + weighted.item_bias + weighted.mean
+    expected = np.sum(times * (values - scores[users, items]) ** 2)
+    assert weighted.log[-1]["observed"] == pytest.approx(expected, rel=1e-4)
+    assert weighted.mean == pytest.approx(np.average(values, weights=times) if form == "biases" else 0.0)
+    plain = fit_arrays(users, items, values, 30, 20, config, 1)
+    assert np.abs(plain.user - weighted.user).max() > 1e-2
+
+
+def test_weights_of_implicit_pairs_are_refused() -> None:
+    with pytest.raises(ConfigError, match=r"weights go with als\.mode=explicit"):
+        problem = random_problem("ials")
+        fit_arrays(*problem.triples(), 12, 9, problem.config, 1, weights=np.ones(1, np.float32))
+
+
 @pytest.mark.parametrize("form", [form for form in FORMS if form != "biases"])
 @pytest.mark.parametrize("solver", ["cholesky", "hals"])
 def test_non_negative_factors_stay_so_and_their_objective_never_rises(solver: str, form: str) -> None:
@@ -166,6 +198,17 @@ def test_an_address_that_cannot_be_written_is_told_in_one_line() -> None:
     with pytest.raises(ConfigError, match=r"progress cannot be saved in abfss://x/y: .*train\.progress") as told:
         Snapshots("abfss://x/y")
     assert "\n" not in str(told.value)
+
+
+def test_a_folder_that_cannot_be_written_costs_a_note_and_not_the_fit(tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("in the way")
+    problem, heard = random_problem("ials"), []
+    config = with_defaults(problem.config, save_every=1)
+    folder = str(tmp_path / "file" / "progress")
+    fitted = fit_arrays(*problem.triples(), 12, 9, config, 1, heard=heard.append, snapshots=folder)
+    assert [entry["sweep"] for entry in fitted.log] == [1, 2, 3, 4, 5]
+    notes = [entry["note"] for entry in heard if "note" in entry]
+    assert len(notes) == 1 and notes[0].startswith(f"sweeps cannot be saved in {folder}: ")
 
 
 def test_all_workers_hear_of_a_row_that_is_not_finite() -> None:

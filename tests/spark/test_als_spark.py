@@ -172,6 +172,20 @@ def test_every_pair_reaches_the_worker_of_its_user_and_that_of_its_item(frame: M
     assert found[ITEM] == {(i, u, v) for u, i, v in pairs}
 
 
+def test_weights_travel_with_the_pairs(spark: SparkSession) -> None:
+    problem = random_problem("biases", n=25, m=18, workers=2)
+    users, items, values = problem.triples()
+    weights = np.random.default_rng(5).integers(1, 4, len(users)).astype(np.float32)
+    rows = [(int(u), int(i), float(v), float(w)) for u, i, v, w in zip(users, items, values, weights, strict=True)]
+    pairs = spark.createDataFrame(rows, "user_idx int, item_idx int, value double, weight double")
+    starts = {"user": spark.createDataFrame([(0, [0.1, 0.2, 0.3, 0.0])], "idx int, factor array<float>")}
+    fitted = fit(pairs, 25, 18, problem.config, 3, starts=starts)
+    assert_same(
+        arrays(fitted, problem), fit_arrays(users, items, values, 25, 18, problem.config, 3, weights=weights), 1e-5
+    )
+    fitted.release()
+
+
 def test_too_many_workers_are_refused_at_once(spark: SparkSession, frame: Make) -> None:
     pairs, config = frame(random_problem("ials")), with_defaults(als.ALSConfig(), workers=3)
     begin = time.monotonic()
