@@ -5,6 +5,7 @@ BIN := $(VENV)/bin
 CONFIG ?= conf/nightly.yaml
 ARGS ?=
 DRIVER_MEMORY ?= 4g
+TESTERS ?= 2  # processes that run tests, each with a Spark of its own
 export PYSPARK_PYTHON := $(CURDIR)/$(BIN)/python
 export SPARK_LOCAL_IP ?= 127.0.0.1
 
@@ -26,7 +27,7 @@ nightly: setup
 	@$(BIN)/spark-submit --master 'local[*]' --driver-memory $(DRIVER_MEMORY) jobs/nightly.py --config $(CONFIG) $(ARGS)
 
 test: setup
-	@$(BIN)/python -m pytest $(ARGS)
+	@$(BIN)/python -m pytest --numprocesses $(TESTERS) --dist loadfile $(ARGS)
 
 lint: setup
 	@$(BIN)/ruff check . && $(BIN)/ruff format --check . && $(BIN)/mypy
