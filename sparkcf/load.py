@@ -16,6 +16,7 @@ from sparkcf.ingest import decoded, explained, read_items, read_raw
 from sparkcf.lake import LakeTables, retry_conflicts, sql_date
 from sparkcf.progress import say, step
 from sparkcf.runs import start_run
+from sparkcf.session import size_partitions
 
 
 def clean_day(spark: SparkSession, config: Config) -> dict[str, Any]:
@@ -32,6 +33,7 @@ def clean_day(spark: SparkSession, config: Config) -> dict[str, Any]:
         See `read_raw` and `clean`: nothing was written but the failed run's row.
     """
     raw, columns = read_raw(spark, config.input, config.input_path)
+    size_partitions(spark, raw)
     items = read_items(spark, config.input.items) if config.input.items else None
     with step(f"clean {config.ds}", spark) as shown:
         with explained(config.input_path):

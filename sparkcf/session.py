@@ -16,6 +16,8 @@ from sparkcf.runtime import java_problem
 DELTA_EXTENSION = "io.delta.sql.DeltaSparkSessionExtension"
 
 # Only where neither spark-submit nor spark-defaults.conf say otherwise.
+PARTITION_BYTES = 16 << 20  # of a shuffle, and half of what a task reads: a few hundred thousand rows in a small heap
+MOST_PARTITIONS = 4000
 DEFAULTS = {
     "spark.sql.execution.arrow.pyspark.enabled": "true",
     "spark.sql.execution.arrow.maxRecordsPerBatch": "100000",
@@ -69,30 +71,34 @@ def open_session(config: SparkConfig | None = None, run_name: str = ""):
     _quiet(spark, config.log_level)
     for key, value in REQUIRED.items():
         spark.conf.set(key, value)
-    _size_partitions(spark)
+    size_partitions(spark)
     _check_delta(spark)
     return spark, started
 
 
-def _size_partitions(spark) -> None:
-    """Shuffles begin in many partitions, which Spark joins to about 16 MB each: few for little data, many for much.
+def size_partitions(spark, frame=None) -> None:
+    """Shuffles of a few partitions a slot, or of about PARTITION_BYTES each where the frame's files are large.
 
     What the user gave is left alone.
     """
     given = spark.sparkContext.getConf()
-    if given.get("spark.sql.shuffle.partitions") is not None:
-        return
-    slots = spark.sparkContext.defaultParallelism
+    if given.get("spark.sql.shuffle.partitions") is None:
+        least = max(8, 3 * spark.sparkContext.defaultParallelism)
+        by_size = -(-_input_bytes(frame) // PARTITION_BYTES) if frame is not None else 0
+        spark.conf.set("spark.sql.shuffle.partitions", max(least, min(by_size, MOST_PARTITIONS)))
     sizes = {
-        "spark.sql.shuffle.partitions": max(8, 3 * slots),
-        # Above 200, where Spark would open a file for each partition in every task.
-        "spark.sql.adaptive.coalescePartitions.initialPartitionNum": max(256, 3 * slots),
-        "spark.sql.adaptive.advisoryPartitionSizeInBytes": "16m",
-        "spark.sql.files.maxPartitionBytes": "32m",
+        "spark.sql.adaptive.advisoryPartitionSizeInBytes": PARTITION_BYTES,  # or Spark joins small ones to 64 MB
+        "spark.sql.files.maxPartitionBytes": 2 * PARTITION_BYTES,
     }
     for key, value in sizes.items():
         if given.get(key) is None:
             spark.conf.set(key, value)
+
+
+def _input_bytes(frame) -> int:
+    """The size of the files that a frame reads, as Spark's planner knows it."""
+    leaves = frame._jdf.queryExecution().optimizedPlan().collectLeaves()
+    return sum(int(leaves.apply(i).stats().sizeInBytes()) for i in range(leaves.size()))
 
 
 def _configured(builder, app_name: str):

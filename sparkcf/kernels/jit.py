@@ -7,17 +7,16 @@ from collections.abc import Callable
 from typing import Any, TypeVar
 
 import numba
+from numba.core.codegen import get_host_cpu_features
 
 Function = TypeVar("Function", bound=Callable[..., Any])
 
 
 def _use_wide_vectors() -> None:
     """Let LLVM use 512-bit vectors where there are any: by default it does not, which costs the kernels a tenth."""
-    from llvmlite.binding import get_host_cpu_features
-
     features = get_host_cpu_features()
-    if features.get("avx512f") and numba.config.CPU_FEATURES is None:
-        numba.config.CPU_FEATURES = f"{features.flatten()},-prefer-256-bit"
+    if "+avx512f" in features.split(",") and numba.config.CPU_FEATURES is None:
+        numba.config.CPU_FEATURES = f"{features},-prefer-256-bit"
 
 
 _use_wide_vectors()

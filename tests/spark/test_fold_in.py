@@ -59,6 +59,7 @@ class Lake:
 
     def arguments(self, form: str, *overrides: str, ds: dt.date = DAY) -> list[str]:
         given = f"""ds={ds} lake.root={self.root} input.path=none als.rank=3 als.iterations=4 als.workers=1 topk.k=4
+            als.solver=cholesky
             evaluation.protocol=q2 evaluation.ks=[4] evaluation.min_user_items=2 evaluation.bootstrap=5 gate.at=4"""
         return [*given.split(), *FORMS[form], *overrides]
 
