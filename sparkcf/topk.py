@@ -94,11 +94,24 @@ def _packed(items: DataFrame, rank: int) -> Iterator[tuple[Any, Any, Any]]:
 
 
 def top_k(users: DataFrame, shared: SharedItems, k: int) -> DataFrame:
-    """Lists of at most k items a user: rows of user_idx, position (from 1), item_idx, score, reason.
+    """The lists of `ranked_lists`, a row an item: user_idx, position (from 1), item_idx, score, reason."""
+    lists = ranked_lists(users, shared, k)
+    listed = lists.select("user_idx", "by_model", F.posexplode(F.arrays_zip("items", "scores")).alias("at", "entry"))
+    return listed.select(
+        "user_idx",
+        (F.col("at") + 1).alias("position"),
+        F.col("entry.items").alias("item_idx"),
+        F.col("entry.scores").alias("score"),
+        F.when(F.col("by_model"), "model").otherwise("fallback").alias("reason"),
+    )
+
+
+def ranked_lists(users: DataFrame, shared: SharedItems, k: int) -> DataFrame:
+    """Lists of at most k items, a row a user as LISTS: between Python and the JVM far cheaper than a row an item.
 
     Parameters
     ----------
-    users : user_idx; factor, null for a user without one: they get popularity, reason "fallback";
+    users : user_idx; factor, null for a user without one: they get popularity, by_model false;
         seen, array<int> of items not to list, null for none.
     """
 
@@ -109,16 +122,7 @@ def top_k(users: DataFrame, shared: SharedItems, k: int) -> DataFrame:
                 if batch.num_rows:
                     yield _ranked_batch(batch, items, k)
 
-    # One row a user goes between Python and the JVM, with its list as two arrays: far cheaper than a row an item.
-    lists = users.select("user_idx", "factor", "seen").mapInArrow(work, LISTS)
-    listed = lists.select("user_idx", "by_model", F.posexplode(F.arrays_zip("items", "scores")).alias("at", "entry"))
-    return listed.select(
-        "user_idx",
-        (F.col("at") + 1).alias("position"),
-        F.col("entry.items").alias("item_idx"),
-        F.col("entry.scores").alias("score"),
-        F.when(F.col("by_model"), "model").otherwise("fallback").alias("reason"),
-    )
+    return users.select("user_idx", "factor", "seen").mapInArrow(work, LISTS)
 
 
 def _ranked_batch(batch: Any, items: ItemSide, k: int) -> Any:

@@ -161,13 +161,19 @@ def _turn_eight(fixed, rows, n, y):
 
 @kernel(fastmath=True)
 def _sum_targets(fixed, indices, targets, x, numerator):
-    """numerator = sum_e b_e y_e; returns its product with x."""
-    k = x.size
+    """numerator = sum_e b_e y_e, four entries at a time; returns its product with x."""
+    k, n = x.size, indices.size
     numerator[:] = 0.0
-    for e in range(indices.size):
-        column, target = indices[e], targets[e]
+    fours = n - n % 4
+    for e in range(0, fours, 4):
+        y0, y1, y2, y3 = fixed[indices[e]], fixed[indices[e + 1]], fixed[indices[e + 2]], fixed[indices[e + 3]]
+        b0, b1, b2, b3 = targets[e], targets[e + 1], targets[e + 2], targets[e + 3]
         for i in range(k):
-            numerator[i] += target * fixed[column, i]
+            numerator[i] += b0 * y0[i] + b1 * y1[i] + b2 * y2[i] + b3 * y3[i]
+    for e in range(fours, n):
+        y0, b0 = fixed[indices[e]], targets[e]
+        for i in range(k):
+            numerator[i] += b0 * y0[i]
     value = 0.0
     for i in range(k):
         value += np.float64(numerator[i]) * np.float64(x[i])

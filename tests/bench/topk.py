@@ -1,4 +1,4 @@
-"""Top-100 of 20,000 users, seen items masked: rank_block, top_k on Spark, implicit, MLlib, and sgemm alone.
+"""Top-100 of 20,000 users, seen items masked: rank_block, the same on Spark, implicit, MLlib, and sgemm alone.
 
     python -m tests.bench.topk [--size S|M|L] [--ranks 64,128] [--rounds 3] [--quick]
 
@@ -19,7 +19,7 @@ from threadpoolctl import threadpool_limits
 
 from sparkcf.kernels.random import normal_rows
 from sparkcf.kernels.topk import rank_block
-from sparkcf.topk import ItemSide, top_k
+from sparkcf.topk import ItemSide, ranked_lists
 from tests.bench import mllib, peers
 from tests.bench.report import Goal, finish, print_table
 from tests.bench.synthetic import QUICK, SIZES, Interactions, interactions
@@ -28,9 +28,9 @@ from tests.bench.timing import Times, clock, interleaved
 THREADS = 2
 BLOCK = 1_000  # users a call of rank_block
 USERS, K = 20_000, 100
-KERNEL, SPARK, IMPLICIT, MLLIB, SGEMM = "rank_block", "top_k on Spark", "implicit", "MLlib", "sgemm alone"
+KERNEL, SPARK, IMPLICIT, MLLIB, SGEMM = "rank_block", "lists on Spark", "implicit", "MLlib", "sgemm alone"
 GOALS = {
-    "MLlib ÷ top_k on Spark": (MLLIB, SPARK, 15, True),
+    "MLlib ÷ lists on Spark": (MLLIB, SPARK, 15, True),
     "implicit ÷ rank_block (arrays to arrays)": (IMPLICIT, KERNEL, 2, True),
     "rank_block ÷ sgemm": (KERNEL, SGEMM, 3, False),
 }
@@ -71,7 +71,7 @@ class Case:
                 np.dot(part, self.items.T, out=buffer[: len(part)])
 
     def on_spark(self, spark: Any, folder: Path) -> Any:
-        """The frame of `top_k`'s lists; its input lies in memory, as MLlib's does."""
+        """A row a user with its list, as MLlib gives it; the input lies in memory, as MLlib's does."""
         import pyarrow as pa
 
         seen = pa.ListArray.from_arrays(pa.array(self.indptr.astype(np.int32)), pa.array(self.indices))
@@ -80,7 +80,7 @@ class Case:
         users.count()
         m = len(self.items)
         side = ItemSide(self.items, np.zeros(m, np.float32), np.ones(m, bool), np.zeros(m, np.float32))
-        return top_k(users, side.share(spark), self.k)
+        return ranked_lists(users, side.share(spark), self.k)
 
     def by_mllib(self, spark: Any, folder: Path) -> Any:
         who = spark.createDataFrame([(int(user),) for user in self.who], "user_idx int").persist()
