@@ -8,6 +8,7 @@ from collections.abc import Callable
 from typing import TypeVar
 
 from delta.tables import DeltaTable, DeltaTableBuilder
+from py4j.java_gateway import JavaObject
 from pyspark.sql import DataFrame, SparkSession
 from pyspark.sql.types import MapType
 
@@ -24,6 +25,8 @@ PROPERTIES = {  # readable by every Delta client
     "delta.logRetentionDuration": "interval 90 days",
 }
 CONFLICTS = ("Concurrent", "ProtocolChanged", "MetadataChanged")
+UNFINISHED = "DELTA_TABLE_NOT_FOUND"  # what Delta says of a log folder without a commit
+ABANDONED_AFTER = 60  # seconds; a table is created in one
 T = TypeVar("T")
 
 
@@ -44,13 +47,24 @@ class LakeTables:
         return f"{self.root}/{TABLES[name].name}"
 
     def exists(self, name: str) -> bool:
-        return DeltaTable.isDeltaTable(self.spark, self.path(name))
+        """Whether the table's log holds a commit. A log folder alone is a table that is being created, or was."""
+        return _committed(*self._log(name))
 
     def create(self, name: str) -> DeltaTable:
         """The table; where it does not exist, made empty with comments and constraints in one commit."""
+
+        def execute() -> None:
+            _clear_abandoned(*self._log(name))
+            self._builder(name).execute()
+
         if not self.exists(name):
-            retry_conflicts(f"create table {name} in {self.root}", lambda: self._builder(name).execute())
+            retry_conflicts(f"create table {name} in {self.root}", execute)
         return self._table(name)
+
+    def _log(self, name: str) -> tuple[JavaObject, JavaObject]:
+        """Hadoop's file system of the table, and the path of its log."""
+        folder = self.spark._jvm.org.apache.hadoop.fs.Path(self.path(name), "_delta_log")
+        return folder.getFileSystem(self.spark._jsparkSession.sessionState().newHadoopConf()), folder
 
     def _builder(self, name: str) -> DeltaTableBuilder:
         table = TABLES[name]
@@ -137,7 +151,30 @@ def retry_conflicts(what: str, write: Callable[[], T]) -> T:
 def is_conflict(error: BaseException) -> bool:
     name = type(error).__name__
     java = getattr(error, "java_exception", None)
-    return any(c in name or (java is not None and c in java.getClass().getName()) for c in CONFLICTS)
+    return UNFINISHED in str(error) or any(
+        c in name or (java is not None and c in java.getClass().getName()) for c in CONFLICTS
+    )
+
+
+def _committed(files: JavaObject, log: JavaObject) -> bool:
+    return bool(files.globStatus(log.suffix("/[0-9]*")))
+
+
+def _clear_abandoned(files: JavaObject, log: JavaObject) -> None:
+    """Remove a log folder whose writer was killed before the table's first commit.
+
+    Delta would refuse to create the table for ever. Only what was listed is removed and folders only
+    when empty, so a commit that comes in between stays.
+    """
+    if not files.exists(log):
+        return
+    parts = list(files.listStatus(log))
+    newest = max(part.getModificationTime() for part in (*parts, files.getFileStatus(log))) / 1000
+    if _committed(files, log) or time.time() - newest < ABANDONED_AFTER:
+        return
+    for part in parts:
+        files.delete(part.getPath(), False)
+    files.delete(log, False)
 
 
 def _select(table: Table, rows: DataFrame) -> DataFrame:

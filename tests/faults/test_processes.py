@@ -208,6 +208,34 @@ def test_jobs_that_begin_a_lake_at_once_all_get_its_tables(spark, tmp_path: Path
         LakeTables(spark, str(tmp_path / "lake")).append("interactions", nameless)
 
 
+def test_a_table_whose_creation_was_killed_is_created_again(spark, tmp_path: Path) -> None:
+    tables = LakeTables(spark, str(tmp_path / "lake"))
+    log = tmp_path / "lake" / "metrics" / "_delta_log"
+    (log / "_commits").mkdir(parents=True)
+    (log / ".00000000000000000000.json.c0ffee.tmp").write_text("{}")
+    assert not tables.exists("metrics") and tables.version("metrics") == -1 and tables.read("metrics").count() == 0
+
+    def first_committed() -> None:
+        """Another writer that takes a second for its first commit."""
+        time.sleep(1)
+        other = LakeTables(spark, str(tmp_path / "other"))
+        other.create("metrics")
+        commit = "00000000000000000000.json"
+        shutil.copy(tmp_path / "other" / "metrics" / "_delta_log" / commit, log / commit)
+
+    with ThreadPoolExecutor(1) as pool:  # young: it is waited for
+        writer = pool.submit(first_committed)
+        tables.create("metrics")
+        writer.result()
+    assert tables.version("metrics") == 0
+    shutil.rmtree(log)
+    (log / "_commits").mkdir(parents=True)
+    for path in (log / "_commits", log):  # old: it is cleared
+        os.utime(path, (1_600_000_000, 1_600_000_000))
+    tables.create("metrics")
+    assert tables.version("metrics") == 0 and tables.read("metrics").count() == 0
+
+
 def test_a_driver_killed_before_its_commit_leaves_the_table_and_the_rerun_repairs(
     base: Base, submit: Callable[..., Submitted], tmp_path: Path
 ) -> None:
