@@ -121,8 +121,8 @@ def fit(
         except BaseException:
             kept.unpersist()
             raise
-    if saved:
-        saved.clear()
+    if saved and (problem := saved.clear()):  # the fit itself is well
+        heard({"note": f"saved sweeps cannot be removed from {snapshots}: {problem}"})
     log = sorted((json.loads(row["log"]) for row in told), key=lambda entry: entry["sweep"])
     user, item = (kept.where(F.col("side") == name).select("idx", "factor", "bias") for name in KINDS)
     return Fit(user, item, log, kept, log[-1]["mean"])
@@ -223,6 +223,7 @@ def fold_in(
     mean: float = 0.0,
     gram: NDArray[np.float64] | None = None,
     threads: int = 1,
+    weights: F32 = NO_WEIGHTS,
 ) -> tuple[F32, F32]:
     """Factors of rows that were not in training, by the training's own exact row solve with the items fixed.
 
@@ -231,6 +232,7 @@ def fold_in(
     indptr, indices, values : compressed rows over the items, (n + 1,), (nnz,), (nnz,).
     items : (n_items, rank); item_bias : (n_items,). gram : items^T items, where it is known already.
     n_items_present : items that were in training: it scales the regularisation of form `ials`.
+    weights : of the entries, (nnz,), or (0,) where all are 1; explicit only, implicit forms weigh by the value.
 
     Returns
     -------
@@ -241,7 +243,7 @@ def fold_in(
     exact = ALSConfig.model_validate(shared | {"solver": "cholesky"})
     objective = Objective.of(config, mean)
     counts = np.diff(indptr)
-    weights, targets = objective.coefficients(values)
+    weights, targets = objective.coefficients(values, weights)
     reg = objective.row_regularization(objective.counted(counts, positive_counts(indptr, values)), n_items_present)
     matrix = np.zeros((config.width, config.width), np.float32)
     if objective.alpha0:

@@ -21,6 +21,7 @@ from sparkcf.errors import ConfigError, GateRefused
 from sparkcf.kernels.metrics import mae, merge, ranking_measures, rating_errors, rmse, summarize, unpack
 from sparkcf.models import MODELS
 from sparkcf.popularity import popularity
+from sparkcf.preferences import user_rows
 from sparkcf.split import Split, split
 from sparkcf.topk import ItemSide, csr_of, item_side, rank_users, vectors_of
 
@@ -86,10 +87,7 @@ def _ranking_figures(parts: Split, fitted: Fit, n_items: int, config: Config) ->
     by_users = config.popularity.model_copy(update={"by": "users"})
     items = item_side(fitted.item, popularity(parts.train, by_users), n_items, rank, None)
     folded = config.evaluation.protocol == "q1"
-    known = parts.known.groupBy("user_idx").agg(
-        F.sort_array(F.collect_list(F.struct("item_idx", "value"))).alias("own")
-    )
-    known = known.select("user_idx", F.col("own.item_idx").alias("seen"), F.col("own.value").alias("weight"))
+    known = user_rows(parts.known).select("user_idx", F.col("row.item_idx").alias("seen"), "row.value", "row.weight")
     heldout = parts.heldout.groupBy("user_idx").agg(F.sort_array(F.collect_list("item_idx")).alias("heldout"))
     factors = fitted.user.select(F.col("idx").alias("user_idx"), "factor")
     users = heldout.join(known, on="user_idx", how="left").join(factors, on="user_idx", how="left")
@@ -111,8 +109,8 @@ def _ranking_figures(parts: Split, fitted: Fit, n_items: int, config: Config) ->
                 users = batch.column("user_idx").to_numpy(zero_copy_only=False).astype(np.int64)
                 factor = batch.column("factor")
                 if folded:
-                    weight = batch.column("weight").flatten().to_numpy(zero_copy_only=False)
-                    rows = (*seen, weight.astype(np.float32))
+                    own = (batch.column(name).flatten() for name in ("value", "weight"))
+                    rows = (*seen, *(column.to_numpy(zero_copy_only=False).astype(np.float32) for column in own))
                     vectors, _ = model.fold_in(rows, opened.vectors, opened.bias, present, mean, config)
                     factor = pa.array(list(vectors), pa.list_(pa.float32()))
                 for system in SYSTEMS:

@@ -21,7 +21,7 @@ from sparkcf.errors import ConfigError, LakeError, NotFoundError, TrainingError
 from sparkcf.kernels.als import gramian
 from sparkcf.lake import LakeTables
 from sparkcf.models import MODELS
-from sparkcf.preferences import pairs
+from sparkcf.preferences import pairs, user_rows
 from sparkcf.progress import say, step
 from sparkcf.publish import published_run
 from sparkcf.runs import Run, find_run, start_run
@@ -128,12 +128,6 @@ def _fold_in(tables: LakeTables, config: Config, base: Run, run: Run, mean: floa
     return {"run_id": run.run_id, "base_run_id": base.run_id, "counts": run.counts}
 
 
-def user_rows(pairs: DataFrame) -> DataFrame:
-    """One row a user: user_idx, row, the (item_idx, value) of the user's pairs in order of the items."""
-    entry = F.struct("item_idx", F.col("value").cast("float").alias("value"))  # as precise as training takes it
-    return pairs.groupBy("user_idx").agg(F.sort_array(F.collect_list(entry)).alias("row"))
-
-
 def marked(now: DataFrame, before: DataFrame, factors: DataFrame) -> DataFrame:
     """Every user who has pairs: user_idx with factor and bias, where they still hold; else with the row to solve.
 
@@ -148,7 +142,7 @@ def marked(now: DataFrame, before: DataFrame, factors: DataFrame) -> DataFrame:
     return joined.select(
         "user_idx",
         *(F.when(same, F.col(name)).alias(name) for name in ("factor", "bias")),
-        *(F.when(~same, F.col(f"row.{name}")).alias(name) for name in ("item_idx", "value")),
+        *(F.when(~same, F.col(f"row.{name}")).alias(name) for name in ("item_idx", "value", "weight")),
     )
 
 
@@ -166,7 +160,7 @@ def solve_rows(users: DataFrame, shared: SharedArrays, present: int, mean: float
             for first in range(0, batch.num_rows, BATCH):
                 yield _solved_batch(batch.slice(first, BATCH), shared, present, mean, config)
 
-    return users.select("user_idx", "factor", "bias", "item_idx", "value").mapInArrow(work, SOLVED)
+    return users.select("user_idx", "factor", "bias", "item_idx", "value", "weight").mapInArrow(work, SOLVED)
 
 
 def _solved_batch(batch: Any, shared: SharedArrays, present: int, mean: float, config: Config) -> Any:
@@ -176,10 +170,12 @@ def _solved_batch(batch: Any, shared: SharedArrays, present: int, mean: float, c
     kept, vectors = vectors_of(batch.column("factor"), items.shape[1])
     biases = batch.column("bias").fill_null(0.0).to_numpy(zero_copy_only=False).copy()
     indptr, indices = csr_of(batch.column("item_idx"))
-    values = batch.column("value").flatten().to_numpy(zero_copy_only=False).astype(np.float32)
+    values, weights = (
+        batch.column(name).flatten().to_numpy(zero_copy_only=False).astype(np.float32) for name in ("value", "weight")
+    )
     usable = known[indices]
     indptr = np.concatenate([[0], np.cumsum(usable, dtype=np.int64)])[indptr]
-    rows = (indptr, indices[usable], values[usable])
+    rows = (indptr, indices[usable], values[usable], weights[usable])
     solved, solved_bias = MODELS[config.model].fold_in(rows, items, item_bias, present, mean, config, gram)
     folded = np.diff(indptr) > 0
     vectors[folded], biases[folded] = solved[folded], solved_bias[folded]

@@ -16,8 +16,9 @@ from sparkcf.popularity import fit_popularity
 
 Starts = dict[str, DataFrame] | None
 Heard = Callable[[dict[str, Any]], None]
-Rows = tuple[NDArray[np.int64], NDArray[np.int32], NDArray[np.float32]]  # indptr, indices, values
-Folded = tuple[NDArray[np.float32], NDArray[np.float32]]  # vectors, biases
+F32 = NDArray[np.float32]
+Rows = tuple[NDArray[np.int64], NDArray[np.int32], F32, F32]  # indptr, indices, values, weights
+Folded = tuple[F32, F32]  # vectors, biases
 
 
 @dataclass(frozen=True)
@@ -44,7 +45,7 @@ def _fold_in_factors(
     rows: Rows, items: Any, bias: Any, present: int, mean: float, config: Config, gram: Any = None
 ) -> Folded:
     assert config.factorization
-    return fold_in(*rows, items, bias, config.factorization, present, mean, gram)
+    return fold_in(*rows[:3], items, bias, config.factorization, present, mean, gram, weights=rows[3])
 
 
 def _rank(config: Config) -> int:

@@ -32,6 +32,14 @@ def pairs(events: DataFrame, config: Config) -> DataFrame:
     return good.groupBy("user_idx", "item_idx").agg(F.sum(_weight(config)).alias("value"))
 
 
+def user_rows(pairs: DataFrame) -> DataFrame:
+    """One row a user: user_idx, row, the (item_idx, value, weight) of the user's pairs in order of the items."""
+    weight = F.col("weight") if "weight" in pairs.columns else F.lit(1.0)
+    value, weight = (column.cast("float") for column in (F.col("value"), weight))  # as precise as training takes them
+    entry = F.struct("item_idx", value.alias("value"), weight.alias("weight"))
+    return pairs.groupBy("user_idx").agg(F.sort_array(F.collect_list(entry)).alias("row"))
+
+
 def latest_values(events: DataFrame, *more: str) -> DataFrame:
     """The value, and more columns, of every pair's last event; of several at one moment, the largest."""
     last = F.max(F.struct("ts", "value", *more)).alias("last")

@@ -15,9 +15,9 @@ from sparkcf.runtime import java_problem
 
 DELTA_EXTENSION = "io.delta.sql.DeltaSparkSessionExtension"
 
-# Only where neither spark-submit nor spark-defaults.conf say otherwise.
 PARTITION_BYTES = 16 << 20  # of a shuffle, and half of what a task reads: a few hundred thousand rows in a small heap
 MOST_PARTITIONS = 4000
+# Only where neither spark-submit nor spark-defaults.conf say otherwise.
 DEFAULTS = {
     "spark.sql.execution.arrow.pyspark.enabled": "true",
     "spark.sql.execution.arrow.maxRecordsPerBatch": "100000",

@@ -121,8 +121,11 @@ class Snapshots:
                 return found
         return None
 
-    def clear(self) -> None:
-        """Remove all saved sweeps."""
+    def clear(self) -> str | None:
+        """Remove all saved sweeps. Returns None, or what went wrong."""
+        return self._tried(self._remove)
+
+    def _remove(self) -> None:
         if self._files.get_file_info(self._folder).type == fs.FileType.Directory:
             self._files.delete_dir(self._folder)
 
@@ -165,9 +168,3 @@ class Snapshots:
 
 def _worker(rank: int, size: int) -> str:
     return f"worker-{rank:05}-of-{size:05}.safetensors"
-
-
-def can_save(folder: str) -> bool:
-    """Whether a folder or an address is of a kind that workers can write."""
-    scheme, sign, _ = folder.partition(":")
-    return not sign or scheme == "file" or scheme in SCHEMES

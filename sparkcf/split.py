@@ -60,7 +60,7 @@ def _weak(events: DataFrame, config: Config) -> Split:
 
 
 def _ratings(events: DataFrame, config: Config) -> Split:
-    rated = latest_values(events)
+    rated = pairs(events, config) if config.explicit else latest_values(events)  # with weights, where it has any
     is_test = uniform(config.seed, "q3", *map(F.col, PAIR)) < config.evaluation.holdout_share
     trained = rated.where(~is_test)
     return Split(trained, trained, rated.where(is_test), f"{config.evaluation.holdout_share:.0%} of ratings held out")

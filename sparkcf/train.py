@@ -11,7 +11,7 @@ from pyspark.sql import functions as F
 
 from sparkcf.als import Fit
 from sparkcf.config import Config
-from sparkcf.errors import LakeError
+from sparkcf.errors import ConfigError, LakeError
 from sparkcf.evaluate import Evaluation, evaluate
 from sparkcf.lake import LakeTables, sql_date
 from sparkcf.models import MODELS
@@ -19,7 +19,7 @@ from sparkcf.preferences import indexed, pairs
 from sparkcf.progress import say, step
 from sparkcf.publish import published_run
 from sparkcf.runs import Run, find_run, start_run
-from sparkcf.snapshots import can_save
+from sparkcf.snapshots import Snapshots
 
 INPUTS = ("interactions", "users", "items", "published")
 
@@ -71,15 +71,20 @@ def _train(tables: LakeTables, config: Config, run: Run) -> dict[str, Any]:
 def progress_folder(tables: LakeTables, config: Config, run: Run) -> str | None:
     """Where sweeps are saved: the same for every run of the same parameters on the same versions of the tables.
 
-    None where the lake's address cannot be written by the workers and no other was given.
+    None where it would lie under a lake to which workers cannot write; ConfigError where the user chose the address.
     """
-    if config.train.progress is None and not can_save(tables.root):
-        say(f"  note: progress is not saved: {tables.root} is no file, s3, gs or hdfs address; see train.progress")
-        return None
     parameters = config.model_dump(mode="json", exclude={"run_id", "topk", "gate", "evaluation", "spark", "input"})
     same = json.dumps([parameters, run.row["inputs"]], sort_keys=True)
     name = f"{config.model}-{hashlib.sha256(same.encode()).hexdigest()[:16]}"
-    return f"{config.train.progress or tables.root + '/_progress'}/{name}"
+    folder = f"{config.train.progress or tables.root + '/_progress'}/{name}"
+    try:
+        Snapshots(folder)
+    except ConfigError as error:
+        if config.train.progress:
+            raise
+        say(f"  note: {error}")
+        return None
+    return folder
 
 
 def read_events(tables: LakeTables, config: Config, run: Run) -> DataFrame:

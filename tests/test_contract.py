@@ -56,8 +56,9 @@ class Case:
         return self.model.rank(self.config)
 
     def fold_in(self, *rows: np.ndarray) -> np.ndarray:
+        ones = np.ones_like(rows[2])  # weights
         vectors, biases = self.model.fold_in(
-            rows, self.items.vectors, self.items.bias, len(ITEMS), self.fitted.mean, self.config
+            (*rows, ones), self.items.vectors, self.items.bias, len(ITEMS), self.fitted.mean, self.config
         )
         assert biases.shape == (len(vectors),) and biases.dtype == np.float32 and np.isfinite(biases).all()
         return vectors

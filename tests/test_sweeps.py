@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 from sparkcf import blocks, snapshots
-from sparkcf.als import fit_arrays, with_defaults
+from sparkcf.als import fit_arrays, fold_in, with_defaults
 from sparkcf.blocks import ITEM, USER, build_blocks
 from sparkcf.errors import ConfigError, TrainingError
 from sparkcf.gang import Alone
@@ -102,6 +102,22 @@ def test_a_weight_counts_like_so_many_equal_rows(
     assert weighted.mean == pytest.approx(np.average(values, weights=times) if form == "biases" else 0.0)
     plain = fit_arrays(users, items, values, 30, 20, config, 1)
     assert np.abs(plain.user - weighted.user).max() > 1e-2
+
+
+@pytest.mark.parametrize("form", ["explicit", "biases"])
+def test_a_weight_counts_like_so_many_equal_rows_when_folding_in(form: str) -> None:
+    config = random_problem(form, rank=3, regularization_exponent=0.0).config
+    rng = np.random.default_rng(0)
+    items, bias = rng.normal(size=(6, 3)).astype(np.float32), rng.normal(size=6).astype(np.float32)
+    indptr, indices = np.array([0, 2, 5]), np.array([0, 3, 1, 2, 5], np.int32)
+    values, times = np.array([5, 1, 3, 2, 4], np.float32), np.array([2, 1, 3, 1, 2])
+    weighted = fold_in(indptr, indices, values, items, bias, config, 6, 3.0, weights=times.astype(np.float32))
+    ends = np.concatenate([[0], np.cumsum(times)])[indptr]
+    same = fold_in(ends, np.repeat(indices, times), np.repeat(values, times), items, bias, config, 6, 3.0)
+    plain = fold_in(indptr, indices, values, items, bias, config, 6, 3.0)
+    np.testing.assert_allclose(weighted[0], same[0], atol=1e-5)
+    np.testing.assert_allclose(weighted[1], same[1], atol=1e-5)
+    assert np.abs(weighted[0] - plain[0]).max() > 1e-2
 
 
 def test_weights_of_implicit_pairs_are_refused() -> None:

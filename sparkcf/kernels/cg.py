@@ -140,13 +140,7 @@ def _gather(fixed, indices, weights, targets, offsets, x, y, r):
         _copy(fixed[indices[e + 1]], y1)
         _copy(fixed[indices[e + 2]], y2)
         _copy(fixed[indices[e + 3]], y3)
-        s0, s1, s2, s3 = np.float32(0.0), np.float32(0.0), np.float32(0.0), np.float32(0.0)
-        for i in range(k):
-            v = x[i]
-            s0 += v * y0[i]
-            s1 += v * y1[i]
-            s2 += v * y2[i]
-            s3 += v * y3[i]
+        s0, s1, s2, s3 = _scores(x, y0, y1, y2, y3)
         t0 = _moved_target(targets, weights, indices, offsets, e)
         t1 = _moved_target(targets, weights, indices, offsets, e + 1)
         t2 = _moved_target(targets, weights, indices, offsets, e + 2)
@@ -173,6 +167,19 @@ def _gather(fixed, indices, weights, targets, offsets, x, y, r):
 
 
 @kernel(fastmath=True)
+def _scores(x, y0, y1, y2, y3):
+    """The products of x with four vectors, side by side."""
+    s0, s1, s2, s3 = np.float32(0.0), np.float32(0.0), np.float32(0.0), np.float32(0.0)
+    for i in range(x.size):
+        v = x[i]
+        s0 += v * y0[i]
+        s1 += v * y1[i]
+        s2 += v * y2[i]
+        s3 += v * y3[i]
+    return s0, s1, s2, s3
+
+
+@kernel(fastmath=True)
 def _copy(source, target):  # a slice assignment would check and broadcast for each of the short rows
     for i in range(target.size):
         target[i] = source[i]
@@ -192,13 +199,7 @@ def _add_product(y, weights, p, ap):
     fours = n - n % 4
     for e in range(0, fours, 4):
         y0, y1, y2, y3 = y[e], y[e + 1], y[e + 2], y[e + 3]
-        s0, s1, s2, s3 = np.float32(0.0), np.float32(0.0), np.float32(0.0), np.float32(0.0)
-        for i in range(k):
-            v = p[i]
-            s0 += v * y0[i]
-            s1 += v * y1[i]
-            s2 += v * y2[i]
-            s3 += v * y3[i]
+        s0, s1, s2, s3 = _scores(p, y0, y1, y2, y3)
         s0 *= weights[e]
         s1 *= weights[e + 1]
         s2 *= weights[e + 2]
@@ -223,13 +224,7 @@ def _quadratic(y, weights, p):
     fours = n - n % 4
     for e in range(0, fours, 4):
         y0, y1, y2, y3 = y[e], y[e + 1], y[e + 2], y[e + 3]
-        s0, s1, s2, s3 = np.float32(0.0), np.float32(0.0), np.float32(0.0), np.float32(0.0)
-        for i in range(k):
-            v = p[i]
-            s0 += v * y0[i]
-            s1 += v * y1[i]
-            s2 += v * y2[i]
-            s3 += v * y3[i]
+        s0, s1, s2, s3 = _scores(p, y0, y1, y2, y3)
         total += weights[e] * s0 * s0 + weights[e + 1] * s1 * s1
         total += weights[e + 2] * s2 * s2 + weights[e + 3] * s3 * s3
     for e in range(fours, n):
