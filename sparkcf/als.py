@@ -23,6 +23,7 @@ from threadpoolctl import threadpool_limits
 from sparkcf.blocks import ITEM, KINDS, NO_WEIGHTS, USER, Parts, positive_counts, row_ids
 from sparkcf.config import ALSConfig, FactorizationConfig, HALSConfig
 from sparkcf.errors import ConfigError, TrainingError
+from sparkcf.fit import Fit
 from sparkcf.gang import Alone, Gang, check_slots, joined, listening, worker_threads
 from sparkcf.kernels.als import gramian, work_order
 from sparkcf.objective import Objective
@@ -48,20 +49,6 @@ class Factors:
     item_present: NDArray[np.bool_]
     mean: float
     log: list[dict[str, Any]]
-
-
-@dataclass(frozen=True)
-class Fit:
-    """Fitted factors as frames (idx, factor, bias) and the log of the sweeps. `release` frees them."""
-
-    user: DataFrame
-    item: DataFrame
-    log: list[dict[str, Any]]
-    kept: DataFrame
-    mean: float = 0.0
-
-    def release(self) -> None:
-        self.kept.unpersist()
 
 
 def fit(

@@ -171,6 +171,49 @@ class HALSConfig(FactorizationConfig):
         return self.passes
 
 
+class NetConfig(Section):
+    """What the models trained by gradient have in common."""
+
+    section: ClassVar[str] = ""  # the key that it stands under
+
+    hidden: tuple[Positive, ...] = (600,)  # widths between a row and the latent vector; the decoder has them reversed
+    latent_dim: Positive = 200
+    dropout: Annotated[float, Field(ge=0, lt=1)] = 0.5  # of a row's entries, while training
+    epochs: Positive = 100
+    batch_size: Positive = 500  # rows that all workers have together in a step
+    learning_rate: Annotated[float, Field(gt=0, allow_inf_nan=False)] = 0.001
+    weight_decay: NonNegative = 0.0
+    clip_norm: Annotated[float, Field(gt=0, allow_inf_nan=False)] | None = None  # of a step's gradient; None: as it is
+    patience: Annotated[int, Field(ge=0)] = 10  # epochs without a better validation that end the training; 0: never
+    validation_share: Annotated[float, Field(ge=0, lt=1)] = 0.1  # of users, kept from training; 0: last epoch is kept
+    mixed_precision: bool = True  # on CUDA: bfloat16 where it is safe
+    workers: Positive | None = None  # processes; None: all task slots
+    timeout_s: Positive = 50  # a peer silent for longer is taken for dead
+
+    def kl_weight(self, update: int) -> float:
+        """beta at an update, from 0."""
+        return 0.0
+
+
+class MultVAEConfig(NetConfig):
+    section: ClassVar[str] = "multvae"
+
+    likelihood: Literal["multinomial", "gaussian", "logistic"] = "multinomial"
+    anneal_cap: NonNegative = 0.2  # beta rises to it from 0
+    anneal_steps: Annotated[int, Field(ge=0)] = 20_000  # over so many updates; 0: it is the cap from the start
+
+    def kl_weight(self, update: int) -> float:
+        return self.anneal_cap * min(1.0, update / self.anneal_steps) if self.anneal_steps else self.anneal_cap
+
+
+class MultDAEConfig(NetConfig):
+    section: ClassVar[str] = "multdae"
+
+    likelihood: Literal["multinomial", "gaussian", "logistic"] = "multinomial"
+    hidden: tuple[Positive, ...] = ()
+    weight_decay: NonNegative = 0.00002
+
+
 class PopularityConfig(Section):
     by: Literal["users", "weight"] = "users"  # distinct users, or the sum of the pairs' weights
 
@@ -224,7 +267,7 @@ class Config(Section):
     input: InputConfig
     lake: LakeConfig = LakeConfig()
     seed: Annotated[int, Field(ge=0, lt=2**31)] = 42
-    model: Literal["als", "hals", "popularity"] = "als"
+    model: Literal["als", "hals", "multvae", "multdae", "popularity"] = "als"
     # evaluate, recommend, publish: the run; None: the newest unpublished. fold_in: its base; None: the published run.
     run_id: str | None = Field(None, pattern=r"^[A-Za-z0-9._-]{1,80}$")
     clean: CleanConfig = CleanConfig()
@@ -232,6 +275,8 @@ class Config(Section):
     train: TrainConfig = TrainConfig()
     als: ALSConfig = ALSConfig()
     hals: HALSConfig = HALSConfig()
+    multvae: MultVAEConfig = MultVAEConfig()
+    multdae: MultDAEConfig = MultDAEConfig()
     popularity: PopularityConfig = PopularityConfig()
     evaluation: EvaluationConfig = EvaluationConfig()
     topk: TopKConfig = TopKConfig()
@@ -250,6 +295,13 @@ class Config(Section):
         if self.model == "als":
             return self.als
         return self.hals if self.model == "hals" else None
+
+    @property
+    def net(self) -> MultVAEConfig | MultDAEConfig | None:
+        """The parameters of the model where it is trained by gradient."""
+        if self.model == "multvae":
+            return self.multvae
+        return self.multdae if self.model == "multdae" else None
 
     @property
     def explicit(self) -> bool:

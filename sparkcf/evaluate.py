@@ -15,13 +15,14 @@ from pyspark.sql import DataFrame
 from pyspark.sql import functions as F
 from threadpoolctl import threadpool_limits
 
-from sparkcf.als import Fit
 from sparkcf.config import Config
 from sparkcf.errors import ConfigError, GateRefused
+from sparkcf.fit import ALONE, Context, Fit, Known
 from sparkcf.kernels.metrics import mae, merge, ranking_measures, rating_errors, rmse, summarize, unpack
-from sparkcf.models import MODELS
+from sparkcf.models import MODELS, rank_of
 from sparkcf.popularity import popularity
 from sparkcf.preferences import user_rows
+from sparkcf.shared import share_state
 from sparkcf.split import Split, split
 from sparkcf.topk import ItemSide, csr_of, item_side, rank_users, vectors_of
 
@@ -41,12 +42,12 @@ class Evaluation:
         return next(f[3] for f in self.figures if f[:3] == (system, metric, k))
 
 
-def evaluate(events: DataFrame, n_users: int, n_items: int, config: Config) -> Evaluation:
+def evaluate(events: DataFrame, n_users: int, n_items: int, config: Config, context: Context = ALONE) -> Evaluation:
     """Split, fit, rank and measure.
 
     Parameters
     ----------
-    events : indexed interactions: user_idx, item_idx, event, value, ts.
+    events : indexed interactions: user_idx, item_idx, event, value, ts. context : of the fit.
 
     Raises
     ------
@@ -62,7 +63,7 @@ def evaluate(events: DataFrame, n_users: int, n_items: int, config: Config) -> E
         )
     parts = split(events, config)
     _check_split(parts, config)
-    fitted = MODELS[config.model].fit(parts.train, n_users, n_items, config, None, lambda _: None)
+    fitted = MODELS[config.model].fit(parts.train, n_users, n_items, config, context)
     try:
         if config.evaluation.protocol == "q3":
             figures = _rating_figures(parts, fitted, config)
@@ -83,7 +84,7 @@ def _check_split(parts: Split, config: Config) -> None:
 
 
 def _ranking_figures(parts: Split, fitted: Fit, n_items: int, config: Config) -> list[Figure]:
-    rank = MODELS[config.model].rank(config)
+    rank = rank_of(config)
     by_users = config.popularity.model_copy(update={"by": "users"})
     items = item_side(fitted.item, popularity(parts.train, by_users), n_items, rank, None)
     folded = config.evaluation.protocol == "q1"
@@ -91,7 +92,7 @@ def _ranking_figures(parts: Split, fitted: Fit, n_items: int, config: Config) ->
     heldout = parts.heldout.groupBy("user_idx").agg(F.sort_array(F.collect_list("item_idx")).alias("heldout"))
     factors = fitted.user.select(F.col("idx").alias("user_idx"), "factor")
     users = heldout.join(known, on="user_idx", how="left").join(factors, on="user_idx", how="left")
-    shared = items.share(users.sparkSession)
+    shared, state = items.share(users.sparkSession), share_state(users.sparkSession, fitted.state)
     trained = parts.train.select("user_idx").distinct().count()
     evaluation, model, mean = config.evaluation, MODELS[config.model], fitted.mean
     depth, present = max(evaluation.ks), int(items.eligible.sum())
@@ -111,7 +112,8 @@ def _ranking_figures(parts: Split, fitted: Fit, n_items: int, config: Config) ->
                 if folded:
                     own = (batch.column(name).flatten() for name in ("value", "weight"))
                     rows = (*seen, *(column.to_numpy(zero_copy_only=False).astype(np.float32) for column in own))
-                    vectors, _ = model.fold_in(rows, opened.vectors, opened.bias, present, mean, config)
+                    fit = Known(opened.vectors, opened.bias, present, mean, state=state.open())
+                    vectors, _ = model.fold_in(rows, fit, config)
                     factor = pa.array(list(vectors), pa.list_(pa.float32()))
                 for system in SYSTEMS:
                     column = factor if system == "model" else pa.nulls(len(users), pa.list_(pa.float32()))
@@ -162,7 +164,7 @@ def _merged(rows: Iterable[Any], items: ItemSide, config: Config) -> list[Figure
 
 def _rating_figures(parts: Split, fitted: Fit, config: Config) -> list[Figure]:
     """RMSE and MAE of the predicted ratings; the baseline predicts the training mean."""
-    rank, seed, replicates = MODELS[config.model].rank(config), config.seed, config.evaluation.bootstrap
+    rank, seed, replicates = rank_of(config), config.seed, config.evaluation.bootstrap
     overall = float(parts.train.agg(F.avg("value")).first()[0])
     user = fitted.user.select(F.col("idx").alias("user_idx"), F.col("factor").alias("p"), F.col("bias").alias("b"))
     item = fitted.item.select(F.col("idx").alias("item_idx"), F.col("factor").alias("q"), F.col("bias").alias("c"))

@@ -8,6 +8,7 @@ the run's user_factors ───── rows that are the same ──────
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -15,17 +16,19 @@ from pyspark import StorageLevel
 from pyspark.sql import DataFrame, SparkSession
 from pyspark.sql import functions as F
 
-from sparkcf.als import Fit
+from sparkcf.autoencoders import state_shapes
 from sparkcf.config import Config
 from sparkcf.errors import ConfigError, LakeError, NotFoundError, TrainingError
+from sparkcf.fit import Arrays, Fit, Known
 from sparkcf.kernels.als import gramian
 from sparkcf.lake import LakeTables
-from sparkcf.models import MODELS
+from sparkcf.models import MODELS, rank_of
 from sparkcf.preferences import pairs, user_rows
 from sparkcf.progress import say, step
 from sparkcf.publish import published_run
 from sparkcf.runs import Run, find_run, start_run
-from sparkcf.shared import SharedArrays, share
+from sparkcf.shared import SharedArrays, SharedState, share, share_state
+from sparkcf.store import read_state, write_state
 from sparkcf.topk import collect_factors, csr_of, vectors_of
 from sparkcf.train import INPUTS, fitted_mean, index_size, of_run, read_events, write_factors, write_log
 
@@ -106,17 +109,19 @@ def _fold_in(tables: LakeTables, config: Config, base: Run, run: Run, mean: floa
     before = user_rows(pairs(read_events(tables, then, base), then))
     now = user_rows(pairs(read_events(tables, config, run), config))
     with step("fold in users", tables.spark) as shown:
-        vectors, bias, known = collect_factors(
-            items, index_size(tables, run, "items"), MODELS[config.model].rank(config)
-        )
+        vectors, bias, known = collect_factors(items, index_size(tables, run, "items"), rank_of(config))
         shared = share(tables.spark, vectors=vectors, bias=bias, known=known, gram=gramian(vectors))
-        solved = solve_rows(marked(now, before, users), shared, int(known.sum()), mean, config)
+        state = _state(tables, base, config)
+        against = Against(shared, share_state(tables.spark, state), int(known.sum()), mean)
+        solved = solve_rows(marked(now, before, users), against, config)
         solved = solved.persist(StorageLevel.MEMORY_AND_DISK)  # counted, then written; released below
-        fitted = Fit(solved.where("factor IS NOT NULL").select("idx", "factor", "bias"), items, [], solved, mean)
+        fitted = Fit(solved.where("factor IS NOT NULL").select("idx", "factor", "bias"), items, [], solved, mean, state)
         try:
             counts = counted(solved, config)
             write_factors(tables, "user", fitted, config, run)
             counts["items"] = write_factors(tables, "item", fitted, config, run)
+            if state:
+                write_state(tables.root, run.run_id, state)
         finally:
             fitted.release()
         shown.note = (
@@ -126,6 +131,27 @@ def _fold_in(tables: LakeTables, config: Config, base: Run, run: Run, mean: floa
     write_log(tables, run, fitted)
     run.update("trained", counts=counts)
     return {"run_id": run.run_id, "base_run_id": base.run_id, "counts": run.counts}
+
+
+def _state(tables: LakeTables, base: Run, config: Config) -> Arrays:
+    """The base's weights, where its model has any beside the factors."""
+    if config.net is None:
+        return {}
+    return read_state(tables.root, base.run_id, state_shapes(index_size(tables, base, "items"), config))
+
+
+@dataclass(frozen=True)
+class Against:
+    """What rows are solved against, for the executors.
+
+    `items`: vectors (m, rank), bias (m,), known bool (m,): has a factor, gram (rank, rank). `present`, `mean`: items
+    that were in training, and what their biases stand on.
+    """
+
+    items: SharedArrays
+    state: SharedState
+    present: int
+    mean: float
 
 
 def marked(now: DataFrame, before: DataFrame, factors: DataFrame) -> DataFrame:
@@ -146,27 +172,21 @@ def marked(now: DataFrame, before: DataFrame, factors: DataFrame) -> DataFrame:
     )
 
 
-def solve_rows(users: DataFrame, shared: SharedArrays, present: int, mean: float, config: Config) -> DataFrame:
-    """`marked` users as SOLVED rows; factor is null for a user who has no item with a factor.
-
-    Parameters
-    ----------
-    shared : vectors (m, rank), bias (m,), known bool (m,): has a factor, gram (rank, rank) of the items.
-    present, mean : items that were in training, and the mean that their biases stand on.
-    """
+def solve_rows(users: DataFrame, against: Against, config: Config) -> DataFrame:
+    """`marked` users as SOLVED rows; factor is null for a user who has no item with a factor."""
 
     def work(batches: Iterable[Any]) -> Iterator[Any]:
         for batch in batches:
             for first in range(0, batch.num_rows, BATCH):
-                yield _solved_batch(batch.slice(first, BATCH), shared, present, mean, config)
+                yield _solved_batch(batch.slice(first, BATCH), against, config)
 
     return users.select("user_idx", "factor", "bias", "item_idx", "value", "weight").mapInArrow(work, SOLVED)
 
 
-def _solved_batch(batch: Any, shared: SharedArrays, present: int, mean: float, config: Config) -> Any:
+def _solved_batch(batch: Any, against: Against, config: Config) -> Any:
     import pyarrow as pa
 
-    items, item_bias, known, gram = shared.open()
+    items, item_bias, known, gram = against.items.open()
     kept, vectors = vectors_of(batch.column("factor"), items.shape[1])
     biases = batch.column("bias").fill_null(0.0).to_numpy(zero_copy_only=False).copy()
     indptr, indices = csr_of(batch.column("item_idx"))
@@ -176,7 +196,8 @@ def _solved_batch(batch: Any, shared: SharedArrays, present: int, mean: float, c
     usable = known[indices]
     indptr = np.concatenate([[0], np.cumsum(usable, dtype=np.int64)])[indptr]
     rows = (indptr, indices[usable], values[usable], weights[usable])
-    solved, solved_bias = MODELS[config.model].fold_in(rows, items, item_bias, present, mean, config, gram)
+    fit = Known(items, item_bias, against.present, against.mean, gram, against.state.open())
+    solved, solved_bias = MODELS[config.model].fold_in(rows, fit, config)
     folded = np.diff(indptr) > 0
     vectors[folded], biases[folded] = solved[folded], solved_bias[folded]
     shown = [vector if has else None for vector, has in zip(vectors, kept | folded, strict=True)]

@@ -6,8 +6,8 @@ from pyspark import StorageLevel
 from pyspark.sql import DataFrame
 from pyspark.sql import functions as F
 
-from sparkcf.als import Fit
 from sparkcf.config import PopularityConfig
+from sparkcf.fit import Fit
 
 
 def popularity(pairs: DataFrame, config: PopularityConfig) -> DataFrame:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable, Iterator
 from typing import Any
 
 import numpy as np
@@ -12,7 +13,7 @@ from pyspark.sql import functions as F
 from sparkcf.config import Config
 from sparkcf.errors import InputError, NotFoundError
 from sparkcf.lake import LakeTables
-from sparkcf.models import MODELS
+from sparkcf.models import rank_of
 from sparkcf.popularity import popularity
 from sparkcf.preferences import pairs
 from sparkcf.progress import step
@@ -53,7 +54,7 @@ def _item_side(tables: LakeTables, events: DataFrame, items: DataFrame, config: 
     renamed = factors.select(F.col("item_idx").alias("idx"), "factor", "bias")
     by_users = config.popularity.model_copy(update={"by": "users"})
     known = popularity(pairs(events, config), by_users)
-    size, rank = index_size(tables, run, "items"), MODELS[config.model].rank(config)
+    size, rank = index_size(tables, run, "items"), rank_of(config)
     return item_side(renamed, known, size, rank, banned_items(tables.spark, items, config))
 
 
@@ -165,19 +166,30 @@ def _labels(config: Config, run: Run) -> list[Any]:
     ]
 
 
+def _unit(batches: Iterable[Any]) -> Iterator[Any]:
+    """Rows with their `factor` divided by its norm; a row of zeros is nobody's neighbour and left out."""
+    import pyarrow as pa
+
+    for batch in batches:
+        flat = batch.column("factor").flatten().to_numpy(zero_copy_only=False)
+        vectors = flat.reshape(len(batch), -1) if len(batch) else flat.reshape(0, 1)
+        norms = np.linalg.norm(vectors.astype(np.float64), axis=1)
+        kept = norms > 0
+        unit = (vectors[kept] / norms[kept, None]).astype(np.float32)
+        lists = pa.FixedSizeListArray.from_arrays(pa.array(unit.ravel()), unit.shape[1]).cast(pa.list_(pa.float32()))
+        columns = [column.filter(pa.array(kept)) for column in batch.columns]
+        columns[batch.schema.get_field_index("factor")] = lists
+        yield pa.RecordBatch.from_arrays(columns, names=batch.schema.names)
+
+
 def _write_similar(tables: LakeTables, items: DataFrame, side: ItemSide, config: Config, run: Run) -> int:
     norms = np.linalg.norm(side.vectors, axis=1, keepdims=True)
     unit = np.divide(side.vectors, norms, out=np.zeros_like(side.vectors), where=norms > 0)
     cosine = ItemSide(unit, np.zeros_like(side.bias), side.eligible, side.fallback)
     factors = tables.read("item_factors").where(of_run(config.model, run.run_id))
-    norm = F.sqrt(F.aggregate("factor", F.lit(0.0), lambda total, x: total + x.cast("double") * x))
-    rows = factors.select(
-        F.col("item_idx").alias("user_idx"),
-        F.transform("factor", lambda x: (x / norm).cast("float")).alias("factor"),
-        F.array("item_idx").alias("seen"),  # an item is not its own neighbour
-        norm.alias("norm"),
-    )
-    ranked = top_k(rows.where("norm > 0").drop("norm"), cosine.share(tables.spark), config.topk.similar_items)
+    seen = F.array("item_idx").alias("seen")  # an item is not its own neighbour
+    rows = factors.select(F.col("item_idx").alias("user_idx"), "factor", seen)
+    ranked = top_k(rows.mapInArrow(_unit, rows.schema), cosine.share(tables.spark), config.topk.similar_items)
     ids = items.select("item_idx", "item_id")
     named = (
         ranked.withColumnRenamed("item_idx", "similar_idx")

@@ -9,6 +9,7 @@ from dataclasses import dataclass, field
 
 from pyspark.sql.types import (
     ArrayType,
+    BinaryType,
     DataType,
     DateType,
     DoubleType,
@@ -105,6 +106,29 @@ ITEMS = Table(
 )
 
 
+def _rows(side: str, other: str) -> Table:
+    return Table(
+        f"{side}_rows",
+        f"one {side}'s interactions packed into a row, as training takes them; every file is one row group",
+        StructType(
+            [
+                column(f"{side}_idx", INT, f"dense index of the {side}"),
+                column("items", BinaryType(), f"dense indices of the {other}s, ascending, int32 little-endian"),
+                column("values", BinaryType(), "their values, float32 little-endian"),
+                column("count", INT, f"{other}s in the row"),
+                column("split", STRING, "train or validation"),
+                column("snapshot", STRING, "what the rows are made of: logical date, table version, parameters"),
+            ]
+        ),
+        key=("snapshot", f"{side}_idx"),
+        partition_by=("snapshot", "split"),
+    )
+
+
+USER_ROWS = _rows("user", "item")
+ITEM_ROWS = _rows("item", "user")
+
+
 def _factors(side: str) -> Table:
     return Table(
         f"{side}_factors",
@@ -115,6 +139,7 @@ def _factors(side: str) -> Table:
                 column(f"{side}_id", STRING, f"external id of the {side}"),
                 column("factor", VECTOR, "vector, float32 (rank,)"),
                 column("bias", FloatType(), "added to the inner product"),
+                column("latent", VECTOR, "mean of the latent vector, where the factor is another", nullable=True),
                 column("model", STRING, "model's name"),
                 column("run_id", STRING, "run that made it"),
             ]
@@ -231,6 +256,8 @@ TABLES: dict[str, Table] = {
         QUARANTINE,
         USERS,
         ITEMS,
+        USER_ROWS,
+        ITEM_ROWS,
         USER_FACTORS,
         ITEM_FACTORS,
         RECOMMENDATIONS,

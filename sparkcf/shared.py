@@ -25,6 +25,23 @@ class SharedArrays:
         return _open(self.token, self.names)
 
 
+@dataclass(frozen=True)
+class SharedState:
+    """A name for arrays with names of their own."""
+
+    arrays: SharedArrays
+    names: tuple[str, ...]
+
+    def open(self) -> dict[str, NDArray[Any]]:
+        return dict(zip(self.names, self.arrays.open(), strict=True))
+
+
+def share_state(spark: Any, state: dict[str, NDArray[Any]]) -> SharedState:
+    """Hand arrays by names that need not be fit for files to the executors."""
+    numbered = {f"part{number:03}": array for number, array in enumerate(state.values())}
+    return SharedState(share(spark, **numbered), tuple(state))
+
+
 def share(spark: Any, **arrays: NDArray[Any]) -> SharedArrays:
     """Hand the arrays to the executors as files."""
     token = secrets.token_hex(6)

@@ -18,17 +18,16 @@ from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
-from pyarrow import fs
 from safetensors import SafetensorError
 from safetensors.numpy import load, save
 
 from sparkcf.blocks import KINDS, row_ids
 from sparkcf.errors import ConfigError
+from sparkcf.folder import Folder
 from sparkcf.gang import Gang
 
 F32 = NDArray[np.float32]
 KEPT = 2  # sweeps: the newest may be damaged
-SCHEMES = {"s3": "s3", "s3a": "s3", "s3n": "s3", "gs": "gs", "hdfs": "hdfs"}  # ours and Hadoop's names: Arrow's
 
 
 @dataclass(frozen=True)
@@ -54,19 +53,11 @@ class Snapshots:
 
     def __init__(self, folder: str) -> None:
         self.folder = folder
-        scheme, sign, rest = folder.partition(":")
-        if not sign or scheme == "file":
-            self._files, self._folder = fs.LocalFileSystem(), "/" + (rest if sign else folder).lstrip("/")
-            return
         try:
-            if scheme not in SCHEMES:
-                raise ValueError(f"no way to write to {scheme}: addresses")
-            self._files, self._folder = fs.FileSystem.from_uri(f"{SCHEMES[scheme]}:{rest}")
-        except (OSError, ValueError) as error:
-            first = str(error).splitlines()[0]
+            self._files = Folder(folder)
+        except ConfigError as error:
             raise ConfigError(
-                f"progress cannot be saved in {folder}: {first}; set train.progress to a folder or an address that "
-                "starts with s3, gs or hdfs, or save_every to 0"
+                f"progress cannot be saved in {error}; set train.progress to such a place, or save_every to 0"
             ) from None
 
     def save(self, gang: Gang, snapshot: Snapshot) -> str | None:
@@ -75,9 +66,9 @@ class Snapshots:
         Returns None, or at all workers what went wrong at this one: nothing is declared then.
         """
         sweep = len(snapshot.log)
-        folder = f"{self._folder}/sweep-{sweep:06}"
+        folder = f"sweep-{sweep:06}"
         data = save(dict(zip(KINDS, snapshot.factors, strict=True)))
-        problem = self._tried(lambda: self._write(f"{folder}/{_worker(gang.rank, gang.size)}", data))
+        problem = self._tried(lambda: self._files.write(f"{folder}/{_worker(gang.rank, gang.size)}", data))
         if gang.sum(np.array([problem is not None], np.int64))[0]:
             return problem or "another worker could not write"
         digest = np.frombuffer(hashlib.sha256(data).digest(), np.uint8)
@@ -96,10 +87,10 @@ class Snapshots:
         return None
 
     def _declare(self, folder: str, manifest: dict[str, Any]) -> None:
-        self._write(f"{folder}.json", json.dumps(manifest).encode())
+        self._files.write(f"{folder}.json", json.dumps(manifest).encode())
         for old in self._sweeps()[KEPT:]:
-            self._files.delete_file(f"{self._folder}/sweep-{old:06}.json")
-            self._files.delete_dir(f"{self._folder}/sweep-{old:06}")
+            self._files.delete(f"sweep-{old:06}.json")
+            self._files.delete(f"sweep-{old:06}")
 
     def load(self, gang: Gang, sizes: tuple[int, int], width: int) -> Snapshot | None:
         """The newest complete and undamaged sweep: this worker's rows of it. A collective.
@@ -123,29 +114,24 @@ class Snapshots:
 
     def clear(self) -> str | None:
         """Remove all saved sweeps. Returns None, or what went wrong."""
-        return self._tried(self._remove)
-
-    def _remove(self) -> None:
-        if self._files.get_file_info(self._folder).type == fs.FileType.Directory:
-            self._files.delete_dir(self._folder)
+        return self._tried(self._files.delete)
 
     def _sweeps(self) -> list[int]:
         """Complete sweeps, newest first."""
-        listed = self._files.get_file_info(fs.FileSelector(self._folder, allow_not_found=True))
-        names = [info.base_name for info in listed if info.base_name.endswith(".json")]
+        names = [name for name in self._files.names() if name.endswith(".json")]
         return sorted((int(n[6:-5]) for n in names if n.startswith("sweep-") and n[6:-5].isdigit()), reverse=True)
 
     def _read(self, sweep: int, rank: int, size: int, sizes: tuple[int, int], width: int) -> Snapshot | None:
         """One worker's rows; None where a file is missing, damaged or of other sizes."""
         try:
-            manifest = json.loads(self._bytes(f"{self._folder}/sweep-{sweep:06}.json"))
+            manifest = self._files.read_json(f"sweep-{sweep:06}.json")
             workers = int(manifest["workers"])
             ids = [row_ids(n, rank, size) for n in sizes]
             factors = [np.zeros((len(rows), width), np.float32) for rows in ids]
             for worker in range(workers):
                 if workers == size and worker != rank:
                     continue
-                data = self._bytes(f"{self._folder}/sweep-{sweep:06}/{_worker(worker, workers)}")
+                data = self._files.read(f"sweep-{sweep:06}/{_worker(worker, workers)}")
                 if hashlib.sha256(data).hexdigest() != manifest["sha256"][worker]:
                     return None
                 stored = load(data)
@@ -155,15 +141,6 @@ class Snapshots:
             return Snapshot(factors, list(manifest["log"]))
         except (OSError, ValueError, KeyError, IndexError, TypeError, SafetensorError):
             return None
-
-    def _bytes(self, path: str) -> bytes:
-        with self._files.open_input_stream(path) as stream:
-            return stream.read()
-
-    def _write(self, path: str, data: bytes) -> None:
-        self._files.create_dir(path.rpartition("/")[0], recursive=True)
-        with self._files.open_output_stream(path) as stream:
-            stream.write(data)
 
 
 def _worker(rank: int, size: int) -> str:

@@ -9,18 +9,21 @@ from typing import Any
 from pyspark.sql import DataFrame, SparkSession
 from pyspark.sql import functions as F
 
-from sparkcf.als import Fit
 from sparkcf.config import Config
 from sparkcf.errors import ConfigError, LakeError
 from sparkcf.evaluate import Evaluation, evaluate
+from sparkcf.fit import Context, Fit
 from sparkcf.lake import LakeTables, sql_date
-from sparkcf.models import MODELS
+from sparkcf.models import MODELS, rank_of
 from sparkcf.preferences import indexed, pairs
+from sparkcf.prepare import drop_rows, snapshot_name
 from sparkcf.progress import say, step
 from sparkcf.publish import published_run
 from sparkcf.runs import Run, find_run, start_run
 from sparkcf.snapshots import Snapshots
+from sparkcf.store import write_state
 
+LOGGED = ("objective", "observed", "unobserved", "regularization", "loss", "kl_weight", "ndcg_at_100", "seconds")
 INPUTS = ("interactions", "users", "items", "published")
 
 
@@ -47,25 +50,35 @@ def _train(tables: LakeTables, config: Config, run: Run) -> dict[str, Any]:
             if "note" in entry:
                 say(f"  note: {entry['note']}")
                 return
-            message = f"sweep {entry['sweep']}: objective {entry['objective']:,.1f}, {entry['seconds']:.2f} s"
-            shown.update(message, entry["sweep"], config.factorization.iterations if config.factorization else 1)
+            shown.update(told(entry), entry.get("sweep") or entry["epoch"], rounds)
 
+        rounds = config.net.epochs if config.net else config.factorization.iterations if config.factorization else 1
         sizes = (index_size(tables, run, "users"), index_size(tables, run, "items"))
-        fitted = MODELS[config.model].fit(
-            pairs(events, config), *sizes, config, starts, heard, progress_folder(tables, config, run)
-        )
+        context = Context(starts, heard, progress_folder(tables, config, run), tables, snapshot_name(config, run))
+        fitted = MODELS[config.model].fit(pairs(events, config), *sizes, config, context)
         if fitted.log:
-            shown.note = f"{len(fitted.log)} sweeps, objective {fitted.log[-1]['objective']:,.1f}"
+            shown.note = told(fitted.log[-1])
     try:
         with step("write factors") as shown:
             counts = {side: write_factors(tables, side, fitted, config, run) for side in ("user", "item")}
+            if fitted.state:
+                write_state(tables.root, run.run_id, fitted.state)
             shown.note = ", ".join(f"{n:,} {side}s" for side, n in counts.items())
     finally:
         fitted.release()
     write_log(tables, run, fitted)
     run.update("trained", counts={f"{side}s_trained": n for side, n in counts.items()})
     last = fitted.log[-1] if fitted.log else {}
-    return {"run_id": run.run_id, "counts": run.counts, "objective": last.get("objective")}
+    return {"run_id": run.run_id, "counts": run.counts, "objective": last.get("objective", last.get("loss"))}
+
+
+def told(entry: dict[str, Any]) -> str:
+    """A sweep's or an epoch's log entry, for people."""
+    if "sweep" in entry:
+        return f"sweep {entry['sweep']}: objective {entry['objective']:,.1f}, {entry['seconds']:.2f} s"
+    ndcg = f", validation NDCG@100 {entry['ndcg_at_100']:.4f}" if "ndcg_at_100" in entry else ""
+    rate = entry["rows"] / max(entry["seconds"], 1e-9)
+    return f"epoch {entry['epoch']}: loss {entry['loss']:,.2f}{ndcg}, {entry['seconds']:.2f} s, {rate:,.0f} users/s"
 
 
 def progress_folder(tables: LakeTables, config: Config, run: Run) -> str | None:
@@ -109,6 +122,9 @@ def index_size(tables: LakeTables, run: Run, name: str) -> int:
 
 def warm_starts(tables: LakeTables, config: Config) -> dict[str, DataFrame] | None:
     """The published run's factors, where there is one of this model with the same rank."""
+    if config.net:
+        say(f"  note: train.warm_start: {config.model} starts from its seed")
+        return None
     row = published_run(tables, config.model)
     if row is None:
         say(f"  note: train.warm_start: no published run of {config.model} yet, starting from random factors")
@@ -117,7 +133,7 @@ def warm_starts(tables: LakeTables, config: Config) -> dict[str, DataFrame] | No
     starts = {}
     for side in ("user", "item"):
         factors = tables.read(f"{side}_factors").where(F.col("run_id") == row["run_id"])
-        biased = width > MODELS[config.model].rank(config)
+        biased = width > rank_of(config)
         vector = F.concat("factor", F.array("bias")) if biased else F.col("factor")
         starts[side] = factors.select(F.col(f"{side}_idx").alias("idx"), vector.alias("factor"))
         first = starts[side].first()
@@ -132,8 +148,9 @@ def write_factors(tables: LakeTables, side: str, fitted: Fit, config: Config, ru
     """Write a side's factors with their external ids; returns their number."""
     ids = tables.read(f"{side}s", run.row["inputs"][f"{side}s"]).select(f"{side}_idx", f"{side}_id")
     frame = getattr(fitted, side).withColumnRenamed("idx", f"{side}_idx")
+    latent = [] if "latent" in frame.columns else [F.lit(None).alias("latent")]
     named = frame.join(ids, on=f"{side}_idx", how="inner").select(
-        "*", F.lit(config.model).alias("model"), F.lit(run.run_id).alias("run_id")
+        "*", *latent, F.lit(config.model).alias("model"), F.lit(run.run_id).alias("run_id")
     )
     tables.replace(f"{side}_factors", named, of_run(config.model, run.run_id))
     return tables.last_metrics(f"{side}_factors").get("numOutputRows", 0)
@@ -145,13 +162,14 @@ def of_run(model: str, run_id: str) -> str:
 
 
 def write_log(tables: LakeTables, run: Run, fitted: Fit) -> None:
-    """Write the sweeps' figures, and the mean that the fit's biases stand on."""
+    """Write the figures of the sweeps or epochs, and the mean that the fit's biases stand on."""
     rows = [
-        (run.run_id, "model", "fit", metric, entry["sweep"], float(entry[metric]), None, None, None)
+        (run.run_id, "model", "fit", metric, entry.get("sweep") or entry["epoch"], float(entry[metric]), *[None] * 3)
         for entry in fitted.log
-        for metric in ("objective", "observed", "unobserved", "regularization", "seconds")
+        for metric in LOGGED
+        if metric in entry
     ]
-    singular = sum(entry["singular_rows"] for entry in fitted.log)
+    singular = sum(entry.get("singular_rows", 0) for entry in fitted.log)
     if singular:
         key = f"{run.row['model']}.regularization"
         say(f"  warning: {singular} row solves were singular and got a larger diagonal: raise {key}")
@@ -176,7 +194,13 @@ def evaluate_run(spark: SparkSession, config: Config) -> dict[str, Any]:
     with step(f"evaluate {config.model} by {config.evaluation.protocol}", spark) as shown:
         events = read_events(tables, config, run)
         sizes = (index_size(tables, run, "users"), index_size(tables, run, "items"))
-        result = evaluate(events, *sizes, config)
+        name = f"{snapshot_name(config, run)}-{config.evaluation.protocol}"
+        folder = progress_folder(tables, config, run)
+        context = Context(saved=folder and f"{folder}-{config.evaluation.protocol}", tables=tables, snapshot=name)
+        try:
+            result = evaluate(events, *sizes, config, context)
+        finally:
+            drop_rows(tables, "user", name)
         shown.note = headline(result, config)
     rows = [
         (run.run_id, system, result.protocol, metric, k, value, lower, upper, users)

@@ -13,9 +13,10 @@ import pyarrow as pa
 import pytest
 from pyspark.sql import DataFrame, SparkSession
 
-from sparkcf.als import Fit
 from sparkcf.config import Config, load_config
-from sparkcf.models import MODELS, Model
+from sparkcf.fit import Context, Fit, Known
+from sparkcf.lake import LakeTables
+from sparkcf.models import MODELS, Model, rank_of
 from sparkcf.topk import ItemSide, rank_users
 
 CASES = {
@@ -29,10 +30,23 @@ CASES = {
     "hals": ("model=hals",),
     "hals, explicit with biases": ("model=hals", "hals.mode=explicit", "hals.biases=true"),
     "hals, non-negative": ("model=hals", "hals.nonnegative=true", "hals.form=frobenius"),
+    "multvae": ("model=multvae", "multvae.hidden=[6]", "multvae.anneal_cap=0.01"),
+    "multvae, Gaussian": ("model=multvae", "multvae.hidden=[]", "multvae.likelihood=gaussian"),
+    "multdae": ("model=multdae", "multdae.workers=2"),
     "popularity": ("model=popularity",),
 }
 SMALL = ("rank=2", "iterations=4", "regularization=0.1", "workers=1")
 BASE = ("ds=2024-01-31", "input.path=none", *(f"{section}.{key}" for section in ("als", "hals") for key in SMALL))
+BRIEF = (
+    "latent_dim=2",
+    "epochs=9",
+    "batch_size=2",
+    "learning_rate=0.05",
+    "dropout=0",
+    "workers=1",
+    "validation_share=0",
+)
+BASE += tuple(f"{section}.{key}" for section in ("multvae", "multdae") for key in BRIEF)
 VALUES = np.array([[5, 0, 3, 0, 1], [0, 4, 0, 0, 2], [0, 0, 0, 0, 0], [1, 0, 0, 0, 5]])
 USERS, ITEMS = [0, 1, 3], [0, 1, 2, 4]  # user 2 has nothing, and nobody has item 3
 ROWS = (  # rows to fold in: like user 0; like nobody; nothing
@@ -47,19 +61,19 @@ class Case:
     model: Model
     config: Config
     pairs: DataFrame
+    context: Context
     fitted: Fit
     items: ItemSide
     users: dict[int, np.ndarray]
 
     @property
     def rank(self) -> int:
-        return self.model.rank(self.config)
+        return rank_of(self.config)
 
     def fold_in(self, *rows: np.ndarray) -> np.ndarray:
         ones = np.ones_like(rows[2])  # weights
-        vectors, biases = self.model.fold_in(
-            (*rows, ones), self.items.vectors, self.items.bias, len(ITEMS), self.fitted.mean, self.config
-        )
+        known = Known(self.items.vectors, self.items.bias, len(ITEMS), self.fitted.mean, state=self.fitted.state)
+        vectors, biases = self.model.fold_in((*rows, ones), known, self.config)
         assert biases.shape == (len(vectors),) and biases.dtype == np.float32 and np.isfinite(biases).all()
         return vectors
 
@@ -69,18 +83,23 @@ def test_every_model_has_a_case() -> None:
 
 
 @pytest.fixture(scope="module", params=CASES)
-def case(request: pytest.FixtureRequest, spark: SparkSession) -> Iterator[Case]:
+def case(
+    request: pytest.FixtureRequest, spark: SparkSession, tmp_path_factory: pytest.TempPathFactory
+) -> Iterator[Case]:
+    folder = tmp_path_factory.mktemp("contract")
     config = load_config((), [*BASE, *CASES[request.param]])
     cells = [(int(u), int(i), float(VALUES[u, i])) for u, i in zip(*np.nonzero(VALUES), strict=True)]
     pairs = spark.createDataFrame(cells, "user_idx int, item_idx int, value double")
     model = MODELS[config.model]
-    fitted = model.fit(pairs, 4, 5, config, None, lambda message: None)
-    vectors, bias = np.zeros((5, model.rank(config)), np.float32), np.zeros(5, np.float32)
+    tables = LakeTables(spark, str(folder / "lake"))
+    context = Context(saved=str(folder / "saved"), tables=tables, snapshot="contract")
+    fitted = model.fit(pairs, 4, 5, config, context)
+    vectors, bias = np.zeros((5, rank_of(config)), np.float32), np.zeros(5, np.float32)
     for row in fitted.item.collect():
         vectors[row["idx"]], bias[row["idx"]] = row["factor"], row["bias"]
     popular = (VALUES > 0).sum(axis=0).astype(np.float32)
     users = {row["idx"]: np.array(row["factor"]) for row in fitted.user.collect()}
-    yield Case(model, config, pairs, fitted, ItemSide(vectors, bias, popular > 0, popular), users)
+    yield Case(model, config, pairs, context, fitted, ItemSide(vectors, bias, popular > 0, popular), users)
     fitted.release()
     assert not fitted.kept.is_cached
 
@@ -88,11 +107,9 @@ def case(request: pytest.FixtureRequest, spark: SparkSession) -> Iterator[Case]:
 def test_rows_with_entries_have_finite_factors_and_no_others(case: Case) -> None:
     for side, present in (("user", USERS), ("item", ITEMS)):
         frame = getattr(case.fitted, side)
-        assert [(f.name, f.dataType.simpleString()) for f in frame.schema] == [
-            ("idx", "int"),
-            ("factor", "array<float>"),
-            ("bias", "float"),
-        ]
+        columns = {f.name: f.dataType.simpleString() for f in frame.schema}
+        latent = {"latent": "array<float>"} if "latent" in columns else {}  # of a net's users
+        assert columns == {"idx": "int", "factor": "array<float>", "bias": "float"} | latent
         rows = frame.orderBy("idx").collect()
         assert [row["idx"] for row in rows] == present
         assert np.array([row["factor"] for row in rows]).shape == (len(present), case.rank)
@@ -101,14 +118,14 @@ def test_rows_with_entries_have_finite_factors_and_no_others(case: Case) -> None
 
 
 def test_the_log_is_finite_and_its_objective_ends_lower(case: Case) -> None:
-    objectives = [entry["objective"] for entry in case.fitted.log]
+    objectives = [entry["objective"] if "sweep" in entry else entry["loss"] for entry in case.fitted.log]
     assert np.isfinite(objectives).all()
     assert not objectives or objectives[-1] <= objectives[0]
     assert np.isfinite(case.fitted.mean)
 
 
 def test_the_same_seed_gives_the_same_factors(case: Case) -> None:
-    again = case.model.fit(case.pairs, 4, 5, case.config, None, lambda message: None)
+    again = case.model.fit(case.pairs, 4, 5, case.config, case.context)
     try:
         for row in again.user.collect():
             np.testing.assert_allclose(row["factor"], case.users[row["idx"]], atol=1e-6)

@@ -21,7 +21,9 @@ JOBS = {path.stem: path for path in sorted((ROOT / "jobs").glob("*.py"))}
 KERNELS = [name for name in LIBRARY if name.startswith("sparkcf.kernels")]
 NO_SPARK = ("sparkcf.query", "sparkcf.cli")  # they answer on machines without Java, in a blink
 HEAVY = {"pyspark", "torch", "numba", "delta"}
-TORCH = {"sparkcf.gang"}
+NETS = [name for name in LIBRARY if name.startswith("sparkcf.nets")]
+TRAINING = [name for name in LIBRARY if name.startswith("sparkcf.training") and name != "sparkcf.training.launch"]
+TORCH = {"sparkcf.gang", "sparkcf.autoencoders"}  # beside the nets and their training
 READERS = {"sparkcf.lake", "sparkcf.ingest", "sparkcf.recommend"}  # tables; raw input; the user's table of items
 WRITERS = {"sparkcf.lake"}
 JOB_LINES = 15
@@ -69,6 +71,12 @@ def loaded(name: str, library: dict[str, ast.AST] | None = None) -> set[str]:
 def foreign_to_kernels(tree: ast.AST) -> list[str]:
     allowed = {"numpy", "numba", *sys.stdlib_module_names}
     return [n for n in imports(tree) if top(n) not in allowed and not n.startswith("sparkcf.kernels")]
+
+
+def foreign_to_nets(tree: ast.AST) -> list[str]:
+    allowed = {"numpy", "torch", *sys.stdlib_module_names}
+    ours = ("sparkcf.nets", "sparkcf.config")
+    return [n for n in imports(tree) if top(n) not in allowed and not n.startswith(ours)]
 
 
 def unsafe(tree: ast.AST) -> list[str]:
@@ -144,6 +152,16 @@ def test_the_library_imports_no_job_and_no_test(name: str) -> None:
     assert [n for n in imports(LIBRARY[name]) if top(n) in {"jobs", "tests", "conftest"}] == []
 
 
+@pytest.mark.parametrize("name", NETS)
+def test_nets_know_tensors_only(name: str) -> None:
+    assert foreign_to_nets(LIBRARY[name]) == []
+
+
+@pytest.mark.parametrize("name", TRAINING)
+def test_only_the_launch_of_a_training_knows_spark(name: str) -> None:
+    assert [n for n in imports(LIBRARY[name]) if top(n) in {"pyspark", "delta"}] == []
+
+
 @pytest.mark.parametrize("name", LIBRARY)
 def test_nothing_runs_code_that_lies_in_a_file(name: str) -> None:
     assert unsafe(LIBRARY[name]) == []
@@ -158,7 +176,9 @@ def test_only_the_lake_reads_and_writes_tables(name: str) -> None:
 
 
 @pytest.mark.parametrize("name", LIBRARY)
-def test_torch_stays_with_the_gang_and_is_imported_when_it_is_needed(name: str) -> None:
+def test_torch_stays_with_gang_nets_and_training_and_is_imported_when_it_is_needed(name: str) -> None:
+    if name in NETS or name in TRAINING:
+        return
     assert name in TORCH or torch(LIBRARY[name]) == []
     assert [n for n in imports(LIBRARY[name], deep=False) if top(n) == "torch"] == []
 
@@ -181,6 +201,8 @@ BREACHES: list[tuple[Callable[..., list[str]], str]] = [
     (foreign_to_kernels, "from pyspark.sql import DataFrame"),
     (foreign_to_kernels, "def f():\n    import torch"),
     (foreign_to_kernels, "from sparkcf.config import Config"),
+    (foreign_to_nets, "from pyspark.sql import DataFrame"),
+    (foreign_to_nets, "from sparkcf.training.feed import Feed"),
     (unsafe, "import pickle"),
     (unsafe, "def f():\n    from cloudpickle import loads"),
     (unsafe, "x = eval('1')"),
@@ -204,6 +226,7 @@ BREACHES: list[tuple[Callable[..., list[str]], str]] = [
 ]
 HARMLESS: list[tuple[Callable[..., list[str]], str]] = [
     (foreign_to_kernels, "import math\nimport numpy as np\nfrom sparkcf.kernels.jit import kernel"),
+    (foreign_to_nets, "import torch\nfrom sparkcf.nets.parts import Rows"),
     (unsafe, "np.load(path, allow_pickle=False)\nyaml.safe_load(text)"),
     (reads, "tables.read('users')\nopen('x').read()"),
     (writes, "sys.stdout.write('x')"),

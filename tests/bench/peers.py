@@ -1,6 +1,7 @@
-"""Peer libraries in an environment of their own, and a process there that answers commands.
+"""Peer libraries in environments of their own, and a process there that answers commands.
 
     python -m tests.bench.peers          builds the environment in .bench-peers/
+    python -m tests.bench.peers torch    builds the environment in .bench-peers-torch/ (some 5 GB, minutes)
 
 Peers must not bend this project's pins, nor this project theirs; a process that stays lets both take turns.
 """
@@ -15,54 +16,86 @@ import sys
 import tempfile
 import venv
 from contextlib import AbstractContextManager, nullcontext
+from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
-from typing import Any
+from typing import Any, Self
 
 import numpy as np
 
 from tests.bench.synthetic import Interactions
 
 ROOT = Path(__file__).resolve().parents[2]
-ENVIRONMENT = ROOT / ".bench-peers"
-PINS = ("implicit==0.7.2", "numpy==1.26.4", "scipy==1.14.1", "scikit-learn==1.5.2", "threadpoolctl==3.5.0")
 SKIPPED = "peer skipped"  # in the tables, where a quick run found no environment
 
 
-def installed() -> bool:
-    """Whether the environment is there, with these pins."""
-    stamp = ENVIRONMENT / "pins.txt"
-    return stamp.is_file() and stamp.read_text().split() == list(PINS)
+@dataclass(frozen=True)
+class Environment:
+    """Pinned packages in a folder, and the script beside this file that serves them."""
+
+    folder: Path
+    pins: tuple[str, ...]
+    script: str
+
+    @property
+    def python(self) -> str:
+        return str(self.folder / "bin" / "python")
+
+    def installed(self) -> bool:
+        """Whether it is there, with these pins."""
+        stamp = self.folder / "pins.txt"
+        return stamp.is_file() and stamp.read_text().split() == list(self.pins)
+
+    def install(self) -> None:
+        """Build it, by this interpreter, unless it is there."""
+        if self.installed():
+            return
+        shutil.rmtree(self.folder, ignore_errors=True)
+        venv.create(self.folder, with_pip=True)
+        subprocess.run(
+            [self.python, "-m", "pip", "install", "-q", "--disable-pip-version-check", *self.pins], check=True
+        )
+        (self.folder / "pins.txt").write_text("\n".join(self.pins))
 
 
-def install() -> None:
-    """Build the environment, by this interpreter, unless it is there."""
-    if installed():
-        return
-    shutil.rmtree(ENVIRONMENT, ignore_errors=True)
-    venv.create(ENVIRONMENT, with_pip=True)
-    subprocess.run([_python(), "-m", "pip", "install", "-q", "--disable-pip-version-check", *PINS], check=True)
-    (ENVIRONMENT / "pins.txt").write_text("\n".join(PINS))
+FACTORS = Environment(
+    ROOT / ".bench-peers",
+    ("implicit==0.7.2", "numpy==1.26.4", "scipy==1.14.1", "scikit-learn==1.5.2", "threadpoolctl==3.5.0"),
+    "peer.py",
+)
+# torch as in this project, so that both train on the same kernels.
+NEURAL = Environment(
+    ROOT / ".bench-peers-torch",
+    (
+        "recbole==1.2.1",
+        "torch==2.13.0",
+        "numpy==1.26.4",
+        "scipy==1.14.1",
+        "pandas==2.2.3",
+        "scikit-learn==1.5.2",
+    ),
+    "neural_peer.py",
+)
+ENVIRONMENTS = {"factors": FACTORS, "torch": NEURAL}
 
 
-def _python() -> str:
-    return str(ENVIRONMENT / "bin" / "python")
+class Process:
+    """A process of an environment: JSON lines for commands and answers, .npy files for arrays."""
 
+    environment: Environment
 
-class Peer:
-    """A process of the peers' environment (peer.py): JSON lines for commands and answers, .npy files for arrays."""
-
-    def __enter__(self) -> Peer:
-        install()
+    def __enter__(self) -> Self:
+        self.environment.install()
         self._folder = tempfile.TemporaryDirectory(prefix="bench-peer-")
         # implicit runs over rows in threads of its own; BLAS threads beside them only get in its way.
-        environment = os.environ | {"OPENBLAS_NUM_THREADS": "1", "PYTHONWARNINGS": "ignore"}
+        # torch has an OpenMP and MKL of its own, which this does not reach.
+        variables = os.environ | {"OPENBLAS_NUM_THREADS": "1", "PYTHONWARNINGS": "ignore"}
         self._process = subprocess.Popen(
-            [_python(), str(Path(__file__).with_name("peer.py")), self._folder.name],
+            [self.environment.python, str(Path(__file__).with_name(self.environment.script)), self._folder.name],
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             text=True,
-            env=environment,
+            env=variables,
         )
         return self
 
@@ -93,6 +126,16 @@ class Peer:
             raise RuntimeError(f"peer: {answer['error']}")
         return answer
 
+    def array(self, name: str) -> np.ndarray:
+        """An array that the last answer left."""
+        return np.load(Path(self._folder.name, f"{name}.npy"), allow_pickle=False)
+
+
+class Peer(Process):
+    """implicit and scikit-learn (peer.py)."""
+
+    environment = FACTORS
+
     def pairs(self, data: Interactions) -> None:
         """Hand over the matrix of all later commands."""
         arrays = {"users": data.users, "items": data.items, "values": data.values}
@@ -102,16 +145,33 @@ class Peer:
         """A model of implicit with these factors: alpha, regularization, threads, cg_steps (0: Cholesky)."""
         self.ask("als", {"user_factors": user, "item_factors": item}, rank=user.shape[1], **model)
 
-    def array(self, name: str) -> np.ndarray:
-        """An array that the last answer left."""
-        return np.load(Path(self._folder.name, f"{name}.npy"), allow_pickle=False)
+
+class NeuralPeer(Process):
+    """RecBole's autoencoders (neural_peer.py)."""
+
+    environment = NEURAL
+
+    def model(self, kind: str, data: Interactions, **settings: Any) -> dict[str, Any]:
+        """A model of RecBole on these pairs, "multvae" or "multdae"; settings, answer: see neural_peer.py."""
+        arrays = {"users": data.users.astype(np.int32), "items": data.items.astype(np.int32)}
+        return self.ask("model", arrays, kind=kind, n_users=data.n_users, n_items=data.n_items, **settings)
+
+    def epoch(self) -> dict[str, float]:
+        """One epoch of training: seconds, cpu_seconds, loss (the mean of its batches)."""
+        return self.ask("epoch")
 
 
 def optional(quick: bool) -> AbstractContextManager[Peer | None]:
     """A peer; in a quick run only where its environment is there already, else None."""
-    return Peer() if installed() or not quick else nullcontext()
+    return Peer() if FACTORS.installed() or not quick else nullcontext()
+
+
+def optional_neural(quick: bool) -> AbstractContextManager[NeuralPeer | None]:
+    """A neural peer; in a quick run only where its environment is there already, else None."""
+    return NeuralPeer() if NEURAL.installed() or not quick else nullcontext()
 
 
 if __name__ == "__main__":
-    install()
-    print(f"{sys.version.split()[0]} with {', '.join(PINS)} in {ENVIRONMENT}")
+    chosen = ENVIRONMENTS[sys.argv[1] if len(sys.argv) > 1 else "factors"]
+    chosen.install()
+    print(f"{sys.version.split()[0]} with {', '.join(chosen.pins)} in {chosen.folder}")

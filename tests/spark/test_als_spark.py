@@ -17,9 +17,10 @@ from pyspark.sql import DataFrame, SparkSession
 from pyspark.sql import functions as F
 
 from sparkcf import als
-from sparkcf.als import Factors, Fit, fit, fit_arrays, with_defaults
+from sparkcf.als import Factors, fit, fit_arrays, with_defaults
 from sparkcf.blocks import ITEM, USER, build_blocks, exchange_routes, places, row_ids
 from sparkcf.errors import ConfigError, TrainingError
+from sparkcf.fit import Fit
 from sparkcf.gang import Alone, check_slots
 from sparkcf.shuffle import partition_keys, shuffled
 from sparkcf.topk import item_side, top_k

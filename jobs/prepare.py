@@ -1,0 +1,12 @@
+"""Pack the interactions into a row a user and a row an item, as training by gradient reads them.
+
+    spark-submit jobs/prepare.py --config conf/nightly.yaml ds=2018-09-25 model=multvae
+
+Reads interactions, users, items. Writes user_rows, item_rows, runs. Training packs what is missing by itself.
+"""
+
+from sparkcf.job import main
+from sparkcf.prepare import prepare
+
+if __name__ == "__main__":
+    main("prepare", prepare)

@@ -1,0 +1,85 @@
+"""A folder on a disk or an object store, by its address, for files that are not tables."""
+
+from __future__ import annotations
+
+import json
+from typing import Any
+
+from pyarrow import fs
+
+from sparkcf.errors import ConfigError
+
+SCHEMES = {"s3": "s3", "s3a": "s3", "s3n": "s3", "gs": "gs", "hdfs": "hdfs"}  # ours and Hadoop's names: Arrow's
+LONGEST_JSON = 16 << 20
+
+
+class Folder:
+    """Files by their names relative to an address. Failures of the file system are OSErrors.
+
+    Parameters
+    ----------
+    address : a path, or an address that starts with file, s3, gs or hdfs.
+
+    Raises
+    ------
+    ConfigError
+        An address that Arrow cannot write.
+    """
+
+    def __init__(self, address: str) -> None:
+        self.address = address
+        scheme, sign, rest = address.partition(":")
+        if not sign or scheme == "file":
+            self._files, self._path = fs.LocalFileSystem(), "/" + (rest if sign else address).lstrip("/")
+            return
+        try:
+            if scheme not in SCHEMES:
+                raise ValueError(f"no way to write to {scheme}: addresses")
+            self._files, self._path = fs.FileSystem.from_uri(f"{SCHEMES[scheme]}:{rest}")
+        except (OSError, ValueError) as error:
+            first, cure = str(error).splitlines()[0], "give a folder, or an address that starts with s3, gs or hdfs"
+            raise ConfigError(f"{address}: {first}; {cure}") from None
+
+    def read(self, name: str) -> bytes:
+        with self._files.open_input_stream(f"{self._path}/{name}") as stream:
+            return bytes(stream.read())
+
+    def read_json(self, name: str) -> Any:
+        """Raises ValueError for what is no JSON, or longer than any of ours."""
+        if self.size(name) > LONGEST_JSON:
+            raise ValueError(f"{name} is longer than {LONGEST_JSON} bytes")
+        return json.loads(self.read(name))
+
+    def write(self, name: str, data: bytes) -> None:
+        """The file is there whole or not at all: written under another name, then renamed."""
+        path = f"{self._path}/{name}"
+        self._files.create_dir(path.rpartition("/")[0], recursive=True)
+        with self._files.open_output_stream(f"{path}.part") as stream:
+            stream.write(data)
+        self._files.move(f"{path}.part", path)
+
+    def open(self, name: str) -> Any:
+        """A file to read from any place of, to be closed by the caller."""
+        return self._files.open_input_file(f"{self._path}/{name}")
+
+    def size(self, name: str) -> int:
+        """Bytes; 0 where there is no such file."""
+        return self._files.get_file_info(f"{self._path}/{name}").size or 0
+
+    def names(self) -> list[str]:
+        """What lies in the folder itself; nothing where there is no folder."""
+        selector = fs.FileSelector(self._path, allow_not_found=True)
+        return sorted(info.base_name for info in self._files.get_file_info(selector))
+
+    def copy_to(self, name: str, path: str) -> None:
+        """Copy a file to this machine's disk."""
+        fs.copy_files(f"{self._path}/{name}", path, self._files, fs.LocalFileSystem())
+
+    def delete(self, name: str = "") -> None:
+        """Remove a file, a folder or, without a name, everything; nothing happens where there is none."""
+        path = f"{self._path}/{name}".rstrip("/")
+        kind = self._files.get_file_info(path).type
+        if kind == fs.FileType.Directory:
+            self._files.delete_dir(path)
+        elif kind == fs.FileType.File:
+            self._files.delete_file(path)

@@ -1,0 +1,171 @@
+"""How far a training is, kept in a folder an epoch at a time, and taken up again.
+
+epoch-000012.safetensors, .json     net, optimizer and the log up to the epoch
+best.safetensors, .json             the net of the best epoch
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+import torch
+from torch import nn
+from torch.optim import Adam
+
+from sparkcf.errors import LakeError, TrainingError
+from sparkcf.folder import Folder
+from sparkcf.training.group import Group
+from sparkcf.training.weights import Arrays, Shapes, read_arrays, write_arrays
+
+KEPT = 2  # epochs: the newest may be damaged
+MEASURE = "ndcg_at_100"
+MOMENTS = ("exp_avg", "exp_avg_sq")
+
+
+@dataclass
+class Progress:
+    """The log so far, which epoch was best, and that epoch's weights."""
+
+    log: list[dict[str, Any]] = field(default_factory=list)
+    best_epoch: int = 0
+    best: Arrays | None = None
+
+    @property
+    def epoch(self) -> int:
+        """The last one that ended."""
+        return len(self.log)
+
+    def add(self, entry: dict[str, Any]) -> bool:
+        """Whether the epoch is the best yet; the last one is, where nothing is measured."""
+        before = self.log[self.best_epoch - 1].get(MEASURE) if self.best_epoch else None
+        self.log.append(entry)
+        best = before is None or MEASURE not in entry or entry[MEASURE] > before
+        if best:
+            self.best_epoch = self.epoch
+        return best
+
+    def is_over(self, patience: int) -> bool:
+        """Whether `patience` epochs went by since the best; 0: never."""
+        return bool(patience) and self.epoch - self.best_epoch >= patience
+
+    def keep(self, net: nn.Module) -> None:
+        self.best = arrays_of(net)
+
+    def restore(self, net: nn.Module) -> None:
+        if self.best is not None:
+            load_into(net, self.best)
+
+
+class Checkpoints:
+    """The kept epochs of one training. The main rank writes; every rank must be able to read the folder."""
+
+    def __init__(self, address: str) -> None:
+        self._folder = Folder(address)
+
+    def save(
+        self,
+        progress: Progress,
+        net: nn.Module,
+        optimizer: Adam,
+        group: Group,
+        best: bool,
+        heard: Callable[[dict[str, Any]], None],
+    ) -> None:
+        """Write the epoch. What cannot be written costs a note, not the training."""
+        if not group.is_main:
+            return
+        notes = {"log": progress.log, "best_epoch": progress.best_epoch}
+        try:
+            if best:
+                write_arrays(self._folder, _name("best", progress.epoch), arrays_of(net), {})
+            write_arrays(self._folder, _name("epoch", progress.epoch), _everything(net, optimizer), notes)
+            for kind in ("epoch", "best"):
+                for old in self._numbers(kind)[KEPT:]:
+                    for ending in (".json", ".safetensors"):
+                        self._folder.delete(_name(kind, old) + ending)
+        except OSError as error:
+            heard({"note": f"epoch {progress.epoch} cannot be saved in {self._folder.address}: {error}"})
+
+    def resume(
+        self, net: nn.Module, optimizer: Adam, group: Group, heard: Callable[[dict[str, Any]], None]
+    ) -> Progress | None:
+        """Load the newest good epoch into net and optimizer, at every rank the same; None where there is none."""
+        found, arrays, notes = 0, {}, {}  # type: int, Arrays, dict[str, Any]
+        if group.is_main:
+            for epoch in self._numbers("epoch"):
+                try:
+                    arrays, notes = self._read(epoch, net)
+                    found = epoch
+                    break
+                except LakeError as error:
+                    heard({"note": f"{error}; taking the epoch before"})
+        agreed = group.from_main(found)
+        if not agreed:
+            return None
+        if not group.is_main:
+            try:
+                arrays, notes = self._read(agreed, net)
+            except LakeError as error:
+                raise TrainingError(f"rank {group.rank} cannot read what rank 0 can: {error}") from None
+        best = read_arrays(self._folder, _name("best", notes["best_epoch"]), shapes_of(net))[0]
+        _restore(net, optimizer, arrays)
+        if group.is_main:
+            heard({"note": f"going on after epoch {agreed}, from {self._folder.address}"})
+        return Progress(list(notes["log"]), int(notes["best_epoch"]), best)
+
+    def best(self, net: nn.Module) -> Arrays:
+        """The weights of the newest best epoch. Raises LakeError."""
+        newest = next(iter(self._numbers("best")), 0)
+        return read_arrays(self._folder, _name("best", newest), shapes_of(net))[0]
+
+    def clear(self) -> None:
+        self._folder.delete()
+
+    def _read(self, epoch: int, net: nn.Module) -> tuple[Arrays, dict[str, Any]]:
+        shapes = dict(shapes_of(net))
+        shapes |= {f"{m}.{name}": tuple(p.shape) for name, p in net.named_parameters() for m in MOMENTS} | {
+            "step": (1,)
+        }
+        return read_arrays(self._folder, _name("epoch", epoch), shapes)
+
+    def _numbers(self, kind: str) -> list[int]:
+        """Complete epochs of a kind of file, newest first."""
+        start, end = f"{kind}-", ".json"
+        numbers = (n[len(start) : -len(end)] for n in self._folder.names() if n.startswith(start) and n.endswith(end))
+        return sorted((int(n) for n in numbers if n.isdigit()), reverse=True)
+
+
+def arrays_of(net: nn.Module) -> Arrays:
+    """A copy of the net's state as arrays."""
+    return {name: tensor.detach().cpu().numpy().copy() for name, tensor in net.state_dict().items()}
+
+
+def load_into(net: nn.Module, arrays: Arrays) -> None:
+    net.load_state_dict({name: torch.from_numpy(np.array(array)) for name, array in arrays.items()})
+
+
+def shapes_of(net: nn.Module) -> Shapes:
+    return {name: tuple(tensor.shape) for name, tensor in net.state_dict().items()}
+
+
+def _name(kind: str, epoch: int) -> str:
+    return f"{kind}-{epoch:06}"
+
+
+def _everything(net: nn.Module, optimizer: Adam) -> Arrays:
+    arrays, step = arrays_of(net), 0.0
+    for name, parameter in net.named_parameters():
+        state = optimizer.state[parameter]
+        arrays |= {f"{moment}.{name}": state[moment].cpu().numpy() for moment in MOMENTS}
+        step = float(state["step"])
+    return arrays | {"step": np.array([step], np.float32)}
+
+
+def _restore(net: nn.Module, optimizer: Adam, arrays: Arrays) -> None:
+    load_into(net, {name: arrays[name] for name in net.state_dict()})
+    for name, parameter in net.named_parameters():
+        moments = {m: torch.from_numpy(arrays[f"{m}.{name}"].copy()).to(parameter.device) for m in MOMENTS}
+        optimizer.state[parameter] = {"step": torch.tensor(float(arrays["step"][0]), device=parameter.device)} | moments

@@ -1,0 +1,207 @@
+"""Batches of rows for one rank: every row once an epoch, and as many steps at every rank.
+
+    files ──row groups dealt to ranks──▶ petastorm (one thread, ahead of the training) ──pool──shuffled──▶ batches
+
+A rank's rows are cut into as many batches as the rank with most rows needs, of equal size but for one row. So no rank
+waits for another, none is left without a step, and nothing has to be dropped or repeated where numbers do not divide.
+How many rows each rank has is read from the files' footers: every rank knows it of all without asking.
+"""
+
+from __future__ import annotations
+
+import os
+import tempfile
+import warnings
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Protocol
+from urllib.parse import unquote, urlparse
+
+import numpy as np
+from numpy.typing import NDArray
+
+from sparkcf.errors import LakeError
+from sparkcf.folder import Folder
+from sparkcf.rows import PackedRows, join, unpack
+
+POOL_BATCHES = 8  # batches' worth of rows that are held for shuffling beside the row groups being read
+AHEAD = 2  # row groups read ahead
+COLUMNS = ("items", "values")
+
+
+@dataclass(frozen=True)
+class Batch:
+    """A rank's rows of one step, and how many rows all ranks have in it."""
+
+    rows: PackedRows
+    total: int
+
+
+class Feed(Protocol):
+    """`steps`: batches in an epoch, the same at every rank."""
+
+    steps: int
+
+    def epoch(self, number: int) -> Iterator[Batch]:
+        """The batches of an epoch, in an order that depends on the seed and the epoch's number alone."""
+
+
+def step_counts(sizes: Sequence[int], batch: int) -> NDArray[np.int64]:
+    """How many rows each rank takes in each step, (ranks, steps).
+
+    Parameters
+    ----------
+    sizes : rows of each rank. batch : the most rows a step.
+
+    Three ranks of 5, 4 and 0 rows with batch 2: [[1, 2, 2], [1, 1, 2], [0, 0, 0]].
+    """
+    steps = -(-max(sizes, default=0) // batch)
+    if not steps:
+        return np.zeros((len(sizes), 0), np.int64)
+    ends = np.arange(steps + 1)[None, :] * np.asarray(sizes, np.int64)[:, None] // steps
+    return np.diff(ends, axis=1)
+
+
+class MemoryFeed:
+    """A feed over rows in this process."""
+
+    def __init__(self, rows: PackedRows, batch: int, seed: int, rank: int = 0, size: int = 1) -> None:
+        self._rows = rows.take(np.arange(rank, len(rows), size))
+        self._counts = step_counts([len(range(r, len(rows), size)) for r in range(size)], batch)
+        self._rank, self._seed = rank, seed
+        self.steps = self._counts.shape[1]
+
+    def epoch(self, number: int) -> Iterator[Batch]:
+        order = generator(self._seed, number, self._rank).permutation(len(self._rows))
+        ends = np.cumsum(self._counts[self._rank])
+        for end, count, total in zip(ends, self._counts[self._rank], self._counts.sum(axis=0), strict=True):
+            yield Batch(self._rows.take(order[end - count : end]), int(total))
+
+
+class PetastormFeed:
+    """A feed over the files of a snapshot of packed rows, a row group at a time.
+
+    Parameters
+    ----------
+    files : addresses of the live files, the same list in the same order at every rank. Never a folder: it may hold
+        dead files, and petastorm unpickles what it finds as `_common_metadata` there.
+    id_column : name of the column of row ids. batch : the most rows a rank has in a step.
+
+    Raises
+    ------
+    LakeError
+        A file is gone, or it is no Parquet.
+    """
+
+    def __init__(
+        self, files: Sequence[str], id_column: str, batch: int, seed: int, rank: int = 0, size: int = 1
+    ) -> None:
+        self._id, self._batch, self._seed, self._rank = id_column, batch, seed, rank
+        held: list[list[tuple[str, int]]] = [[] for _ in range(size)]
+        for address, n in sorted(_row_counts(files), key=lambda counted: -counted[1]):
+            least = min(held, key=lambda h: (sum(m for _, m in h), len(h)))  # the largest first, to whom has least
+            least.append((address, n))
+        self._local: tempfile.TemporaryDirectory[str] | None = None
+        self._files = [self._near(address) for address, _ in held[rank]]
+        self._counts = step_counts([sum(n for _, n in h) for h in held], batch)
+        self.steps = self._counts.shape[1]
+
+    def _near(self, address: str) -> str:
+        """The file on this machine under a plain name: petastorm's own way to object stores is broken."""
+        path = local_path(address)
+        if path is not None and not set("#?;") & set(path):
+            return path
+        self._local = self._local or tempfile.TemporaryDirectory(prefix="sparkcf-feed-")
+        folder, name = _place(address)
+        near = str(Path(self._local.name, f"{len(os.listdir(self._local.name))}.parquet"))
+        folder.copy_to(name, near)
+        return near
+
+    def close(self) -> None:
+        """Remove copies of files."""
+        if self._local:
+            self._local.cleanup()
+
+    def epoch(self, number: int) -> Iterator[Batch]:
+        counts, totals = self._counts[self._rank], self._counts.sum(axis=0)
+        random = generator(self._seed, number, self._rank)
+        groups = self._groups(random)
+        try:
+            pool, step = join([]), 0
+            for step, (count, total) in enumerate(zip(counts, totals, strict=True)):
+                wanted = int(counts[step:][:POOL_BATCHES].sum())
+                if len(pool) < count or (len(pool) < wanted // 2):
+                    parts = [pool]
+                    while sum(map(len, parts)) < wanted and (group := next(groups, None)) is not None:
+                        parts.append(group)
+                    pool = join(parts)
+                    pool = pool.take(random.permutation(len(pool)))
+                if len(pool) < count:
+                    raise LakeError("a snapshot's files hold fewer rows than their footers say: prepare it again")
+                yield Batch(pool.take(slice(0, int(count))), int(total))
+                pool = pool.take(slice(int(count), len(pool)))
+        finally:
+            groups.close()
+
+    def _groups(self, random: np.random.Generator) -> Iterator[PackedRows]:
+        """The rank's row groups in this epoch's order; a pure function of it, whatever the threads do."""
+        if not self._files:
+            return
+        order = random.permutation(len(self._files))
+        yield from read_groups([self._files[i] for i in order], self._id)
+
+
+def read_groups(files: Sequence[str], id_column: str) -> Iterator[PackedRows]:
+    """The row groups of local files in their order, by petastorm."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # of petastorm's age, not of ours
+        from petastorm import make_batch_reader
+
+        reader = make_batch_reader(
+            [f"file://{path}" for path in files],  # which petastorm does not decode
+            schema_fields=[f"^{name}$" for name in (id_column, *COLUMNS)],
+            reader_pool_type="thread",
+            workers_count=1,  # more would deliver in whatever order they end
+            results_queue_size=AHEAD,
+            shuffle_row_groups=False,
+            num_epochs=1,
+            cache_type="null",
+        )
+        with reader:
+            for group in reader:
+                yield unpack(getattr(group, id_column), *(getattr(group, name) for name in COLUMNS))
+
+
+def _row_counts(files: Sequence[str]) -> list[tuple[str, int]]:
+    """The files that have rows, and how many, by their footers."""
+    import pyarrow.parquet as pq
+
+    counts = []
+    for address in files:
+        try:
+            folder, name = _place(address)
+            with folder.open(name) as file:
+                counts.append((address, pq.read_metadata(file).num_rows))
+        except (OSError, ValueError) as error:
+            first = str(error).splitlines()[0]
+            raise LakeError(
+                f"{address} cannot be read ({first}): was the table vacuumed? run jobs/prepare.py again"
+            ) from None
+    return [(address, n) for address, n in counts if n]
+
+
+def _place(address: str) -> tuple[Folder, str]:
+    folder, _, name = (local_path(address) or unquote(address)).rpartition("/")
+    return Folder(folder or "/"), name
+
+
+def local_path(address: str) -> str | None:
+    """The path of a percent-encoded file: address; None for any other."""
+    parsed = urlparse(address)
+    return unquote(parsed.path) if parsed.scheme == "file" else None
+
+
+def generator(seed: int, *more: int) -> np.random.Generator:
+    """Random numbers that depend on these numbers alone."""
+    return np.random.default_rng([seed, *more])

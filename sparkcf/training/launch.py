@@ -1,0 +1,179 @@
+"""Training on the executors by TorchDistributor: a process a task, a GPU each where Spark gives tasks one.
+
+driver ──Job: what to train, plain values──▶ TorchDistributor ──▶ `run_job` in every process ──▶ checkpoints
+"""
+
+from __future__ import annotations
+
+import contextlib
+import io
+import json
+import logging
+from collections.abc import Callable, Iterator
+from dataclasses import asdict, dataclass
+from typing import TYPE_CHECKING, Any
+
+from sparkcf.errors import ConfigError, SparkcfError, TrainingError
+from sparkcf.gang import Reporter, check_slots, listening, worker_threads
+
+if TYPE_CHECKING:
+    from pyspark.sql import SparkSession
+
+FOLD_IN_SHARE = 0.8  # of a validation row's entries
+GPU_AMOUNT = "spark.task.resource.gpu.amount"
+IGNORE_TLS = "pytorch.spark.distributor.ignoreSsl"
+
+
+@dataclass(frozen=True)
+class Job:
+    """What every process is told. `config` is the model's section as JSON, `train` and `validation` lists of files."""
+
+    model: str
+    config: str
+    seed: int
+    n_items: int
+    id_column: str
+    train: tuple[str, ...]
+    validation: tuple[str, ...]
+    saved: str
+    threads: int = 1
+    report_to: tuple[str, int, str] | None = None
+
+
+def launch(
+    spark: SparkSession, job: Job, workers: int, heard: Callable[[dict[str, Any]], None]
+) -> list[dict[str, Any]]:
+    """Train in `workers` processes; returns the log of the epochs. The weights lie in the job's folder.
+
+    A job that was cut short goes on from its last epoch when it is launched again.
+
+    Raises
+    ------
+    TrainingError
+        A loss was not finite, a snapshot's file is gone, or a process died.
+    """
+    from pyspark.ml.torch.distributor import TorchDistributor
+
+    distributor = TorchDistributor(num_processes=workers, local_mode=False, use_gpu=gpus_a_task(spark) > 0)
+    distributor.logger.setLevel(logging.ERROR)
+    with listening(spark, heard) as report_to, _quiet_output() as printed:
+        told = asdict(job) | {"report_to": report_to, "threads": worker_threads(spark)}
+        try:
+            answer = distributor.run(_entry(), json.dumps(told))
+        except Exception as error:
+            raise TrainingError(
+                f"training of {job.model} broke off: {_cause(error, printed)}; run it again: it goes on after the last "
+                "epoch that was saved"
+            ) from error
+    if "error" in answer:
+        raise TrainingError(answer["error"])
+    return answer["log"]
+
+
+def check_launch(spark: SparkSession, workers: int | None, section: str) -> int:
+    """The number of processes: as asked, or every task slot.
+
+    Raises ConfigError for settings of Spark that TorchDistributor refuses late or breaks on.
+    """
+    conf = spark.sparkContext.getConf()
+    secured = conf.get("spark.ssl.enabled", "false").lower() == "true"
+    if secured and conf.get(IGNORE_TLS, "false").lower() != "true":
+        raise ConfigError(
+            f"spark.ssl.enabled=true, and torch's processes talk in clear: set {IGNORE_TLS}=true where the network is "
+            "trusted, or spark.ssl.enabled=false"
+        )
+    gpus_a_task(spark)
+    return check_slots(spark, workers, section)
+
+
+def gpus_a_task(spark: SparkSession) -> int:
+    """0 or 1. Raises ConfigError for any other amount."""
+    given = spark.sparkContext.getConf().get(GPU_AMOUNT, "0")
+    try:
+        amount = float(given)
+    except ValueError:
+        amount = -1.0
+    if amount not in (0.0, 1.0):
+        raise ConfigError(f"{GPU_AMOUNT}={given}: training takes one whole GPU a process: set it to 1, or leave it out")
+    return int(amount)
+
+
+def _entry() -> Callable[[str], dict[str, Any]]:
+    """The function that TorchDistributor sends: pickled whole, since its process does not know our package yet."""
+    from pyspark import SparkFiles
+
+    root = SparkFiles.getRootDirectory()
+
+    def entry(told: str) -> dict[str, Any]:
+        import glob
+        import os
+        import sys
+
+        for folder in (root, os.getcwd()):  # where Spark lays what came by --py-files
+            for kind in ("whl", "zip", "egg"):
+                sys.path.extend(glob.glob(f"{folder}/*.{kind}"))
+        from sparkcf.training.launch import run_job
+
+        return run_job(told)
+
+    entry.__module__ = "__main__"
+    return entry
+
+
+def run_job(told: str) -> dict[str, Any]:
+    """In a process of the group: train, and say how it went. What the others must know is raised by all at once."""
+    from sparkcf.training.group import joined_from_environment
+
+    job = Job(**json.loads(told))
+    config = _section(job)
+    with joined_from_environment(config.timeout_s, job.threads) as group:
+        reporter = Reporter(*job.report_to) if job.report_to and group.is_main else None
+        heard = reporter.send if reporter else lambda entry: None
+        try:
+            return {"log": _train(job, config, group, heard)}
+        except SparkcfError as error:
+            return {"error": str(error)}
+
+
+def _train(job: Job, config: Any, group: Any, heard: Callable[[dict[str, Any]], None]) -> list[dict[str, Any]]:
+    from sparkcf.nets.registry import build_net
+    from sparkcf.rows import PackedRows, fold_in_and_heldout
+    from sparkcf.training.checkpoint import Checkpoints
+    from sparkcf.training.feed import PetastormFeed
+    from sparkcf.training.loop import train
+
+    batch = -(-config.batch_size // group.size)
+    ranks = (job.seed, group.rank, group.size)
+    with contextlib.closing(PetastormFeed(job.train, job.id_column, batch, *ranks)) as feed:
+        if not job.validation:
+            return train(build_net(job.n_items, config, job.seed), feed, config, job.seed, group, None,
+                         Checkpoints(job.saved), heard)  # fmt: skip
+        with contextlib.closing(PetastormFeed(job.validation, job.id_column, batch, *ranks)) as held:
+
+            def validation() -> Iterator[tuple[PackedRows, PackedRows]]:
+                return (fold_in_and_heldout(b.rows, FOLD_IN_SHARE, job.seed) for b in held.epoch(0) if len(b.rows))
+
+            net = build_net(job.n_items, config, job.seed)
+            return train(net, feed, config, job.seed, group, validation, Checkpoints(job.saved), heard)
+
+
+def _section(job: Job) -> Any:
+    """The model's parameters, checked again: they came as text."""
+    from sparkcf.config import Config
+
+    return Config.model_fields[job.model].annotation.model_validate_json(job.config)  # type: ignore[union-attr]
+
+
+@contextlib.contextmanager
+def _quiet_output() -> Iterator[io.StringIO]:
+    """TorchDistributor prints its processes' output to ours, whose last line is an answer."""
+    printed = io.StringIO()
+    with contextlib.redirect_stdout(printed):
+        yield printed
+
+
+def _cause(error: BaseException, printed: io.StringIO) -> str:
+    """The line that says most of what the processes printed, else of the error itself."""
+    lines = [line.strip() for line in f"{error}\n{printed.getvalue()}".splitlines()]
+    telling = [line for line in lines if "Error: " in line or "Signal " in line]
+    return (telling or [line for line in lines if line] or [type(error).__name__])[-1][:300]

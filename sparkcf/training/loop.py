@@ -1,0 +1,178 @@
+"""The training loop: epochs over a feed, validation, early stopping, checkpoints. The same in one process and in many.
+
+    feed ──batch──▶ loss of the rows ÷ rows of all ranks ──gradients summed over ranks──▶ Adam
+
+A step's loss is the mean over the rows of all ranks, so ranks of unequal batches count row by row.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Iterable
+from contextlib import nullcontext
+from typing import Any, Protocol
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+from torch.nn.parallel import DistributedDataParallel
+from torch.optim import Adam
+
+from sparkcf.config import NetConfig
+from sparkcf.errors import TrainingError
+from sparkcf.kernels.metrics import ranking_measures
+from sparkcf.nets.parts import Rows
+from sparkcf.rows import PackedRows
+from sparkcf.training.checkpoint import Checkpoints, Progress
+from sparkcf.training.feed import Batch, Feed
+from sparkcf.training.group import Group
+
+Heard = Callable[[dict[str, Any]], None]
+Validation = Callable[[], Iterable[tuple[PackedRows, PackedRows]]]  # rows to fold in, and what to find
+AT = 100  # of the NDCG that stops the training
+NAMED = 5  # users in a message
+
+
+class Net(Protocol):
+    """What the loop asks of a model."""
+
+    def loss(self, rows: Rows, kl_weight: float) -> Tensor:
+        """(B,)"""
+
+    def __call__(self, rows: Rows) -> tuple[Tensor, Any]:
+        """Logits (B, n_items), and anything."""
+
+
+class Objective(nn.Module):
+    """The summed loss of a batch: what DDP wraps, since it synchronises what `forward` made."""
+
+    def __init__(self, net: nn.Module) -> None:
+        super().__init__()
+        self.net = net
+
+    def forward(self, rows: Rows, kl_weight: float) -> Tensor:
+        return self.net.loss(rows, kl_weight).sum()
+
+
+def train(
+    net: nn.Module,
+    feed: Feed,
+    config: NetConfig,
+    seed: int,
+    group: Group,
+    validation: Validation | None = None,
+    saved: Checkpoints | None = None,
+    heard: Heard = lambda entry: None,
+) -> list[dict[str, Any]]:
+    """Train the net in place; it ends with the weights of the best epoch by validation, else of the last.
+
+    Parameters
+    ----------
+    validation : gives this rank's share of the validation rows, anew at each call.
+    saved : where an epoch's end is written, and the training goes on from.
+    heard : called by the main rank with every epoch's log entry: epoch, loss, kl_weight, ndcg_at_100, seconds.
+
+    Returns
+    -------
+    list of dict
+        The log, the same at every rank.
+
+    Raises
+    ------
+    TrainingError
+        At every rank: there is no row, or a loss is not finite.
+    """
+    if not feed.steps:
+        raise TrainingError("there is no row to train on: look at preference.positive_from and at the table of rows")
+    net.to(group.device)
+    objective: nn.Module = Objective(net)
+    if group.size > 1:
+        ids = [group.device.index] if group.device.type == "cuda" else None
+        objective = DistributedDataParallel(objective, device_ids=ids)
+    optimizer = Adam(net.parameters(), config.learning_rate, weight_decay=config.weight_decay, fused=True)
+    progress = (saved.resume(net, optimizer, group, heard) if saved else None) or Progress()
+    while progress.epoch < config.epochs and not progress.is_over(config.patience):
+        begin, number = time.perf_counter(), progress.epoch + 1
+        torch.manual_seed(int(np.random.SeedSequence([seed, number, group.rank]).generate_state(1)[0]))
+        net.train()
+        steps_before, total, rows = (number - 1) * feed.steps, 0.0, 0
+        for place, batch in enumerate(feed.epoch(number)):
+            weight = config.kl_weight(steps_before + place)
+            total += _step(objective, optimizer, batch, weight, config, group, (number, place + 1))
+            rows += batch.total
+        entry = {"epoch": number, "loss": total / rows, "kl_weight": config.kl_weight(number * feed.steps)}
+        entry |= {"seconds": time.perf_counter() - begin, "rows": rows}
+        if validation is not None:
+            entry["ndcg_at_100"] = validate(net, validation(), group)
+        best = progress.add(entry)
+        if best:
+            progress.keep(net)
+        if saved:
+            saved.save(progress, net, optimizer, group, best, heard)
+        if group.is_main:
+            heard(entry)
+    progress.restore(net)
+    return progress.log
+
+
+def _step(
+    objective: nn.Module,
+    optimizer: Adam,
+    batch: Batch,
+    kl_weight: float,
+    config: NetConfig,
+    group: Group,
+    place: tuple[int, int],
+) -> float:
+    """One update; returns the loss summed over the rows of all ranks."""
+    rows = to_tensors(batch.rows, group.device)
+    mixed = config.mixed_precision and group.device.type == "cuda"
+    optimizer.zero_grad(set_to_none=True)
+    with torch.autocast("cuda", torch.bfloat16) if mixed else nullcontext():
+        loss = objective(rows, kl_weight)
+    (loss * (group.size / batch.total)).backward()  # DDP divides by the number of ranks
+    own = float(loss.detach())
+    total = group.sum(own)[0]
+    if not np.isfinite(total):
+        raise TrainingError(group.first_of(_blame(own, batch, config, place)))
+    if config.clip_norm is not None:
+        nn.utils.clip_grad_norm_(objective.parameters(), config.clip_norm)
+    optimizer.step()
+    return total
+
+
+def _blame(own: float, batch: Batch, config: NetConfig, place: tuple[int, int]) -> str:
+    if np.isfinite(own):
+        return ""
+    users = ", ".join(map(str, batch.rows.ids[:NAMED]))
+    return (
+        f"the loss is {own} in epoch {place[0]}, step {place[1]}, whose rows begin with user_idx {users}: lower "
+        f"{config.section}.learning_rate, set {config.section}.clip_norm or look for huge values"
+    )
+
+
+def to_tensors(rows: PackedRows, device: torch.device | str) -> Rows:
+    """Packed rows on a device, int64 indices and offsets."""
+    arrays = (rows.indices.astype(np.int64), rows.indptr, np.array(rows.values))
+    tensors = [torch.from_numpy(array) for array in arrays]
+    if torch.device(device).type == "cuda":
+        tensors = [tensor.pin_memory() for tensor in tensors]
+    return Rows(*tensors).to(device)
+
+
+@torch.inference_mode()
+def validate(net: nn.Module, parts: Iterable[tuple[PackedRows, PackedRows]], group: Group) -> float:
+    """Mean NDCG@100 over the validation rows of all ranks; 0 where there is none."""
+    net.eval()
+    total, count = 0.0, 0
+    for known, heldout in parts:
+        rows = to_tensors(known, group.device)
+        logits = net(rows)[0].float()
+        logits[rows.row_of, rows.indices] = -torch.inf
+        ranked = logits.topk(min(AT, logits.shape[1]), dim=1).indices.to("cpu", torch.int32).numpy()
+        ranked = np.pad(ranked, ((0, 0), (0, AT - ranked.shape[1])), constant_values=-1)
+        names, values = ranking_measures(ranked, heldout.indptr, heldout.indices, (AT,))
+        ndcg = values[:, names.index(("ndcg_at_k", AT))]
+        total, count = total + float(np.nansum(ndcg)), count + int(np.isfinite(ndcg).sum())
+    total, count = group.sum(total, count)
+    return total / count if count else 0.0

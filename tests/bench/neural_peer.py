@@ -1,0 +1,145 @@
+"""The neural peer's end: RecBole's own training, an epoch a command. See peers.py, and peer.py for the protocol.
+
+RecBole's model, data loader and trainer are run as they are. Only the reading of files is left out: the data set is
+made of the pairs in memory. What RecBole adds to the work itself, and any comparison must name:
+
+- one user and one item of padding, id 0: n_users + 1 rows an epoch, n_items + 1 columns;
+- every row of a batch is read padded to the longest history of all users;
+- MultiVAE's noise has a standard deviation of 0.01, not 1;
+- MultiDAE has a tanh after its latent layer;
+- biases take part in weight decay.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+import os
+import sys
+import time
+import traceback
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+import torch
+from recbole.config import Config
+from recbole.data.dataset import Dataset
+from recbole.data.utils import get_dataloader
+from recbole.utils import FeatureSource, FeatureType, get_model, get_trainer, init_seed
+
+USER, ITEM = "user", "item"
+MODELS = {"multvae": "MultiVAE", "multdae": "MultiDAE"}
+
+
+class Pairs(Dataset):
+    """A data set of pairs in memory, all of it for training; ids as given, plus 1 for RecBole's padding."""
+
+    def __init__(self, config: Config, users: np.ndarray, items: np.ndarray, n_users: int, n_items: int) -> None:
+        self._columns = {USER: (users, n_users), ITEM: (items, n_items)}
+        super().__init__(config)
+
+    def _load_data(self, token: str, dataset_path: str) -> None:
+        """Instead of files."""
+        self.inter_feat = pd.DataFrame({name: ids.astype(np.int64) for name, (ids, _) in self._columns.items()})
+        self.user_feat = self.item_feat = None
+        self.file_size_list = [len(self.inter_feat)]
+        for name in self._columns:
+            self.field2source[name] = FeatureSource.INTERACTION
+            self.field2type[name] = FeatureType.TOKEN
+            self.field2seqlen[name] = 1
+
+    def _remap_ID_all(self) -> None:
+        """Instead of ids by first appearance, which would drop users and items of no pair."""
+        for name, (ids, n) in self._columns.items():
+            self.inter_feat[name] = ids.astype(np.int64) + 1
+            self.field2id_token[name] = np.array(["[PAD]", *map(str, range(n))])
+
+
+class Worker:
+    """The commands are the public methods."""
+
+    def __init__(self, folder: Path) -> None:
+        self._folder = folder
+
+    def _read(self, name: str) -> np.ndarray:
+        return np.load(self._folder / f"{name}.npy", allow_pickle=False)
+
+    def model(
+        self,
+        kind: str,
+        n_users: int,
+        n_items: int,
+        hidden: list[int] | None = None,
+        latent: int = 200,
+        dropout: float = 0.5,
+        beta_cap: float = 0.2,
+        anneal_steps: int = 20_000,
+        batch: int = 500,
+        learning_rate: float = 1e-3,
+        weight_decay: float = 0.0,
+        threads: int = 1,
+        seed: int = 1,
+    ) -> dict[str, Any]:
+        """A model of RecBole, its trainer and its data loader on the arrays users, items; `hidden` None: [600].
+
+        RecBole's latent_dimension of MultiVAE counts means and variances together, `latent` the means only. The KL
+        term's weight is min(beta_cap, updates / anneal_steps).
+        """
+        torch.set_num_threads(threads)
+        settings = {
+            "data_path": str(self._folder),
+            "checkpoint_dir": str(self._folder),
+            "benchmark_filename": ["train"],  # one part, nothing split off or filtered
+            "USER_ID_FIELD": USER,
+            "ITEM_ID_FIELD": ITEM,
+            "train_neg_sample_args": None,
+            "gpu_id": "",
+            "use_gpu": False,
+            "seed": seed,
+            "train_batch_size": batch,
+            "learning_rate": learning_rate,
+            "weight_decay": weight_decay,
+            "mlp_hidden_size": [600] if hidden is None else hidden,
+            "latent_dimension": 2 * latent if kind == "multvae" else latent,
+            "dropout_prob": dropout,
+            "anneal_cap": beta_cap,
+            "total_anneal_steps": anneal_steps,
+        }
+        config = Config(model=MODELS[kind], dataset="pairs", config_dict=settings)
+        init_seed(config["seed"], config["reproducibility"])
+        (data,) = Pairs(config, self._read("users"), self._read("items"), n_users, n_items).build()
+        self._loader = get_dataloader(config, "train")(config, data, None, shuffle=True)
+        net = get_model(config["model"])(config, data).to(config["device"])
+        self._trainer = get_trainer(config["MODEL_TYPE"], config["model"])(config, net)
+        self._epochs = 0
+        return {"parameters": sum(p.numel() for p in net.parameters()), "batches": len(self._loader)}
+
+    def epoch(self) -> dict[str, Any]:
+        """One epoch as Trainer.fit times it, so no evaluation, no checkpoint; `loss` is the mean of its batches."""
+        begin, begin_cpu = time.perf_counter(), time.process_time()
+        loss = self._trainer._train_epoch(self._loader, self._epochs)
+        seconds, cpu_seconds = time.perf_counter() - begin, time.process_time() - begin_cpu
+        self._epochs += 1
+        return {"seconds": seconds, "cpu_seconds": cpu_seconds, "loss": loss / len(self._loader)}
+
+
+def main() -> None:
+    answers = os.fdopen(os.dup(1), "w")
+    os.dup2(2, 1)  # what a library prints must not stand among the answers
+    logging.disable(logging.WARNING)
+    folder = Path(sys.argv.pop(1))  # RecBole reads what is left of the command line
+    os.chdir(folder)  # and writes its logs where it is run
+    worker = Worker(folder)
+    for line in sys.stdin:
+        command = json.loads(line)
+        try:
+            answer = getattr(worker, command.pop("do"))(**command)
+        except Exception:
+            answer = {"error": traceback.format_exc()}
+        print(json.dumps(answer), file=answers, flush=True)
+
+
+if __name__ == "__main__":
+    main()
