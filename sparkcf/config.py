@@ -262,12 +262,16 @@ class SparkConfig(Section):
     log_level: Literal["OFF", "ERROR", "WARN", "INFO"] = "ERROR"
 
 
+ModelName = Literal["als", "hals", "multvae", "multdae", "popularity"]
+
+
 class Config(Section):
     ds: dt.date  # the logical date: never taken from the clock
     input: InputConfig
     lake: LakeConfig = LakeConfig()
     seed: Annotated[int, Field(ge=0, lt=2**31)] = 42
-    model: Literal["als", "hals", "multvae", "multdae", "popularity"] = "als"
+    model: ModelName = "als"
+    models: tuple[ModelName, ...] = ()  # nightly: all of these, one after the other; empty: `model`
     # evaluate, recommend, publish: the run; None: the newest unpublished. fold_in: its base; None: the published run.
     run_id: str | None = Field(None, pattern=r"^[A-Za-z0-9._-]{1,80}$")
     clean: CleanConfig = CleanConfig()
@@ -287,6 +291,8 @@ class Config(Section):
     def _consistent(self) -> Config:
         if self.gate.at is not None and self.gate.at not in self.evaluation.ks:
             raise ValueError(f"gate.at={self.gate.at} is not among evaluation.ks={list(self.evaluation.ks)}")
+        if len(set(self.models)) < len(self.models):
+            raise ValueError(f"models={list(self.models)} names a model twice: name each once")
         return self
 
     @property

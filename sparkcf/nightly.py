@@ -23,9 +23,28 @@ from sparkcf.train import evaluate_run, train_model
 def nightly(spark: SparkSession, config: Config) -> dict[str, Any]:
     """Run the whole night. Each step reads what the one before wrote to the lake, as if run alone.
 
-    A step that fails leaves what was published as it was, and a row in `runs` that says why.
+    A step that fails leaves what was published as it was, and a row in `runs` that says why. Of several models each
+    is published by itself: one that fails does not keep the others from their readers, but ends the job in its error.
     """
     cleaned = clean_day(spark, config)
+    if not config.models:
+        return _night_of_model(spark, config, cleaned)
+    done: dict[str, dict[str, Any]] = {}
+    failed: dict[str, SparkcfError] = {}
+    for model in config.models:
+        try:
+            done[model] = _night_of_model(spark, config.model_copy(update={"model": model}), cleaned)
+        except SparkcfError as error:
+            say(f"  {model}: {error}")
+            failed[model] = error
+    if failed:
+        first = next(iter(failed.values()))
+        published = f"published: {', '.join(done) or 'none'}"
+        raise type(first)(f"models {', '.join(failed)} failed, {published}; the first said: {first}") from first
+    return {"counts": cleaned["counts"], "models": done, "lake": config.lake.root}
+
+
+def _night_of_model(spark: SparkSession, config: Config, cleaned: dict[str, Any]) -> dict[str, Any]:
     trained = train_model(spark, config)
     config = config.model_copy(update={"run_id": trained["run_id"]})
     try:
@@ -112,5 +131,6 @@ def _sample_user(folder: str, user: str, config: Config) -> None:
     say("and gets:")
     for _, row in listed.iterrows():
         say(f"    {row['position']}. {row['title'] or row['item_id']}")
-    where = f"--user {shlex.quote(user)} --lake {shlex.quote(config.lake.root)}"
+    model = f" --model {config.model}" if config.models else ""
+    where = f"--user {shlex.quote(user)} --lake {shlex.quote(config.lake.root)}{model}"
     say(f"Ask for another: .venv/bin/sparkcf recommend {where}")

@@ -105,6 +105,7 @@ def _entry() -> Callable[[str], dict[str, Any]]:
     root = SparkFiles.getRootDirectory()
 
     def entry(told: str) -> dict[str, Any]:
+        import atexit
         import glob
         import os
         import sys
@@ -114,7 +115,10 @@ def _entry() -> Callable[[str], dict[str, Any]]:
                 sys.path.extend(glob.glob(f"{folder}/*.{kind}"))
         from sparkcf.training.launch import run_job
 
-        return run_job(told)
+        answer = run_job(told)
+        # Once in some dozens of exits a thread of Arrow's aborts a Python that unloads itself, and the job with it.
+        atexit.register(os._exit, 0)
+        return answer
 
     entry.__module__ = "__main__"
     return entry

@@ -237,6 +237,21 @@ def test_night_on_a_cluster_gives_the_tables_of_a_single_machine(spark, folder, 
             assert scores[0] == pytest.approx(scores[1], abs=1e-5)
 
 
+def test_a_net_trains_on_the_cluster_from_the_wheel_as_on_a_single_machine(spark, folder, submit) -> None:
+    """Of one step an epoch and nothing drawn, so that where the processes run is all that differs."""
+    given = (*NIGHT, "ds=2018-09-25", f"input.path={folder}/log.csv", "model=multdae", "multdae.epochs=4")
+    given += ("multdae.batch_size=500", "multdae.dropout=0", "multdae.latent_dim=8", "multdae.workers=2")
+    conf, there = str(folder / "conf" / "nightly.yaml"), f"lake.root={folder}/lake-net"
+    submit("jobs/clean.py", "--config", conf, *given, there)
+    run_id = submit("jobs/train.py", "--config", conf, *given, there)["run_id"]
+    single = train_model(spark, load_config((conf,), [*given, there, "multdae.workers=1"]))["run_id"]
+    factors = LakeTables(spark, str(folder / "lake-net")).read("user_factors").orderBy("user_idx")
+    mine, theirs = (factors.where(f"run_id = '{name}'").collect() for name in (run_id, single))
+    assert len(mine) == len(theirs) == 79
+    pairs = zip(mine, theirs, strict=True)
+    assert max(abs(a - b) for m, t in pairs for a, b in zip(m["factor"], t["factor"], strict=True)) < 1e-4
+
+
 def test_an_executor_killed_in_mid_sweep_costs_time_and_not_the_result(
     spark, folder, submit, begin, environment
 ) -> None:

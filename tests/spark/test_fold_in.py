@@ -43,11 +43,13 @@ FORMS = {
     "ials": ("als.regularization=0.05",),
     "explicit": ("als.mode=explicit", "als.biases=true", "als.regularization=0.05"),
     "popularity": ("model=popularity",),
+    "multdae": ("model=multdae", "multdae.latent_dim=3", "multdae.epochs=3", "multdae.workers=1"),
 }
 EXPECTED = {  # users that are solved on the second day
     "ials": {"new", "u1", "u2", *FORCED},
     "explicit": {"new", "u1", "u2", "u4", *FORCED},  # a rating counts, not only that there is one
     "popularity": {"new", "u1", "u2", *FORCED},
+    "multdae": {"new", "u1", "u2", *FORCED},
 }
 Vectors = dict[str, tuple[list[float], float]]
 
@@ -195,6 +197,10 @@ def test_only_users_whose_pairs_differ_are_solved(spark, first: Lake, lake: Lake
         assert after[user] == before[user]  # every bit of it
     if form == "popularity":
         assert set(map(str, after.values())) == {"([1.0], 0.0)"}
+    elif form == "multdae":  # encoding is the same in training and later: only u1 has another row to encode
+        for user in solved & before.keys():
+            same = np.allclose(after[user][0], before[user][0], atol=1e-6)
+            assert same == (user != "u1"), user
     else:
         assert all(after[user] != before[user] for user in solved & before.keys())
     assert lake.vectors(spark, lake.runs[form], "item") == lake.vectors(spark, folded[form]["run_id"], "item")
