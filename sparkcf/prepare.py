@@ -25,7 +25,7 @@ from sparkcf.shuffle import partition_keys
 from sparkcf.split import uniform
 
 SIDES = {"user": "item", "item": "user"}
-LEAST_ROWS = 250  # in a file: fewer cost more to open than to read
+LEAST_ROWS = 500  # in a file: fewer cost more to open than to read
 MOST_ROWS = 16_384
 EVEN_FILES = 64  # as many where there are rows enough, so that they can be dealt to many ranks evenly
 PACKED = "{side}_idx int, items binary, values binary, count int, split string"

@@ -10,7 +10,9 @@ How many rows each rank has is read from the files' footers: every rank knows it
 from __future__ import annotations
 
 import os
+import queue
 import tempfile
+import threading
 import warnings
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -23,7 +25,7 @@ from numpy.typing import NDArray
 
 from sparkcf.errors import LakeError
 from sparkcf.folder import Folder
-from sparkcf.rows import PackedRows, join, unpack
+from sparkcf.rows import NO_ROWS, PackedRows, join, unpack
 
 POOL_BATCHES = 8  # batches' worth of rows that are held for shuffling beside the row groups being read
 AHEAD = 2  # row groups read ahead
@@ -87,6 +89,7 @@ class PetastormFeed:
     files : addresses of the live files, the same list in the same order at every rank. Never a folder: it may hold
         dead files, and petastorm unpickles what it finds as `_common_metadata` there.
     id_column : name of the column of row ids. batch : the most rows a rank has in a step.
+    repeats : whether the same epoch is asked for again and again, as for validation; else the next is read ahead.
 
     Raises
     ------
@@ -95,8 +98,17 @@ class PetastormFeed:
     """
 
     def __init__(
-        self, files: Sequence[str], id_column: str, batch: int, seed: int, rank: int = 0, size: int = 1
+        self,
+        files: Sequence[str],
+        id_column: str,
+        batch: int,
+        seed: int,
+        rank: int = 0,
+        size: int = 1,
+        repeats: bool = False,
     ) -> None:
+        self._repeats = repeats
+        self._ahead: tuple[int, _Reading] | None = None
         self._id, self._batch, self._seed, self._rank = id_column, batch, seed, rank
         held: list[list[tuple[str, int]]] = [[] for _ in range(size)]
         for address, n in sorted(_row_counts(files), key=lambda counted: -counted[1]):
@@ -119,58 +131,120 @@ class PetastormFeed:
         return near
 
     def close(self) -> None:
-        """Remove copies of files."""
+        """End what is being read and remove copies of files."""
+        if self._ahead:
+            self._ahead[1].close()
+            self._ahead = None
         if self._local:
             self._local.cleanup()
 
     def epoch(self, number: int) -> Iterator[Batch]:
         counts, totals = self._counts[self._rank], self._counts.sum(axis=0)
-        random = generator(self._seed, number, self._rank)
-        groups = self._groups(random)
+        random = generator(self._seed, number, self._rank, 1)
+        reading, pool, left = self._begin(number), NO_ROWS, int(counts.sum())
         try:
-            pool, step = join([]), 0
             for step, (count, total) in enumerate(zip(counts, totals, strict=True)):
                 wanted = int(counts[step:][:POOL_BATCHES].sum())
-                if len(pool) < count or (len(pool) < wanted // 2):
-                    parts = [pool]
-                    while sum(map(len, parts)) < wanted and (group := next(groups, None)) is not None:
-                        parts.append(group)
-                    pool = join(parts)
+                if len(pool) < max(int(count), wanted // 2):
+                    before = len(pool)
+                    pool = _filled(pool, reading, wanted)
+                    left -= len(pool) - before
                     pool = pool.take(random.permutation(len(pool)))
                 if len(pool) < count:
                     raise LakeError("a snapshot's files hold fewer rows than their footers say: prepare it again")
+                if not left and self._ahead is None:  # opening files takes longer than reading them
+                    following = number if self._repeats else number + 1
+                    self._ahead = following, self._begin(following)
                 yield Batch(pool.take(slice(0, int(count))), int(total))
                 pool = pool.take(slice(int(count), len(pool)))
         finally:
-            groups.close()
+            reading.close()
 
-    def _groups(self, random: np.random.Generator) -> Iterator[PackedRows]:
-        """The rank's row groups in this epoch's order; a pure function of it, whatever the threads do."""
-        if not self._files:
-            return
-        order = random.permutation(len(self._files))
-        yield from read_groups([self._files[i] for i in order], self._id)
+    def _begin(self, number: int) -> _Reading:
+        """The row groups of an epoch, in an order that is its own whatever the threads do."""
+        if self._ahead:
+            ahead, reading = self._ahead
+            self._ahead = None
+            if ahead == number:
+                return reading
+            reading.close()
+        order = generator(self._seed, number, self._rank, 0).permutation(len(self._files))
+        return _Reading([self._files[i] for i in order], self._id)
+
+
+def _filled(pool: PackedRows, reading: _Reading, wanted: int) -> PackedRows:
+    """The pool with row groups added until it has so many rows, or there are no more."""
+    parts = [pool]
+    while sum(map(len, parts)) < wanted and (group := reading.next()) is not None:
+        parts.append(group)
+    return join(parts)
+
+
+class _Reading:
+    """Row groups that a thread reads, a few ahead of who takes them."""
+
+    def __init__(self, files: Sequence[str], id_column: str) -> None:
+        self._over = not files
+        self._ready: queue.Queue[PackedRows | BaseException | None] = queue.Queue(AHEAD)
+        self._stop = threading.Event()
+        self._thread = threading.Thread(target=self._read, args=(files, id_column), daemon=True)
+        if files:
+            self._thread.start()
+
+    def next(self) -> PackedRows | None:
+        """The next row group; None after the last. Raises what the thread met."""
+        got = None if self._over else self._ready.get()
+        self._over = not isinstance(got, PackedRows)
+        if isinstance(got, BaseException):
+            raise got
+        return got
+
+    def close(self) -> None:
+        """End the thread; nothing of it may live when the process ends."""
+        self._stop.set()
+        if self._thread.is_alive():
+            self._thread.join()
+
+    def _read(self, files: Sequence[str], id_column: str) -> None:
+        last: BaseException | None = None
+        try:
+            for group in read_groups(files, id_column):
+                if not self._put(group):
+                    return
+        except BaseException as error:  # told to who waits for the next row group
+            last = error
+        self._put(last)
+
+    def _put(self, what: PackedRows | BaseException | None) -> bool:
+        while not self._stop.is_set():
+            try:
+                self._ready.put(what, timeout=0.05)
+                return True
+            except queue.Full:
+                continue
+        return False
 
 
 def read_groups(files: Sequence[str], id_column: str) -> Iterator[PackedRows]:
     """The row groups of local files in their order, by petastorm."""
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # of petastorm's age, not of ours
-        from petastorm import make_batch_reader
+    # Of petastorm's age, not of ours. For good: to set filters back is not safe in a thread.
+    for where in ("petastorm", "pyarrow"):
+        warnings.filterwarnings("ignore", category=FutureWarning, module=where)
+    from petastorm import make_batch_reader
 
-        reader = make_batch_reader(
-            [f"file://{path}" for path in files],  # which petastorm does not decode
-            schema_fields=[f"^{name}$" for name in (id_column, *COLUMNS)],
-            reader_pool_type="thread",
-            workers_count=1,  # more would deliver in whatever order they end
-            results_queue_size=AHEAD,
-            shuffle_row_groups=False,
-            num_epochs=1,
-            cache_type="null",
-        )
-        with reader:
-            for group in reader:
-                yield unpack(getattr(group, id_column), *(getattr(group, name) for name in COLUMNS))
+    reader = make_batch_reader(
+        [f"file://{path}" for path in files],  # which petastorm does not decode
+        schema_fields=[f"^{name}$" for name in (id_column, *COLUMNS)],
+        reader_pool_type="thread",
+        workers_count=1,  # more would deliver in whatever order they end
+        results_queue_size=1,
+        shuffle_row_groups=False,
+        num_epochs=1,
+        cache_type="null",
+    )
+    with reader:
+        for group in reader:
+            yield unpack(getattr(group, id_column), *(getattr(group, name) for name in COLUMNS))
 
 
 def _row_counts(files: Sequence[str]) -> list[tuple[str, int]]:

@@ -59,15 +59,15 @@ def launch(
     with listening(spark, heard) as report_to, _quiet_output() as printed:
         told = asdict(job) | {"report_to": report_to, "threads": worker_threads(spark)}
         try:
-            answer = distributor.run(_entry(), json.dumps(told))
+            answer: Any = distributor.run(_entry(), json.dumps(told))
         except Exception as error:
             raise TrainingError(
                 f"training of {job.model} broke off: {_cause(error, printed)}; run it again: it goes on after the last "
                 "epoch that was saved"
             ) from error
     if "error" in answer:
-        raise TrainingError(answer["error"])
-    return answer["log"]
+        raise TrainingError(str(answer["error"]))
+    return list(answer["log"])
 
 
 def check_launch(spark: SparkSession, workers: int | None, section: str) -> int:
@@ -152,7 +152,7 @@ def _train(job: Job, config: Any, group: Any, heard: Callable[[dict[str, Any]], 
         if not job.validation:
             return train(build_net(job.n_items, config, job.seed), feed, config, job.seed, group, None,
                          Checkpoints(job.saved), heard)  # fmt: skip
-        with contextlib.closing(PetastormFeed(job.validation, job.id_column, batch, *ranks)) as held:
+        with contextlib.closing(PetastormFeed(job.validation, job.id_column, batch, *ranks, repeats=True)) as held:
 
             def validation() -> Iterator[tuple[PackedRows, PackedRows]]:
                 return (fold_in_and_heldout(b.rows, FOLD_IN_SHARE, job.seed) for b in held.epoch(0) if len(b.rows))

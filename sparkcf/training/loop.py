@@ -10,7 +10,7 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Iterable
 from contextlib import nullcontext
-from typing import Any, Protocol
+from typing import Any
 
 import numpy as np
 import torch
@@ -31,27 +31,24 @@ Heard = Callable[[dict[str, Any]], None]
 Validation = Callable[[], Iterable[tuple[PackedRows, PackedRows]]]  # rows to fold in, and what to find
 AT = 100  # of the NDCG that stops the training
 NAMED = 5  # users in a message
-
-
-class Net(Protocol):
-    """What the loop asks of a model."""
-
-    def loss(self, rows: Rows, kl_weight: float) -> Tensor:
-        """(B,)"""
-
-    def __call__(self, rows: Rows) -> tuple[Tensor, Any]:
-        """Logits (B, n_items), and anything."""
+BUCKET_MB = 2  # of gradient that travels at once: small, so that it travels while the rest is computed
 
 
 class Objective(nn.Module):
-    """The summed loss of a batch: what DDP wraps, since it synchronises what `forward` made."""
+    """The summed loss of a batch: what DDP wraps, since it synchronises what `forward` made.
+
+    Of a net the loop asks `loss(rows, kl_weight)`, (B,), and by its call logits (B, n_items) and anything.
+    """
+
+    net: Any
 
     def __init__(self, net: nn.Module) -> None:
         super().__init__()
         self.net = net
 
     def forward(self, rows: Rows, kl_weight: float) -> Tensor:
-        return self.net.loss(rows, kl_weight).sum()
+        summed: Tensor = self.net.loss(rows, kl_weight).sum()
+        return summed
 
 
 def train(
@@ -88,7 +85,9 @@ def train(
     objective: nn.Module = Objective(net)
     if group.size > 1:
         ids = [group.device.index] if group.device.type == "cuda" else None
-        objective = DistributedDataParallel(objective, device_ids=ids)
+        objective = DistributedDataParallel(
+            objective, device_ids=ids, gradient_as_bucket_view=True, bucket_cap_mb=BUCKET_MB
+        )
     optimizer = Adam(net.parameters(), config.learning_rate, weight_decay=config.weight_decay, fused=True)
     progress = (saved.resume(net, optimizer, group, heard) if saved else None) or Progress()
     while progress.epoch < config.epochs and not progress.is_over(config.patience):
@@ -164,7 +163,7 @@ def to_tensors(rows: PackedRows, device: torch.device | str) -> Rows:
 def validate(net: nn.Module, parts: Iterable[tuple[PackedRows, PackedRows]], group: Group) -> float:
     """Mean NDCG@100 over the validation rows of all ranks; 0 where there is none."""
     net.eval()
-    total, count = 0.0, 0
+    total, count = 0.0, 0.0
     for known, heldout in parts:
         rows = to_tensors(known, group.device)
         logits = net(rows)[0].float()
@@ -173,6 +172,6 @@ def validate(net: nn.Module, parts: Iterable[tuple[PackedRows, PackedRows]], gro
         ranked = np.pad(ranked, ((0, 0), (0, AT - ranked.shape[1])), constant_values=-1)
         names, values = ranking_measures(ranked, heldout.indptr, heldout.indices, (AT,))
         ndcg = values[:, names.index(("ndcg_at_k", AT))]
-        total, count = total + float(np.nansum(ndcg)), count + int(np.isfinite(ndcg).sum())
+        total, count = total + float(np.nansum(ndcg)), count + float(np.isfinite(ndcg).sum())
     total, count = group.sum(total, count)
     return total / count if count else 0.0
