@@ -60,7 +60,7 @@ def fit_net(pairs: DataFrame, _n_users: int, n_items: int, config: Config, conte
     state = checkpoints.best(build_net(n_items, net, config.seed))
     present = pairs.select(F.col("item_idx").alias("idx")).distinct()
     items = item_factors(spark, state).join(present, on="idx", how="left_semi")
-    users = encode_users(rows_of(tables, "user", context.snapshot), state, config)
+    users = encode_users(rows_of(tables, "user", context.snapshot, snapshot.version), state, config)
     kept = users.persist(StorageLevel.MEMORY_AND_DISK)
     kept.count()  # encodes; from here on nothing is read from the snapshot or the checkpoints
     checkpoints.clear()

@@ -86,13 +86,13 @@ class LakeTables:
             reader = reader.option("versionAsOf", version)
         return _explained(f"read table {name} version {version}", lambda: reader.load(self.path(name)))
 
-    def live_files(self, name: str, partition: dict[str, str]) -> list[str]:
-        """Addresses, percent-encoded, of the files that hold a partition's rows in the newest version.
+    def live_files(self, name: str, partition: dict[str, str], version: int) -> list[str]:
+        """Addresses, percent-encoded, of the files that hold a partition's rows in a version.
 
         A folder may hold dead files and files never committed; these are neither.
         """
         wanted = "/" + "/".join(f"{column}={value}" for column, value in partition.items()) + "/"
-        files = _explained(f"list the files of {name}", lambda: self.read(name).inputFiles())
+        files = _explained(f"list the files of {name}", lambda: self.read(name, version).inputFiles())
         return sorted(file for file in files if wanted in file)
 
     def version(self, name: str) -> int:

@@ -28,6 +28,7 @@ SIDES = {"user": "item", "item": "user"}
 LEAST_ROWS = 500  # in a file: fewer cost more to open than to read
 MOST_ROWS = 16_384
 EVEN_FILES = 64  # as many where there are rows enough, so that they can be dealt to many ranks evenly
+KEPT = 3  # snapshots beside the newest
 PACKED = "{side}_idx int, items binary, values binary, count int, split string"
 
 
@@ -37,6 +38,7 @@ class Snapshot:
 
     side: str
     name: str
+    version: int
     train: list[str]
     validation: list[str]
 
@@ -70,7 +72,7 @@ def snapshot_name(config: Config, run: Run) -> str:
     shaping = [inputs, config.seed, config.preference.model_dump(mode="json"), config.input.events, config.explicit]
     shaping.append(config.net.validation_share if config.net else 0.0)
     digest = hashlib.sha256(json.dumps(shaping, sort_keys=True).encode()).hexdigest()[:12]
-    return f"{config.ds}-v{inputs['interactions']}-{digest}"
+    return f"{config.ds}-v{inputs['interactions']:06}-{digest}"
 
 
 def write_rows(tables: LakeTables, packed: DataFrame, side: str, name: str, config: Config) -> Snapshot:
@@ -80,18 +82,29 @@ def write_rows(tables: LakeTables, packed: DataFrame, side: str, name: str, conf
             share = config.net.validation_share if config.net and side == "user" else 0.0
             rows = pack_rows(packed, side, share, config.seed).withColumn("snapshot", F.lit(name))
             tables.replace(f"{side}_rows", rows, f"snapshot = '{name}'")
+        _drop_oldest(tables, side, name)
     return find_snapshot(tables, side, name)
+
+
+def _drop_oldest(tables: LakeTables, side: str, newest: str) -> None:
+    """Keep some snapshots beside the newest. Who reads one that goes has pinned a version, and so its files."""
+    rows = tables.read(f"{side}_rows")
+    names = sorted((row[0] for row in rows.select("snapshot").distinct().collect()), reverse=True)
+    if old := [name for name in names if name != newest][KEPT:]:
+        listed = ", ".join(f"'{name}'" for name in old)
+        tables.replace(f"{side}_rows", rows.limit(0), f"snapshot IN ({listed})")
 
 
 def find_snapshot(tables: LakeTables, side: str, name: str) -> Snapshot:
     """The live files of a snapshot. Raises LakeError where it has no row to train on."""
-    files = tables.live_files(f"{side}_rows", {"snapshot": name})
+    version = tables.version(f"{side}_rows")
+    files = tables.live_files(f"{side}_rows", {"snapshot": name}, version)
     split = {which: sorted(f for f in files if f"/split={which}/" in f) for which in ("train", "validation")}
     if not split["train"]:
         raise LakeError(
             f"snapshot {name} of {side}_rows has no row to train on: run jobs/prepare.py, or look at counts"
         )
-    return Snapshot(side, name, split["train"], split["validation"])
+    return Snapshot(side, name, version, split["train"], split["validation"])
 
 
 def drop_rows(tables: LakeTables, side: str, name: str) -> None:
@@ -102,8 +115,8 @@ def drop_rows(tables: LakeTables, side: str, name: str) -> None:
             tables.replace(f"{side}_rows", rows.limit(0), f"snapshot = '{name}'")
 
 
-def rows_of(tables: LakeTables, side: str, name: str) -> DataFrame:
-    return tables.read(f"{side}_rows").where(F.col("snapshot") == name)
+def rows_of(tables: LakeTables, side: str, name: str, version: int | None = None) -> DataFrame:
+    return tables.read(f"{side}_rows", version).where(F.col("snapshot") == name)
 
 
 def pack_rows(packed: DataFrame, side: str, validation_share: float, seed: int) -> DataFrame:

@@ -9,7 +9,7 @@ import contextlib
 import io
 import json
 import logging
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -146,19 +146,20 @@ def _train(job: Job, config: Any, group: Any, heard: Callable[[dict[str, Any]], 
     from sparkcf.training.feed import PetastormFeed
     from sparkcf.training.loop import train
 
-    batch = -(-config.batch_size // group.size)
-    ranks = (job.seed, group.rank, group.size)
-    with contextlib.closing(PetastormFeed(job.train, job.id_column, batch, *ranks)) as feed:
-        if not job.validation:
-            return train(build_net(job.n_items, config, job.seed), feed, config, job.seed, group, None,
-                         Checkpoints(job.saved), heard)  # fmt: skip
-        with contextlib.closing(PetastormFeed(job.validation, job.id_column, batch, *ranks, repeats=True)) as held:
+    def feed(files: Sequence[str], repeats: bool) -> PetastormFeed:
+        batch = -(-config.batch_size // group.size)
+        made = PetastormFeed(files, job.id_column, batch, job.seed, group.rank, group.size, repeats)
+        open_feeds.callback(made.close)
+        return made
 
-            def validation() -> Iterator[tuple[PackedRows, PackedRows]]:
-                return (fold_in_and_heldout(b.rows, FOLD_IN_SHARE, job.seed) for b in held.epoch(0) if len(b.rows))
+    def validation() -> Iterator[tuple[PackedRows, PackedRows]]:
+        return (fold_in_and_heldout(b.rows, FOLD_IN_SHARE, job.seed) for b in held.epoch(0) if len(b.rows))
 
-            net = build_net(job.n_items, config, job.seed)
-            return train(net, feed, config, job.seed, group, validation, Checkpoints(job.saved), heard)
+    with contextlib.ExitStack() as open_feeds:
+        fed, held = feed(job.train, repeats=False), feed(job.validation, repeats=True)
+        net = build_net(job.n_items, config, job.seed)
+        measured = validation if job.validation else None
+        return train(net, fed, config, job.seed, group, measured, Checkpoints(job.saved), heard)
 
 
 def _section(job: Job) -> Any:

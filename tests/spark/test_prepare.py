@@ -114,6 +114,18 @@ def test_snapshots_lie_side_by_side(tables: LakeTables, pairs: DataFrame) -> Non
     assert collected(rows_of(tables, "user", "one"), "user") == PAIRS
 
 
+def test_old_snapshots_go_and_who_reads_one_keeps_its_files(tables: LakeTables, pairs: DataFrame, monkeypatch) -> None:
+    monkeypatch.setattr(module, "KEPT", 1)
+    config, few = settings("multvae.validation_share=0"), pairs.where("user_idx < 9")
+    first = write_rows(tables, few, "user", "2024-01-01", config)
+    for day in ("2024-01-02", "2024-01-03"):
+        write_rows(tables, few, "user", day, config)
+    left = {row[0] for row in tables.read("user_rows").select("snapshot").distinct().collect()}
+    assert left == {"2024-01-02", "2024-01-03"}
+    assert users(rows_of(tables, "user", first.name, first.version))
+    assert all(Path(local_path(file)).exists() for file in first.train)
+
+
 def test_the_job_packs_both_sides_and_a_second_time_nothing(tables: LakeTables) -> None:
     write(tables, {BEFORE: OLD})
     given = [f"ds={DAY}", f"lake.root={tables.root}", "input.path=none", "model=multvae"]
