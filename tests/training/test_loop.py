@@ -152,6 +152,27 @@ def test_the_best_epochs_weights_are_kept(monkeypatch: pytest.MonkeyPatch, tmp_p
         np.testing.assert_array_equal(Checkpoints(str(tmp_path)).best(net)[name], array)
 
 
+def test_items_that_were_folded_in_are_not_ranked() -> None:
+    class SeenFirst(torch.nn.Module):
+        """Scores what it is shown highest, then the other items from the last to the first."""
+
+        def forward(self, rows: Any) -> tuple[torch.Tensor, None]:
+            logits = torch.arange(float(M)).repeat(len(rows), 1)
+            logits[rows.row_of, rows.indices] = 1e6
+            return logits, None
+
+    def part(items: list[int]) -> PackedRows:
+        indptr, ones = np.array([0, len(items)]), np.ones(len(items), np.float32)
+        return PackedRows(np.zeros(1, np.int64), indptr, np.array(items, np.int32), ones)
+
+    for seen, hidden, expected in (
+        ([0, M - 1], [M - 2, M - 3], 1.0),
+        ([0, M - 1], [M - 3], 1 / np.log2(3)),
+        ([0], [M - 1], 1.0),
+    ):
+        assert validate(SeenFirst(), [(part(seen), part(hidden))], ALONE) == pytest.approx(expected)
+
+
 class Killed(BaseException):
     pass
 
