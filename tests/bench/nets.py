@@ -1,9 +1,10 @@
 """Mult-VAE and Mult-DAE: epochs against RecBole's, the feed against memory, two processes, memory, quality.
 
-    python -m tests.bench.nets [--only epoch,feed,processes,memory,quality] [--rounds N] [--quick]
+    python -m tests.bench.nets [--only epoch,feed,processes,memory,prepare,quality] [--rounds N] [--quick]
 
-epoch, feed and processes train on the train part of ml-1m-q1, where ../shared/data/splits is, else on synthetic pairs;
-quality is measured on the test parts, with what was picked on validation. `--quick`: small synthetic pairs, one round.
+`prepare` packs 20 M synthetic pairs. epoch, feed and processes train on the train part of ml-1m-q1, where
+../shared/data/splits is, else on synthetic pairs; quality is measured on the test parts, with what was picked on
+validation. `--quick`: small synthetic pairs, one round, without prepare and quality.
 """
 
 from __future__ import annotations
@@ -33,10 +34,10 @@ from sparkcf.rows import PackedRows
 from sparkcf.training.feed import MemoryFeed, PetastormFeed
 from sparkcf.training.group import Group, joined_from_environment
 from sparkcf.training.loop import to_tensors, train
-from tests.bench import peers, quality
+from tests.bench import mllib, peers, quality
 from tests.bench.report import Goal, finish, print_table
 from tests.bench.synthetic import QUICK, Interactions, interactions
-from tests.bench.timing import Times, interleaved
+from tests.bench.timing import Times, clock, interleaved
 
 ALONE = Group(0, 1, torch.device("cpu"))
 EPOCHS = 4  # a turn, of which the first is left out: it warms up
@@ -207,6 +208,23 @@ def _peak(files: list[str], n_items: int, answers: Any) -> None:
     answers.put(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024)
 
 
+def preparing(data: Interactions, rounds: int, quick: bool, goals: list[Goal]) -> None:
+    """20 M pairs packed into rows of users, by a driver of 4 GB."""
+    from sparkcf.config import load_config
+    from sparkcf.lake import LakeTables
+    from sparkcf.prepare import write_rows
+
+    large = interactions("L")
+    with tempfile.TemporaryDirectory() as folder, mllib.session(memory="4g") as spark:
+        frame = mllib.pairs_frame(spark, Path(folder, "pairs"), large)
+        config = load_config((), ["ds=2024-01-31", "input.path=none", "model=multvae", f"lake.root={folder}/lake"])
+        tables = LakeTables(spark, config.lake.root)
+        tables.create("user_rows")
+        spent = clock(lambda: write_rows(tables, frame, "user", "bench", config))
+    print(f"\n{len(large):,} pairs packed in {spent:.0f} s, {len(large) / spent:,.0f} pairs/s")
+    goals.append(Goal("seconds to pack 20 M pairs", spent * 20_000_000 / len(large), 300, at_least=False))
+
+
 def qualities(data: Interactions, rounds: int, quick: bool, goals: list[Goal]) -> None:
     if not quality.SPLITS.is_dir():
         print(f"\nquality: {quality.SPLITS} is not here: nothing can be measured")
@@ -249,7 +267,14 @@ def figure(split: str, model: str, chosen: dict[str, Any], seed: int) -> float:
     return float(np.nanmean(values[:, names.index(("ndcg_at_k", 100))]))
 
 
-MEASURES = {"epoch": epochs, "feed": feeds, "processes": processes, "memory": memory, "quality": qualities}
+MEASURES = {
+    "epoch": epochs,
+    "feed": feeds,
+    "processes": processes,
+    "memory": memory,
+    "prepare": preparing,
+    "quality": qualities,
+}
 
 
 def main() -> None:
@@ -263,7 +288,7 @@ def main() -> None:
     if unknown := set(wanted) - set(MEASURES):
         sys.exit(f"nets: --only {','.join(sorted(unknown))}: known are {', '.join(MEASURES)}")
     if arguments.quick:
-        wanted = [name for name in wanted if name != "quality"]
+        wanted = [name for name in wanted if name not in ("prepare", "quality")]
     goals: list[Goal] = []
     data = pairs(arguments.quick)
     for name in wanted:
