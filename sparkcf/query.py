@@ -30,7 +30,7 @@ if TYPE_CHECKING:
     import pandas as pd
 
 TABLE_NAMES = tuple(
-    "interactions quarantine users items user_factors item_factors recommendations similar_items"
+    "interactions quarantine users items user_rows item_rows user_factors item_factors recommendations similar_items"
     " runs metrics published".split()
 )
 # The columns that queries need; where a table is not named here, all of them.

@@ -174,3 +174,9 @@ def test_every_model_has_a_configuration_that_goes_with_the_nightly_one(path: Pa
 def test_there_is_a_configuration_for_every_model() -> None:
     models = Config.model_fields["model"].annotation.__args__
     assert {path.stem for path in (ROOT / "conf" / "models").glob("*.yaml")} >= set(models)
+
+
+def test_a_night_of_several_models_has_a_configuration_and_names_each_once() -> None:
+    files = [ROOT / "conf" / "nightly.yaml", ROOT / "conf" / "several.yaml"]
+    assert load_config(files, []).models == ("als", "multvae", "popularity")
+    assert "names a model twice" in refused("models=[als, als]")
