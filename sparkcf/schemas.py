@@ -195,10 +195,14 @@ RUNS = Table(
     StructType(
         [
             column("run_id", STRING, "one fit, or one load"),
-            column("job", STRING, "what made the run: clean, train or fold_in"),
+            column("job", STRING, "what made the run: clean, prepare, train or fold_in"),
             column("model", STRING, "model's name", nullable=True),
             column("ds", DateType(), "logical date"),
-            column("state", STRING, "running, cleaned, trained, recommended, published, refused or failed"),
+            column(
+                "state",
+                STRING,
+                "running, refused, failed, or what was done last: trained, …",
+            ),
             column("reason", STRING, "why it was refused or failed", nullable=True),
             column("config", STRING, "resolved configuration, JSON"),
             column("code_version", STRING, "version of sparkcf"),

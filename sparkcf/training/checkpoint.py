@@ -93,28 +93,29 @@ class Checkpoints:
         self, net: nn.Module, optimizer: Adam, group: Group, heard: Callable[[dict[str, Any]], None]
     ) -> Progress | None:
         """Load the newest good epoch into net and optimizer, at every rank the same; None where there is none."""
-        found, arrays, notes = 0, {}, {}  # type: int, Arrays, dict[str, Any]
+        found, kept = 0, None  # type: int, tuple[Arrays, Progress] | None
         if group.is_main:
             for epoch in self._numbers("epoch"):
                 try:
-                    arrays, notes = self._read(epoch, net)
-                    found = epoch
+                    found, kept = epoch, self._read(epoch, net)
                     break
                 except LakeError as error:
+                    found = 0
                     heard({"note": f"{error}; taking the epoch before"})
         agreed = group.from_main(found)
         if not agreed:
             return None
         if not group.is_main:
             try:
-                arrays, notes = self._read(agreed, net)
+                kept = self._read(agreed, net)
             except LakeError as error:
                 raise TrainingError(f"rank {group.rank} cannot read what rank 0 can: {error}") from None
-        best = read_arrays(self._folder, _name("best", notes["best_epoch"]), shapes_of(net))[0]
+        assert kept is not None
+        arrays, progress = kept
         _restore(net, optimizer, arrays)
         if group.is_main:
             heard({"note": f"going on after epoch {agreed}, from {self._folder.address}"})
-        return Progress(list(notes["log"]), int(notes["best_epoch"]), best)
+        return progress
 
     def best(self, net: nn.Module) -> Arrays:
         """The weights of the newest best epoch. Raises LakeError."""
@@ -124,12 +125,15 @@ class Checkpoints:
     def clear(self) -> None:
         self._folder.delete()
 
-    def _read(self, epoch: int, net: nn.Module) -> tuple[Arrays, dict[str, Any]]:
+    def _read(self, epoch: int, net: nn.Module) -> tuple[Arrays, Progress]:
+        """Net and optimizer after the epoch, and the progress with the weights of its best. Raises LakeError."""
         shapes = dict(shapes_of(net))
         shapes |= {f"{m}.{name}": tuple(p.shape) for name, p in net.named_parameters() for m in MOMENTS} | {
             "step": (1,)
         }
-        return read_arrays(self._folder, _name("epoch", epoch), shapes)
+        arrays, notes = read_arrays(self._folder, _name("epoch", epoch), shapes)
+        best = read_arrays(self._folder, _name("best", notes["best_epoch"]), shapes_of(net))[0]
+        return arrays, Progress(list(notes["log"]), int(notes["best_epoch"]), best)
 
     def _numbers(self, kind: str) -> list[int]:
         """Complete epochs of a kind of file, newest first."""

@@ -1,6 +1,6 @@
 """Batches of rows for one rank: every row once an epoch, and as many steps at every rank.
 
-    files ──row groups dealt to ranks──▶ petastorm (one thread, ahead of the training) ──pool──shuffled──▶ batches
+    files ──dealt to ranks──▶ petastorm (one thread, ahead of the training) ──pool──shuffled──▶ batches
 
 A rank's rows are cut into as many batches as the rank with most rows needs, of equal size but for one row. So no rank
 waits for another, none is left without a step, and nothing has to be dropped or repeated where numbers do not divide.
@@ -109,7 +109,7 @@ class PetastormFeed:
     ) -> None:
         self._repeats = repeats
         self._ahead: tuple[int, _Reading] | None = None
-        self._id, self._batch, self._seed, self._rank = id_column, batch, seed, rank
+        self._id, self._seed, self._rank = id_column, seed, rank
         held: list[list[tuple[str, int]]] = [[] for _ in range(size)]
         for address, n in sorted(_row_counts(files), key=lambda counted: -counted[1]):
             least = min(held, key=lambda h: (sum(m for _, m in h), len(h)))  # the largest first, to whom has least

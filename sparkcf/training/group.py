@@ -7,7 +7,6 @@ import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import Any
 
 import torch
 import torch.distributed as dist
@@ -41,7 +40,6 @@ class Group:
         """The first rank's text that is not empty."""
         if self.size == 1:
             return text
-        texts: list[Any] = [None] * self.size
         data = torch.zeros(1024, dtype=torch.uint8)
         encoded = text.encode()[:1024]
         data[: len(encoded)] = torch.frombuffer(bytearray(encoded), dtype=torch.uint8) if encoded else data[:0]

@@ -12,18 +12,17 @@ made of the pairs in memory. What RecBole adds to the work itself, and any compa
 
 from __future__ import annotations
 
-import json
 import logging
 import os
 import sys
 import time
-import traceback
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pandas as pd
 import torch
+from peer import serve
 from recbole.config import Config
 from recbole.data.dataset import Dataset
 from recbole.data.utils import get_dataloader
@@ -125,21 +124,8 @@ class Worker:
         return {"seconds": seconds, "cpu_seconds": cpu_seconds, "loss": loss / len(self._loader)}
 
 
-def main() -> None:
-    answers = os.fdopen(os.dup(1), "w")
-    os.dup2(2, 1)  # what a library prints must not stand among the answers
+if __name__ == "__main__":
     logging.disable(logging.WARNING)
     folder = Path(sys.argv.pop(1))  # RecBole reads what is left of the command line
     os.chdir(folder)  # and writes its logs where it is run
-    worker = Worker(folder)
-    for line in sys.stdin:
-        command = json.loads(line)
-        try:
-            answer = getattr(worker, command.pop("do"))(**command)
-        except Exception:
-            answer = {"error": traceback.format_exc()}
-        print(json.dumps(answer), file=answers, flush=True)
-
-
-if __name__ == "__main__":
-    main()
+    serve(Worker(folder))

@@ -102,10 +102,10 @@ class Worker:
         return float(np.square(x.data, dtype=np.float64).sum() - 2 * product + np.sum((w.T @ w) * (h @ h.T)))
 
 
-def main() -> None:
+def serve(worker: Any) -> None:
+    """Answer the commands of standard input by the worker's methods."""
     answers = os.fdopen(os.dup(1), "w")
     os.dup2(2, 1)  # what a library prints must not stand among the answers
-    worker = Worker(Path(sys.argv[1]))
     for line in sys.stdin:
         command = json.loads(line)
         try:
@@ -116,4 +116,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    serve(Worker(Path(sys.argv[1])))

@@ -20,7 +20,7 @@ from sparkcf.errors import ConfigError, LakeError, TrainingError
 from sparkcf.lake import LakeTables
 from sparkcf.nightly import nightly
 from sparkcf.prepare import write_rows
-from sparkcf.train import train_model
+from sparkcf.train import evaluate_run, train_model
 from sparkcf.training.launch import Job, check_launch, launch
 from tests.spark.test_fold_in import BEFORE, DAY, write
 
@@ -81,7 +81,8 @@ def test_a_night_of_two_models_publishes_both(spark: SparkSession, root: Path, m
     assert len(lake.similar_items("i2", 2, model="multvae")) == 2
     assert 0 <= told["models"]["multvae"]["figures"]["model:ndcg_at_k@5"] <= 1
     tables = LakeTables(spark, str(root))
-    assert not [r for r in tables.read("user_rows").select("snapshot").distinct().collect() if "q1" in r[0]]
+    snapshots = [row[0] for row in tables.read("user_rows").select("snapshot").distinct().collect()]
+    assert not [name for name in snapshots if name.startswith(str(DAY)) and name.count("-") > 4]  # of no evaluation
 
 
 COUNTED = ("read", "clean", "exact_duplicates", "superseded", "quarantined")
@@ -161,14 +162,35 @@ def test_a_snapshot_whose_files_are_gone_ends_in_a_line(spark: SparkSession, roo
         launch(spark, job, 1, print)
 
 
-def test_a_model_file_that_was_changed_is_refused(spark: SparkSession, root: Path) -> None:
+@pytest.fixture(scope="module")
+def trained(spark: SparkSession, root: Path) -> str:
+    return str(train_model(spark, config(root, "multdae.workers=1"))["run_id"])
+
+
+def test_an_evaluation_takes_up_nothing_of_another_split(spark: SparkSession, root: Path, trained, monkeypatch) -> None:
+    """What a killed evaluation leaves may have been trained on the users that the next one tests."""
+    seen: list[tuple[str | None, str]] = []
+
+    def killed(events, users, items, config, context):
+        seen.append((context.saved, context.snapshot))
+        raise TrainingError("killed")
+
+    monkeypatch.setattr("sparkcf.train.evaluate", killed)
+    for share in (0.3, 0.5, 0.3):
+        with pytest.raises(TrainingError, match="killed"):
+            evaluate_run(spark, config(root, f"run_id={trained}", f"evaluation.holdout_share={share}"))
+    first, other, again = seen
+    assert first == again and first[0] is not None
+    assert first[0] != other[0] and first[1] != other[1]
+
+
+def test_a_model_file_that_was_changed_is_refused(spark: SparkSession, root: Path, trained: str) -> None:
     from sparkcf.fold_in import fold_in_users
 
-    run_id = train_model(spark, config(root, "multdae.workers=1"))["run_id"]
-    file = root / "_models" / run_id / "weights.safetensors"
+    file = root / "_models" / trained / "weights.safetensors"
     file.write_bytes(file.read_bytes()[:-4] + b"\0\0\0\0")
     with pytest.raises(LakeError, match=r"weights\.safetensors cannot be used: its sha256"):
-        fold_in_users(spark, config(root, f"run_id={run_id}"))
+        fold_in_users(spark, config(root, f"run_id={trained}"))
 
 
 class Settings:

@@ -218,6 +218,21 @@ def test_a_damaged_checkpoint_gives_way_to_the_one_before_and_that_is_said(tmp_p
     assert [e["loss"] for e in resumed] == pytest.approx([e["loss"] for e in log], rel=1e-6)
 
 
+def test_damaged_best_weights_give_way_to_the_epoch_before_or_to_a_new_beginning(tmp_path: Path) -> None:
+    with pytest.raises(Killed):
+        run(config(epochs=5), tmp_path, heard=killed_after(4))
+    (tmp_path / "best-000004.safetensors").write_bytes(b"no")
+    notes: list[dict[str, Any]] = []
+    _, log = run(config(epochs=4), tmp_path, heard=notes.append)
+    assert "best-000004.safetensors cannot be used" in notes[0]["note"] and "after epoch 3" in notes[1]["note"]
+    for path in tmp_path.glob("best-*.safetensors"):
+        path.write_bytes(b"no")
+    again: list[dict[str, Any]] = []
+    _, anew = run(config(epochs=4), tmp_path, heard=again.append)
+    assert [entry["epoch"] for entry in again if "epoch" in entry] == [1, 2, 3, 4]
+    assert [entry["loss"] for entry in anew] == pytest.approx([entry["loss"] for entry in log], rel=1e-6)
+
+
 def test_only_the_newest_epochs_are_kept(tmp_path: Path) -> None:
     run(config(epochs=5), tmp_path)
     kept = sorted(path.name for path in tmp_path.glob("*.safetensors"))
