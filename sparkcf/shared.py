@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import secrets
+import sys
 import tempfile
 from dataclasses import dataclass
 from functools import cache
@@ -62,6 +63,18 @@ def _outbox() -> tempfile.TemporaryDirectory[str]:
 def _open(token: str, names: tuple[str, ...]) -> tuple[NDArray[Any], ...]:
     from pyspark import SparkFiles
 
+    leave_out_jars()
     # Mode c: writable to numpy, so that kernels need no second compilation for arrays that may only be read.
     paths = (SparkFiles.get(f"{token}-{name}.npy") for name in names)
     return tuple(np.load(path, mmap_mode="c", allow_pickle=False) for path in paths)
+
+
+def leave_out_jars() -> None:
+    """Take jars off this process's path of modules, where Spark puts its own for the worker processes.
+
+    No Python module lies in it, but every Python task begins with `importlib.invalidate_caches()`, which reads the
+    names of its 5,000 files anew: 0.02 s each time, twice.
+    """
+    sys.path[:] = [entry for entry in sys.path if not entry.endswith(".jar")]
+    for entry in [entry for entry in sys.path_importer_cache if entry.endswith(".jar")]:
+        del sys.path_importer_cache[entry]

@@ -25,7 +25,7 @@ from sparkcf.gang import Gang
 from sparkcf.kernels.als import gramian, normal_equations, solve_summed, work_order
 from sparkcf.kernels.cg import solve_cg
 from sparkcf.kernels.cholesky import solve_cholesky, solve_subspace
-from sparkcf.kernels.hals import solve_hals
+from sparkcf.kernels.hals import solve_hals, solve_hals_unweighted
 from sparkcf.kernels.random import normal_rows
 from sparkcf.objective import Objective
 from sparkcf.snapshots import Snapshot, Snapshots
@@ -79,6 +79,7 @@ class Side:
     hot: HotRows
     gram: F64  # (width, width), of all workers' factors; zeros where no objective needs it
     loss: F64 = field(init=False)
+    constant: float | None = None  # of `_constant`, once it is known
 
     def __post_init__(self) -> None:
         self.loss = np.zeros(len(self.factors))
@@ -281,9 +282,12 @@ def solve_rows(
             return solve_cg(*common, first, threads, config.steps, scale, out, loss)
         if config.solver == "subspace":
             return solve_subspace(*common, first, threads, config.steps, out, loss)
-        return solve_hals(*common, first, threads, config.steps, config.nonnegative, weighted, out, loss)
+        if config.mode == "explicit" or config.form != "frobenius":
+            return solve_hals(*common, first, threads, config.steps, config.nonnegative, out, loss)
+        unweighted = (rows[0], rows[1], rows[3], fixed, against[2], reg, order)
+        return solve_hals_unweighted(*unweighted, first, threads, config.steps, config.nonnegative, out, loss)
 
-    fixed, weighted = against[0], bool(rows[2].any())
+    fixed = against[0]
     scale = np.float32(np.vdot(fixed, fixed) / max(1, len(fixed)))
     return sum(in_threads(threads, share))
 
@@ -353,9 +357,12 @@ def _constant(users: Side, objective: Objective, config: FactorizationConfig) ->
 
     Without biases the objective of all-zero factors; with them the items' targets were moved by the users' biases.
     """
+    if users.constant is not None and not config.biases:
+        return users.constant
     block, hot = users.block, users.hot
     total = 0.0
     for part, factors in ((block, users.factors), (hot.entries, hot.factors)):
         offsets = np.repeat(factors[:, -1], np.diff(part.indptr)) if config.biases else None
         total += objective.constant(part.values, part.weights, offsets)
+    users.constant = total
     return total

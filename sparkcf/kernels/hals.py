@@ -14,6 +14,8 @@ import numpy as np
 
 from sparkcf.kernels.jit import kernel
 
+LANES = 16  # rows solved side by side: what one waits for hides behind the others
+
 
 @kernel(fastmath={"reassoc", "contract", "arcp", "nsz"})  # NaN and infinity must be seen
 def solve_hals(
@@ -30,27 +32,21 @@ def solve_hals(
     threads,
     passes,
     nonnegative,
-    weighted,
     out,
     loss,
 ):
     """`passes` over all dimensions of each row of order[first::threads], from `out`; arrays as in `solve_cholesky`.
 
-    `weighted` False says that every a_e is 0 (all zeros observed, plain least squares): the entries' part of the
-    numerator is then the same in every pass and is summed once.
-
     Returns 0: no row is singular to it. A dimension without curvature stays as it is.
     """
     k = fixed.shape[1]
     longest = 0
-    if weighted:
-        for place in range(first, order.size, threads):
-            longest = max(longest, indptr[order[place] + 1] - indptr[order[place]])
+    for place in range(first, order.size, threads):
+        longest = max(longest, indptr[order[place] + 1] - indptr[order[place]])
     y = np.empty(longest * k, np.float32)
     residual = np.empty(longest, np.float32)
     x = np.empty(k, np.float32)
     gx = np.empty(k, np.float32)
-    numerator = np.zeros(k, np.float32)
     for place in range(first, order.size, threads):
         row = order[place]
         begin, end = indptr[row], indptr[row + 1]
@@ -63,26 +59,21 @@ def solve_hals(
         value = _times_gramian(gramian, x, gx)
         for i in range(k):
             value += np.float64(reg[row] * x[i]) * np.float64(x[i])
-        if weighted:
-            value += _turn(fixed, indices[begin:end], weights[begin:end], targets[begin:end], offsets, x, y, residual)
-        else:
-            value -= 2.0 * _sum_targets(fixed, indices[begin:end], targets[begin:end], x, numerator)
+        value += _turn(fixed, indices[begin:end], weights[begin:end], targets[begin:end], offsets, x, y, residual)
         a = weights[begin:end]
         r = residual[:n]
         for _ in range(passes):
             step = np.float32(0.0)
             before = y[:n]
             for d in range(k):
-                top, curvature = numerator[d], gramian[d, d] + reg[row]
-                if weighted:
-                    here = y[d * n : (d + 1) * n]
-                    top = np.float32(0.0)
-                    for e in range(n):  # the last step's change of the residual, and this dimension's sums
-                        left = r[e] - step * a[e] * before[e]
-                        r[e] = left
-                        top += left * here[e]
-                        curvature += a[e] * here[e] * here[e]
-                    before = here
+                top, curvature = np.float32(0.0), gramian[d, d] + reg[row]
+                here = y[d * n : (d + 1) * n]
+                for e in range(n):  # the last step's change of the residual, and this dimension's sums
+                    left = r[e] - step * a[e] * before[e]
+                    r[e] = left
+                    top += left * here[e]
+                    curvature += a[e] * here[e] * here[e]
+                before = here
                 top -= gx[d] + reg[row] * x[d]
                 step = np.float32(0.0)
                 if not (np.isfinite(top) and np.isfinite(curvature)):
@@ -96,11 +87,59 @@ def solve_hals(
                     value -= np.float64(step) * np.float64(top + top - step * curvature)
                     for i in range(k):
                         gx[i] += step * gramian[d, i]
-            if weighted:
-                for e in range(n):
-                    r[e] -= step * a[e] * before[e]
+            for e in range(n):
+                r[e] -= step * a[e] * before[e]
         out[row] = x
         loss[row] = value
+    return 0
+
+
+@kernel(fastmath={"reassoc", "contract", "arcp", "nsz"})
+def solve_hals_unweighted(
+    indptr, indices, targets, fixed, gramian, reg, order, first, threads, passes, nonnegative, out, loss
+):
+    """The same where every weight a_e and every offset is 0: all zeros observed, plain least squares.
+
+    The entries' part of the numerator is then the same in every pass and is summed once; what is left has no inner
+    loop over entries, so LANES rows are solved side by side, a dimension of all of them at a time.
+    """
+    k = fixed.shape[1]
+    numerator = np.zeros((LANES, k), np.float32)
+    x = np.zeros((LANES, k), np.float32)
+    gx = np.empty((LANES, k), np.float32)
+    penalties = np.zeros(LANES, np.float32)
+    for low in range(first, order.size, threads * LANES):
+        rows = order[low : low + threads * LANES : threads]
+        for lane in range(rows.size):
+            row = rows[lane]
+            begin, end = indptr[row], indptr[row + 1]
+            penalties[lane] = reg[row]
+            _sum_targets(fixed, indices[begin:end], targets[begin:end], numerator[lane])
+            x[lane] = out[row]
+            if begin == end:
+                x[lane] = 0.0
+        np.dot(x, gramian, gx)
+        for _ in range(passes):
+            for d in range(k):
+                across = gramian[d]
+                for lane in range(rows.size):
+                    penalty, old = penalties[lane], x[lane, d]
+                    curvature = across[d] + penalty
+                    top = numerator[lane, d] - gx[lane, d] - penalty * old
+                    step = top / curvature if curvature > 0.0 else np.float32(0.0)
+                    step = -old if nonnegative and old + step < 0.0 else step
+                    if step != 0.0:
+                        x[lane, d] = old + step
+                        moved = gx[lane]
+                        for i in range(k):
+                            moved[i] += step * across[i]
+        for lane in range(rows.size):
+            value = 0.0
+            for d in range(k):
+                half = gx[lane, d] + penalties[lane] * x[lane, d] - numerator[lane, d] - numerator[lane, d]
+                value += np.float64(half) * np.float64(x[lane, d])
+            loss[rows[lane]] = value
+            out[rows[lane]] = x[lane]
     return 0
 
 
@@ -160,9 +199,9 @@ def _turn_eight(fixed, rows, n, y):
 
 
 @kernel(fastmath=True)
-def _sum_targets(fixed, indices, targets, x, numerator):
-    """numerator = sum_e b_e y_e, four entries at a time; returns its product with x."""
-    k, n = x.size, indices.size
+def _sum_targets(fixed, indices, targets, numerator):
+    """numerator = sum_e b_e y_e, four entries at a time."""
+    k, n = numerator.size, indices.size
     numerator[:] = 0.0
     fours = n - n % 4
     for e in range(0, fours, 4):
@@ -174,7 +213,3 @@ def _sum_targets(fixed, indices, targets, x, numerator):
         y0, b0 = fixed[indices[e]], targets[e]
         for i in range(k):
             numerator[i] += b0 * y0[i]
-    value = 0.0
-    for i in range(k):
-        value += np.float64(numerator[i]) * np.float64(x[i])
-    return value
