@@ -214,6 +214,84 @@ class MultDAEConfig(NetConfig):
     weight_decay: NonNegative = 0.00002
 
 
+ITEM_SIDE = ("item", "categories", "number")  # kinds of fields that an item has; the others a user has
+
+
+class FMField(Section):
+    """A group of features of a factorization machine, see `sparkcf/features.py`."""
+
+    name: str = Field(..., pattern=r"^[A-Za-z][A-Za-z0-9_]{0,39}$")
+    # user, item: the id; categories: the item's; number: one of the item's numbers; history: the user's items, each
+    # with the weight 1 / sqrt(how many)
+    of: Literal["user", "item", "categories", "number", "history"]
+    column: str | None = None  # number: its name in items.numbers
+    regularization: NonNegative | None = None  # of this field's vectors; None: fm.regularization
+    linear_regularization: NonNegative | None = None  # of its weights; None: fm.linear_regularization
+
+    @model_validator(mode="after")
+    def _complete(self) -> FMField:
+        if (self.of == "number") != (self.column is not None):
+            raise ValueError("column goes with of: number, and of: number with it")
+        return self
+
+
+class FMConfig(Section):
+    """Factorization machine: ALS solves each feature's (v, w), MCMC draws it (sparkcf/fm_sweeps.py)."""
+
+    section: ClassVar[str] = "fm"
+
+    fields: Annotated[tuple[FMField, ...], Field(min_length=1)] = (
+        FMField(name="user", of="user"),
+        FMField(name="item", of="item"),
+    )
+    pairs: tuple[tuple[str, str], ...] | None = None  # names of fields that interact; None: all, and with themselves
+    task: Literal["regression", "classification"] = "regression"  # classification: probit, positives against the rest
+    learner: Literal["mcmc", "als"] = "mcmc"
+    rank: Annotated[int, Field(ge=1, le=1024)] = 32
+    iterations: Positive = 120
+    burn_in: Annotated[int, Field(ge=0)] = 20  # mcmc: sweeps before the first sample
+    samples: Positive = 20  # mcmc: kept, evenly thinned; predictions are their mean
+    regularization: NonNegative = 1.0  # als: of vectors
+    linear_regularization: NonNegative = 1.0  # als: of weights
+    intercept: bool = True  # w_0 is fitted; False: it is the mean
+    init_sd: Annotated[float, Field(gt=0, allow_inf_nan=False)] = 0.1
+    tolerance: NonNegative = 0.0  # als: stop when the objective falls by a smaller share in a sweep; 0: never
+    workers: Positive | None = None  # size of the gang; None: all task slots
+    timeout_s: Positive = 60  # a peer silent for longer is taken for dead
+
+    @model_validator(mode="after")
+    def _consistent(self) -> FMConfig:
+        names = [f.name for f in self.fields]
+        if len(set(names)) < len(names):
+            raise ValueError(f"fields {names} name one twice: name each once")
+        for name in (name for pair in self.pairs or () for name in pair):
+            if name not in names:
+                raise ValueError(f"pairs name {name!r}, which is none of the fields {names}")
+        if self.learner == "mcmc" and self.burn_in >= self.iterations:
+            raise ValueError(f"burn_in={self.burn_in} leaves no sample of {self.iterations} iterations: lower it")
+        return self
+
+    def interacting(self, one: str, other: str) -> bool:
+        """Whether two fields interact, by their names."""
+        return self.pairs is None or (one, other) in self.pairs or (other, one) in self.pairs
+
+    def kept_sweeps(self) -> list[int]:
+        """Numbers of the sweeps, from 1, whose state is kept: evenly spaced to the last one."""
+        if self.learner == "als":
+            return []
+        n = self.iterations - self.burn_in
+        count = min(self.samples, n)
+        return [self.burn_in + (place + 1) * n // count for place in range(count)]
+
+    def regularization_of(self, name: str) -> float:
+        own = next((f.regularization for f in self.fields if f.name == name), None)
+        return self.regularization if own is None else own
+
+    def linear_regularization_of(self, name: str) -> float:
+        own = next((f.linear_regularization for f in self.fields if f.name == name), None)
+        return self.linear_regularization if own is None else own
+
+
 class PopularityConfig(Section):
     by: Literal["users", "weight"] = "users"  # distinct users, or the sum of the pairs' weights
 
@@ -262,7 +340,7 @@ class SparkConfig(Section):
     log_level: Literal["OFF", "ERROR", "WARN", "INFO"] = "ERROR"
 
 
-ModelName = Literal["als", "hals", "multvae", "multdae", "popularity"]
+ModelName = Literal["als", "hals", "fm", "multvae", "multdae", "popularity"]
 
 
 class Config(Section):
@@ -281,6 +359,7 @@ class Config(Section):
     hals: HALSConfig = HALSConfig()
     multvae: MultVAEConfig = MultVAEConfig()
     multdae: MultDAEConfig = MultDAEConfig()
+    fm: FMConfig = FMConfig()
     popularity: PopularityConfig = PopularityConfig()
     evaluation: EvaluationConfig = EvaluationConfig()
     topk: TopKConfig = TopKConfig()
@@ -312,6 +391,8 @@ class Config(Section):
     @property
     def explicit(self) -> bool:
         """Whether the model predicts values, rather than what a user will take up."""
+        if self.model == "fm":
+            return self.fm.task == "regression"
         return self.factorization is not None and self.factorization.mode == "explicit"
 
     def to_json(self) -> str:

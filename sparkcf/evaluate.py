@@ -59,7 +59,7 @@ def evaluate(events: DataFrame, n_users: int, n_items: int, config: Config, cont
     if config.evaluation.protocol == "q3" and not config.explicit:
         raise ConfigError(
             f"evaluation.protocol=q3 measures predicted ratings, and model={config.model} predicts none: "
-            "set model=als and als.mode=explicit, or take another protocol"
+            "set model=als and als.mode=explicit, or model=fm, or take another protocol"
         )
     parts = split(events, config)
     _check_split(parts, config)

@@ -25,6 +25,7 @@ class Context:
     heard : called with the log entry of every sweep or epoch, or with a "note" for people.
     saved : folder or address for progress; a fit that was cut short goes on from there.
     tables, snapshot : the lake and the name of the snapshot of packed rows, for models that are fed from files.
+    items, dictionary : the table of items with their attributes, and of the numbers of texts, for models with features.
     """
 
     starts: dict[str, DataFrame] | None = None
@@ -32,6 +33,8 @@ class Context:
     saved: str | None = None
     tables: LakeTables | None = None
     snapshot: str | None = None
+    items: DataFrame | None = None
+    dictionary: DataFrame | None = None
 
 
 ALONE = Context()
@@ -41,7 +44,8 @@ ALONE = Context()
 class Fit:
     """Fitted factors as frames (idx, factor, bias; nets: latent) and the log of the sweeps or epochs.
 
-    `state`: weights that folding in needs beside the items' factors. `release` frees what is cached.
+    `state`: weights that folding in needs beside the items' factors. `features`: of a factorization machine, field,
+    feature_idx, factor, bias. `release` frees what is cached.
     """
 
     user: DataFrame
@@ -50,6 +54,7 @@ class Fit:
     kept: DataFrame
     mean: float = 0.0
     state: Arrays = field(default_factory=dict)
+    features: DataFrame | None = None
 
     def release(self) -> None:
         self.kept.unpersist()

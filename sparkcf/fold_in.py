@@ -19,7 +19,9 @@ from pyspark.sql import functions as F
 from sparkcf.autoencoders import state_shapes
 from sparkcf.config import Config
 from sparkcf.errors import ConfigError, LakeError, NotFoundError, TrainingError
+from sparkcf.features import fields_of
 from sparkcf.fit import Arrays, Fit, Known
+from sparkcf.fm_factors import fm_state_shapes
 from sparkcf.kernels.als import gramian
 from sparkcf.lake import LakeTables
 from sparkcf.models import MODELS, rank_of
@@ -30,7 +32,7 @@ from sparkcf.runs import Run, find_run, start_run
 from sparkcf.shared import SharedArrays, SharedState, share, share_state
 from sparkcf.store import read_state, write_state
 from sparkcf.topk import collect_factors, csr_of, vectors_of
-from sparkcf.train import INPUTS, fitted_mean, index_size, of_run, read_events, write_factors, write_log
+from sparkcf.train import INPUTS, attributes, fitted_mean, index_size, of_run, read_events, write_factors, write_log
 
 STATES = ("trained", "evaluated", "recommended", "refused", "published")
 BATCH = 10_000  # users that are solved at once
@@ -135,9 +137,13 @@ def _fold_in(tables: LakeTables, config: Config, base: Run, run: Run, mean: floa
 
 def _state(tables: LakeTables, base: Run, config: Config) -> Arrays:
     """The base's weights, where its model has any beside the factors."""
+    sizes = (index_size(tables, base, "users"), index_size(tables, base, "items"))
+    if config.model == "fm":
+        _, dictionary = attributes(tables, config, base)
+        return read_state(tables.root, base.run_id, fm_state_shapes(fields_of(config, *sizes, dictionary), config.fm))
     if config.net is None:
         return {}
-    return read_state(tables.root, base.run_id, state_shapes(index_size(tables, base, "items"), config))
+    return read_state(tables.root, base.run_id, state_shapes(sizes[1], config))
 
 
 @dataclass(frozen=True)

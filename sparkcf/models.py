@@ -13,6 +13,8 @@ from sparkcf.als import fit, fold_in
 from sparkcf.autoencoders import fit_net, fold_in_net
 from sparkcf.config import Config
 from sparkcf.fit import F32, Context, Fit, Known
+from sparkcf.fm import fit_fm
+from sparkcf.fm_factors import fold_in_fm, sample_count, sample_width, without_biases
 from sparkcf.popularity import fit_popularity
 
 Rows = tuple[NDArray[np.int64], NDArray[np.int32], F32, F32]  # indptr, indices, values, weights
@@ -40,6 +42,11 @@ def _fold_in_factors(rows: Rows, known: Known, config: Config) -> Folded:
     return fold_in(*rows[:3], known.items, known.bias, config.factorization, present, mean, gram, weights=rows[3])
 
 
+def _fold_in_fm(rows: Rows, known: Known, config: Config) -> Folded:
+    vectors = fold_in_fm(rows[:3], known.items, known.state, config.fm)
+    return vectors, np.zeros(len(vectors), np.float32)
+
+
 def _fit_popularity(pairs: DataFrame, _u: int, _i: int, config: Config, _c: Context) -> Fit:
     return fit_popularity(pairs, config.popularity)
 
@@ -52,16 +59,24 @@ def _fold_in_popularity(rows: Rows, _k: Known, _c: Config) -> Folded:
 MODELS: dict[str, Model] = {
     "als": Model(_fit_factors, _fold_in_factors),
     "hals": Model(_fit_factors, _fold_in_factors),
+    "fm": Model(fit_fm, _fold_in_fm),
     "multvae": Model(fit_net, fold_in_net),
     "multdae": Model(fit_net, fold_in_net),
     "popularity": Model(_fit_popularity, _fold_in_popularity),
 }
 
 
+def comparable(vectors: F32, config: Config) -> F32:
+    """What of items' factors (n, rank) tells how alike they are, (n, any)."""
+    return without_biases(vectors, config.fm) if config.model == "fm" else vectors
+
+
 def rank_of(config: Config) -> int:
     """The length of a factor of the configured model."""
     if config.factorization:
         return config.factorization.rank
+    if config.model == "fm":
+        return sample_count(config.fm) * sample_width(config.fm)
     if config.net:
         return config.net.hidden[0] if config.net.hidden else config.net.latent_dim
     return 1

@@ -6,6 +6,7 @@ from pyspark.sql import Column, DataFrame
 from pyspark.sql import functions as F
 
 from sparkcf.config import Config
+from sparkcf.errors import ConfigError
 
 
 def indexed(interactions: DataFrame, users: DataFrame, items: DataFrame) -> DataFrame:
@@ -22,6 +23,8 @@ def pairs(events: DataFrame, config: Config) -> DataFrame:
     gets the weight of the positives, see `PreferenceConfig`: 1 a pair, or the sum of the values or event weights over
     its events.
     """
+    if config.model == "fm" and not config.explicit:
+        return labels(events, config)
     if config.explicit:
         if config.preference.weight != "event":
             return latest_values(events)
@@ -30,6 +33,14 @@ def pairs(events: DataFrame, config: Config) -> DataFrame:
     if config.preference.weight == "one":
         return good.groupBy("user_idx", "item_idx").agg(F.lit(1.0).alias("value"))
     return good.groupBy("user_idx", "item_idx").agg(F.sum(_weight(config)).alias("value"))
+
+
+def labels(events: DataFrame, config: Config) -> DataFrame:
+    """1 for a pair whose latest value is from `preference.positive_from` up, else 0."""
+    threshold = config.preference.positive_from
+    if threshold is None:
+        raise ConfigError("fm.task=classification needs preference.positive_from: the least value that is a yes")
+    return latest_values(events).withColumn("value", (F.col("value") >= threshold).cast("float"))
 
 
 def user_rows(pairs: DataFrame) -> DataFrame:

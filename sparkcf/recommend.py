@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from typing import Any
 
 import numpy as np
@@ -10,10 +10,11 @@ from pyspark import StorageLevel
 from pyspark.sql import DataFrame, SparkSession
 from pyspark.sql import functions as F
 
+from sparkcf.als import vectors_to_arrow
 from sparkcf.config import Config
 from sparkcf.errors import InputError, NotFoundError
 from sparkcf.lake import LakeTables
-from sparkcf.models import rank_of
+from sparkcf.models import comparable, rank_of
 from sparkcf.popularity import popularity
 from sparkcf.preferences import pairs
 from sparkcf.progress import step
@@ -166,30 +167,38 @@ def _labels(config: Config, run: Run) -> list[Any]:
     ]
 
 
-def _unit(batches: Iterable[Any]) -> Iterator[Any]:
-    """Rows with their `factor` divided by its norm; a row of zeros is nobody's neighbour and left out."""
-    import pyarrow as pa
+def _unit_rows(config: Config) -> Callable[[Iterable[Any]], Iterator[Any]]:
+    """Rows with what is compared of their `factor`, of length 1; a row of zeros is nobody's neighbour: left out."""
 
-    for batch in batches:
-        flat = batch.column("factor").flatten().to_numpy(zero_copy_only=False)
-        vectors = flat.reshape(len(batch), -1) if len(batch) else flat.reshape(0, 1)
-        norms = np.linalg.norm(vectors.astype(np.float64), axis=1)
-        kept = norms > 0
-        unit = (vectors[kept] / norms[kept, None]).astype(np.float32)
-        lists = pa.FixedSizeListArray.from_arrays(pa.array(unit.ravel()), unit.shape[1]).cast(pa.list_(pa.float32()))
-        columns = [column.filter(pa.array(kept)) for column in batch.columns]
-        columns[batch.schema.get_field_index("factor")] = lists
-        yield pa.RecordBatch.from_arrays(columns, names=batch.schema.names)
+    def work(batches: Iterable[Any]) -> Iterator[Any]:
+        import pyarrow as pa
+
+        for batch in batches:
+            if batch.num_rows == 0:
+                continue
+            flat = batch.column("factor").flatten().to_numpy(zero_copy_only=False)
+            vectors = comparable(flat.reshape(len(batch), -1), config)
+            norms = np.linalg.norm(vectors.astype(np.float64), axis=1)
+            kept = norms > 0
+            unit = (vectors[kept] / norms[kept, None]).astype(np.float32)
+            columns = [column.filter(pa.array(kept)) for column in batch.columns]
+            columns[batch.schema.get_field_index("factor")] = vectors_to_arrow(unit)
+            yield pa.RecordBatch.from_arrays(columns, names=batch.schema.names)
+
+    return work
 
 
 def _write_similar(tables: LakeTables, items: DataFrame, side: ItemSide, config: Config, run: Run) -> int:
-    norms = np.linalg.norm(side.vectors, axis=1, keepdims=True)
-    unit = np.divide(side.vectors, norms, out=np.zeros_like(side.vectors), where=norms > 0)
+    compared = comparable(side.vectors, config)
+    norms = np.linalg.norm(compared, axis=1, keepdims=True)
+    unit = np.divide(compared, norms, out=np.zeros_like(compared), where=norms > 0)
     cosine = ItemSide(unit, np.zeros_like(side.bias), side.eligible, side.fallback)
     factors = tables.read("item_factors").where(of_run(config.model, run.run_id))
     seen = F.array("item_idx").alias("seen")  # an item is not its own neighbour
     rows = factors.select(F.col("item_idx").alias("user_idx"), "factor", seen)
-    ranked = top_k(rows.mapInArrow(_unit, rows.schema), cosine.share(tables.spark), config.topk.similar_items)
+    ranked = top_k(
+        rows.mapInArrow(_unit_rows(config), rows.schema), cosine.share(tables.spark), config.topk.similar_items
+    )
     ids = items.select("item_idx", "item_id")
     named = (
         ranked.withColumnRenamed("item_idx", "similar_idx")

@@ -19,7 +19,7 @@ from sparkcf.progress import say
 from sparkcf.schemas import TABLES
 
 FITS = ("train", "fold_in")  # jobs whose runs have factors
-SHAPES_FIT = ("seed", "preference", "als", "hals", "multvae", "multdae", "popularity")
+SHAPES_FIT = ("seed", "preference", "als", "hals", "fm", "multvae", "multdae", "popularity")
 
 
 @dataclass

@@ -106,6 +106,22 @@ ITEMS = Table(
 )
 
 
+FEATURES = Table(
+    "features",
+    "the numbers of texts that are features of a factorization machine",
+    StructType(
+        [
+            column("feature", STRING, "field=value"),
+            column("feature_idx", INT, "dense index over all fields, given once and for ever"),
+            column("first_seen", TimestampType(), "not kept", nullable=True),
+            column("field", STRING, "the field: categories"),
+            column("value", STRING, "the text"),
+        ]
+    ),
+    key=("feature",),
+)
+
+
 def _rows(side: str, other: str) -> Table:
     return Table(
         f"{side}_rows",
@@ -151,6 +167,23 @@ def _factors(side: str) -> Table:
 
 USER_FACTORS = _factors("user")
 ITEM_FACTORS = _factors("item")
+
+FEATURE_FACTORS = Table(
+    "feature_factors",
+    "every feature's parameters of a factorization machine's run, the mean over its samples",
+    StructType(
+        [
+            column("field", STRING, "name of the field"),
+            column("feature_idx", INT, "user_idx, item_idx, or the place among the field's values"),
+            column("factor", VECTOR, "v, float32 (rank,)"),
+            column("bias", FloatType(), "w"),
+            column("model", STRING, "model's name"),
+            column("run_id", STRING, "run that made it"),
+        ]
+    ),
+    key=("run_id", "field", "feature_idx"),
+    partition_by=("model", "run_id"),
+)
 
 RECOMMENDATIONS = Table(
     "recommendations",
@@ -260,10 +293,12 @@ TABLES: dict[str, Table] = {
         QUARANTINE,
         USERS,
         ITEMS,
+        FEATURES,
         USER_ROWS,
         ITEM_ROWS,
         USER_FACTORS,
         ITEM_FACTORS,
+        FEATURE_FACTORS,
         RECOMMENDATIONS,
         SIMILAR_ITEMS,
         RUNS,

@@ -12,13 +12,15 @@ from pyspark.sql import functions as F
 from sparkcf.blocks import ITEM, KINDS, USER, Parts
 from sparkcf.gang import numpy_columns
 
+ROW_COLUMNS = ("key", "feat", "val")  # of a factorization machine's rows, see `sparkcf.features`
+
 
 def shuffled(pairs: DataFrame, workers: int, starts: dict[str, DataFrame] | None = None) -> DataFrame:
     """Send every pair to the worker of its user and to that of its item; one partition a worker.
 
     Parameters
     ----------
-    pairs : user_idx, item_idx, value and, if it has one, weight.
+    pairs : user_idx, item_idx, value and, if it has them, weight and ROW_COLUMNS.
     starts : by side, (idx, factor) rows to begin from; they travel in the same shuffle.
 
     Returns
@@ -28,7 +30,8 @@ def shuffled(pairs: DataFrame, workers: int, starts: dict[str, DataFrame] | None
         are any, weight and vector.
     """
     worker = F.col("worker")
-    carried = [name for name in ("value", "weight") if name in pairs.columns]
+    numbers = [name for name in ("value", "weight") if name in pairs.columns]
+    whole = [name for name in ROW_COLUMNS if name in pairs.columns]
 
     def rows(kind: int, row: str, col: str) -> Column:
         return F.struct(
@@ -36,7 +39,8 @@ def shuffled(pairs: DataFrame, workers: int, starts: dict[str, DataFrame] | None
             F.lit(kind).cast("byte").alias("kind"),
             (F.col(row) / workers).cast("int").alias("row"),
             F.col(col).alias("col"),
-            *(F.col(name).cast("float").alias(name) for name in carried),
+            *(F.col(name).cast("float").alias(name) for name in numbers),
+            *(F.col(name) for name in whole),
         )
 
     copies = F.array(rows(USER, "user_idx", "item_idx"), rows(ITEM, "item_idx", "user_idx"))
@@ -51,7 +55,7 @@ def shuffled(pairs: DataFrame, workers: int, starts: dict[str, DataFrame] | None
                     F.lit(2 + side).cast("byte").alias("kind"),
                     (F.col("idx") / workers).cast("int").alias("row"),
                     F.lit(0).alias("col"),
-                    *(F.lit(0.0).cast("float").alias(name) for name in carried),
+                    *(F.lit(0.0).cast("float").alias(name) for name in numbers),
                     F.col("factor").alias("vector"),
                 )
                 tagged = tagged.unionByName(start)

@@ -12,6 +12,7 @@ from pyspark.sql import functions as F
 from sparkcf.config import Config
 from sparkcf.errors import ConfigError, LakeError
 from sparkcf.evaluate import Evaluation, evaluate
+from sparkcf.features import no_values, register_values
 from sparkcf.fit import Context, Fit
 from sparkcf.lake import LakeTables, sql_date
 from sparkcf.models import MODELS, rank_of
@@ -24,7 +25,7 @@ from sparkcf.snapshots import Snapshots
 from sparkcf.store import write_state
 
 LOGGED = ("objective", "observed", "unobserved", "regularization", "loss", "kl_weight", "ndcg_at_100", "seconds")
-INPUTS = ("interactions", "users", "items", "published")
+INPUTS = ("interactions", "users", "items", "features", "published")
 
 
 def train_model(spark: SparkSession, config: Config) -> dict[str, Any]:
@@ -33,6 +34,8 @@ def train_model(spark: SparkSession, config: Config) -> dict[str, Any]:
     Returns the run's id, counts and last objective. Whatever fails is written into `runs`.
     """
     tables = LakeTables(spark, config.lake.root)
+    if config.model == "fm":
+        register_values(tables, config)
     run = start_run(tables, "train", config, {name: tables.version(name) for name in INPUTS})
     try:
         return _train(tables, config, run)
@@ -52,9 +55,10 @@ def _train(tables: LakeTables, config: Config, run: Run) -> dict[str, Any]:
                 return
             shown.update(told(entry), entry.get("sweep") or entry["epoch"], rounds)
 
-        rounds = config.net.epochs if config.net else config.factorization.iterations if config.factorization else 1
+        rounds = rounds_of(config)
         sizes = (index_size(tables, run, "users"), index_size(tables, run, "items"))
-        context = Context(starts, heard, progress_folder(tables, config, run), tables, snapshot_name(config, run))
+        folder, snapshot = progress_folder(tables, config, run), snapshot_name(config, run)
+        context = Context(starts, heard, folder, tables, snapshot, *attributes(tables, config, run))
         fitted = MODELS[config.model].fit(pairs(events, config), *sizes, config, context)
         if fitted.log:
             shown.note = told(fitted.log[-1])
@@ -63,6 +67,8 @@ def _train(tables: LakeTables, config: Config, run: Run) -> dict[str, Any]:
             counts = {side: write_factors(tables, side, fitted, config, run) for side in ("user", "item")}
             if fitted.state:
                 write_state(tables.root, run.run_id, fitted.state)
+            if fitted.features is not None:
+                write_features(tables, fitted.features, config, run)
             shown.note = ", ".join(f"{n:,} {side}s" for side, n in counts.items())
     finally:
         fitted.release()
@@ -70,6 +76,24 @@ def _train(tables: LakeTables, config: Config, run: Run) -> dict[str, Any]:
     run.update("trained", counts={f"{side}s_trained": n for side, n in counts.items()})
     last = fitted.log[-1] if fitted.log else {}
     return {"run_id": run.run_id, "counts": run.counts, "objective": last.get("objective", last.get("loss"))}
+
+
+def rounds_of(config: Config) -> int:
+    """Sweeps or epochs of a fit, at most."""
+    if config.net:
+        return config.net.epochs
+    swept = config.fm if config.model == "fm" else config.factorization
+    return swept.iterations if swept else 1
+
+
+def attributes(tables: LakeTables, config: Config, run: Run) -> tuple[DataFrame | None, DataFrame | None]:
+    """The items with what they have, and the numbers of texts, at the run's versions; for models with features."""
+    versions = run.row["inputs"]
+    if config.model != "fm":
+        return None, None
+    items = tables.read("items", versions["items"])
+    known = versions.get("features", -1)
+    return items, tables.read("features", known) if known >= 0 else no_values(tables.spark)
 
 
 def told(entry: dict[str, Any]) -> str:
@@ -122,7 +146,7 @@ def index_size(tables: LakeTables, run: Run, name: str) -> int:
 
 def warm_starts(tables: LakeTables, config: Config) -> dict[str, DataFrame] | None:
     """The published run's factors, where there is one of this model with the same rank."""
-    if config.net:
+    if config.net or config.model == "fm":
         say(f"  note: train.warm_start: {config.model} starts from its seed")
         return None
     row = published_run(tables, config.model)
@@ -154,6 +178,11 @@ def write_factors(tables: LakeTables, side: str, fitted: Fit, config: Config, ru
     )
     tables.replace(f"{side}_factors", named, of_run(config.model, run.run_id))
     return tables.last_metrics(f"{side}_factors").get("numOutputRows", 0)
+
+
+def write_features(tables: LakeTables, features: DataFrame, config: Config, run: Run) -> None:
+    named = features.select("*", F.lit(config.model).alias("model"), F.lit(run.run_id).alias("run_id"))
+    tables.replace("feature_factors", named, of_run(config.model, run.run_id))
 
 
 def of_run(model: str, run_id: str) -> str:
@@ -195,7 +224,8 @@ def evaluate_run(spark: SparkSession, config: Config) -> dict[str, Any]:
         events = read_events(tables, config, run)
         sizes = (index_size(tables, run, "users"), index_size(tables, run, "items"))
         if config.net is None:
-            result = evaluate(events, *sizes, config)
+            items, dictionary = attributes(tables, config, run)
+            result = evaluate(events, *sizes, config, Context(items=items, dictionary=dictionary))
         else:
             result = _evaluate_net(tables, events, sizes, config, run)
         shown.note = headline(result, config)

@@ -16,9 +16,19 @@ def normal_rows(seed: int, stream: int, rows: NDArray[np.int64], width: int, sd:
     `stream` keeps the draws of different things apart. Box-Muller over splitmix64 counters.
     """
     out = np.empty((len(rows), width), np.float32)
-    key = np.uint64((seed * 0x9E3779B97F4A7C15 + stream * 0xD1B54A32D192ED03 + 0x632BE59BD9B4E019) % 2**64)
-    _fill_normal(key, rows.astype(np.int64), sd, out)
+    _fill_normal(_key(seed, stream), rows.astype(np.int64), sd, out)
     return out
+
+
+def uniform_rows(seed: int, stream: int, rows: NDArray[np.int64]) -> NDArray[np.float64]:
+    """A draw from (0, 1) for every row number, float64 (len(rows),): the same for the same (seed, stream, row)."""
+    out = np.empty(len(rows))
+    _fill_uniform(_key(seed, stream), rows.astype(np.int64), out)
+    return out
+
+
+def _key(seed: int, stream: int) -> np.uint64:
+    return np.uint64((seed * 0x9E3779B97F4A7C15 + stream * 0xD1B54A32D192ED03 + 0x632BE59BD9B4E019) % 2**64)
 
 
 @kernel()
@@ -39,3 +49,10 @@ def _fill_normal(key, rows, sd, out):
             u = (np.float64(first >> np.uint64(11)) + 0.5) * (1.0 / 9007199254740992.0)  # in (0, 1)
             v = np.float64(second >> np.uint64(11)) * (1.0 / 9007199254740992.0)
             out[place, column] = sd * math.sqrt(-2.0 * math.log(u)) * math.cos(2.0 * math.pi * v)
+
+
+@kernel()
+def _fill_uniform(key, rows, out):
+    for place in range(rows.size):
+        drawn = _splitmix64(_splitmix64(key ^ _splitmix64(np.uint64(rows[place]))))
+        out[place] = (np.float64(drawn >> np.uint64(11)) + 0.5) * (1.0 / 9007199254740992.0)

@@ -1,0 +1,341 @@
+"""Factorization machines by a gang on Spark, or in this process: fit, and what the fit predicts.
+
+    rows ──one shuffle──▶ two copies, by user and by item ──▶ sweeps ──▶ samples: w_0 and every feature's (v, w)
+
+`fit_fm_arrays` is the fit in this process; both run `sparkcf.fm_sweeps.train_fm`.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+from pyspark import StorageLevel
+from pyspark.sql import DataFrame
+from pyspark.sql import functions as F
+
+from sparkcf.als import vectors_to_arrow
+from sparkcf.blocks import ITEM, KINDS, USER, row_ids
+from sparkcf.config import Config, FMConfig
+from sparkcf.errors import TrainingError
+from sparkcf.features import features_of, rows_of
+from sparkcf.fit import Context, Fit
+from sparkcf.fm_factors import folded
+from sparkcf.fm_sweeps import NO_ROWS, Field, FMPlan, FMRows, Sample, predicted, train_fm
+from sparkcf.gang import Alone, Gang, check_slots, joined, listening, worker_threads
+from sparkcf.shared import SharedArrays, share
+from sparkcf.shuffle import shuffled
+from sparkcf.topk import collect_factors, vectors_of
+
+RESULT = "kind string, idx int, factor array<float>, log string"
+COLUMNS = ("kind", "idx", "factor", "log")
+BATCH = 2_000  # vectors in an Arrow batch
+ROW_TYPES = (np.int32, np.int32, np.float32, np.int64)
+LISTS = (np.int32, np.float32)
+
+F32 = NDArray[np.float32]
+F64 = NDArray[np.float64]
+I32 = NDArray[np.int32]
+I64 = NDArray[np.int64]
+
+
+@dataclass(frozen=True)
+class FMData:
+    """Rows in this process: `users`, `items` int32 (n,), `y` float32 (n,), and what the other fields have as
+    compressed rows: `ptr` int64 (n + 1,), `feat` int32 into the fields other than user and item, one after the other,
+    `val` float32."""
+
+    users: I32
+    items: I32
+    y: F32
+    ptr: I64
+    feat: I32
+    val: F32
+
+    @classmethod
+    def of_pairs(cls, users: NDArray[Any], items: NDArray[Any], y: NDArray[Any]) -> FMData:
+        """Rows of a user and an item, and nothing else."""
+        nothing = np.zeros(len(y) + 1, np.int64), np.empty(0, np.int32), np.empty(0, np.float32)
+        return cls(users.astype(np.int32), items.astype(np.int32), y.astype(np.float32), *nothing)
+
+
+@dataclass(frozen=True)
+class FMFit:
+    """A fit in this process: its samples as w_0 and the table of all features, field after field, float32 (m, k + 1),
+    [v_j, w_j] each; `log` has an entry a sweep."""
+
+    plan: FMPlan
+    samples: list[tuple[float, F32]]
+    log: list[dict[str, Any]]
+
+    def predict(self, data: FMData) -> tuple[F64, F64]:
+        """Values or probabilities of rows, and their standard deviation over the samples; float64 (n,). Indices from
+        the field's size on, and below 0, are unseen: they add nothing."""
+        return predicted(self.samples, *entries_of(data, self.plan), self.plan)
+
+
+def make_plan(
+    config: FMConfig, fields: tuple[Field, ...], n_users: int, n_items: int, seed: int, threads: int
+) -> FMPlan:
+    names = [f.name for f in fields]
+    pairs = np.array([[config.interacting(one, other) for other in names] for one in names])
+    return FMPlan(config, fields, pairs, n_users, n_items, seed, threads)
+
+
+def fit_fm_arrays(
+    data: FMData,
+    fields: tuple[Field, ...],
+    n_users: int,
+    n_items: int,
+    config: FMConfig,
+    seed: int,
+    threads: int = 1,
+    heard: Callable[[dict[str, Any]], None] | None = None,
+) -> FMFit:
+    """Fit in this process, for notebooks, tests and small data.
+
+    Parameters
+    ----------
+    fields : all fields in the order of their tables; those with a `side` take their features from users and items.
+    """
+    plan = make_plan(config, fields, n_users, n_items, seed, threads)
+    key = np.arange(len(data.y), dtype=np.int64)
+    rest = (data.y, key, data.ptr, data.feat, data.val)
+    rows = [FMRows(data.users, data.items, *rest), FMRows(data.items, data.users, *rest)]
+    samples, log = train_fm(rows, plan, Alone(heard))
+    return FMFit(plan, [(sample.w0, whole_table(sample, plan)) for sample in samples], log)
+
+
+def whole_table(sample: Sample, plan: FMPlan) -> F32:
+    """The table of all features of a sample of a gang of one, field after field."""
+    parts = []
+    for f, start in zip(plan.fields, plan.starts(), strict=True):
+        own = None if f.side is None else sample.own[f.side]
+        parts.append(sample.everywhere[start : start + f.size] if own is None else own)
+    return np.concatenate(parts)
+
+
+def entries_of(data: FMData, plan: FMPlan) -> tuple[tuple[I64, I32, F32], NDArray[np.int16]]:
+    """Rows as `rowptr`, `feat`, `val` into the table of all features, and the field of each of its features."""
+    n, begin = len(data.y), 0
+    fields = np.concatenate([np.full(f.size, number, np.int16) for number, f in enumerate(plan.fields)])
+    rows, feats, vals = [], [], []
+    everywhere = np.zeros(plan.everywhere + 1, np.int32)
+    for f, start in zip(plan.fields, plan.starts(), strict=True):
+        if f.side is None:
+            everywhere[start : start + f.size] = np.arange(begin, begin + f.size)
+        else:
+            index = (data.users, data.items)[f.side]
+            known = np.flatnonzero((index >= 0) & (index < f.size))
+            rows.append(known)
+            feats.append(begin + index[known])
+            vals.append(np.ones(len(known), np.float32))
+        begin += f.size
+    seen = np.flatnonzero((data.feat >= 0) & (data.feat < plan.everywhere))
+    rows.append((np.searchsorted(data.ptr, seen, side="right") - 1).astype(np.int64))
+    feats.append(everywhere[data.feat[seen]])
+    vals.append(data.val[seen])
+    row = np.concatenate(rows)
+    order = np.argsort(row, kind="stable")
+    rowptr = np.concatenate([[0], np.cumsum(np.bincount(row, minlength=n))]).astype(np.int64)
+    return (rowptr, np.concatenate(feats)[order].astype(np.int32), np.concatenate(vals)[order]), fields
+
+
+def fit_fm(pairs: DataFrame, n_users: int, n_items: int, config: Config, context: Context) -> Fit:
+    """Fit on Spark by a gang of workers in one barrier stage, and fold the samples into factors.
+
+    Parameters
+    ----------
+    pairs : user_idx, item_idx, value (classification: 1 or 0). context : see `features.features_of`.
+
+    Raises
+    ------
+    ConfigError
+        Too few task slots, dynamic allocation, or a field that the tables have nothing for.
+    TrainingError
+        There is no row, or a parameter is not finite.
+    """
+    spark, fm = pairs.sparkSession, config.fm
+    workers = check_slots(spark, fm.workers, fm.section)
+    features = features_of(pairs, n_users, n_items, config, context)
+    plan = make_plan(fm, features.fields, n_users, n_items, config.seed, worker_threads(spark))
+    with listening(spark, context.heard) as report_to:
+
+        def work(batches: Iterable[Any]) -> Iterator[Any]:
+            with joined(workers, fm.timeout_s, report_to) as gang:
+                try:
+                    samples, log = train_fm(_received_rows(batches), plan, gang)
+                except TrainingError as error:  # raised by all workers at once; a retry would end the same way
+                    if gang.rank == 0:
+                        yield _lines("error", [str(error)])
+                else:
+                    yield from _result(samples, log, plan, gang)
+
+        trained = shuffled(rows_of(pairs, features), workers).mapInArrow(work, RESULT, barrier=True)
+        # With a shuffle behind it Spark starts a failed barrier stage again; without, it gives the job up.
+        kept = trained.repartition(workers, "idx").persist(StorageLevel.MEMORY_AND_DISK)
+        try:
+            told = kept.where("log IS NOT NULL").select("kind", "log").collect()
+            told = told or [{"kind": "error", "log": NO_ROWS}]
+            for row in told:
+                if row["kind"] == "error":
+                    raise TrainingError(row["log"])
+        except BaseException:
+            kept.unpersist()
+            raise
+    log = sorted((json.loads(r["log"]) for r in told if r["kind"] == "log"), key=lambda entry: entry["sweep"])
+    state = {
+        name: np.array(values) for r in told if r["kind"] == "state" for name, values in json.loads(r["log"]).items()
+    }
+    w0 = state["w0"]
+    width = len(w0) * (fm.rank + 1)
+    common = kept.where(F.col("kind") == "everywhere").select("idx", "factor", F.lit(0.0).cast("float").alias("bias"))
+    table = collect_factors(common, plan.everywhere, width)[0].reshape(plan.everywhere, len(w0), fm.rank + 1)
+    state["everywhere"] = np.ascontiguousarray(table.transpose(1, 0, 2))
+    state["sizes"] = np.array([f.size for f in plan.fields])
+    everywhere = share(spark, everywhere=state["everywhere"])
+    user, item = (
+        _folded(kept, name, frame, w0, everywhere, plan)
+        for name, frame in (("user", features.user), ("item", features.item))
+    )
+    return Fit(user, item, log, kept, state=state, features=_feature_factors(kept, plan, len(w0)))
+
+
+def _received_rows(batches: Iterable[Any]) -> list[FMRows]:
+    """Arrow batches of `shuffled` as the rows of both copies."""
+    import pyarrow as pa
+
+    batches = list(batches)
+    if not batches:
+        plain, lists = ([np.empty(0, t) for t in types] for types in (ROW_TYPES, LISTS))
+        return [FMRows(*plain, np.zeros(1, np.int64), *lists)] * 2
+    table = pa.Table.from_batches(batches).combine_chunks()
+    kind = table.column("kind").to_numpy()
+    parts = []
+    for side in (USER, ITEM):
+        part = table.take(pa.array(np.flatnonzero(kind == side))).combine_chunks()
+        plain = [
+            part.column(c).to_numpy().astype(t) for c, t in zip(("row", "col", "value", "key"), ROW_TYPES, strict=True)
+        ]
+        feat, val = (part.column(c).combine_chunks() for c in ("feat", "val"))
+        ptr = np.concatenate([[0], np.cumsum(_lengths(feat), dtype=np.int64)])
+        lists = (c.flatten().to_numpy(zero_copy_only=False).astype(t) for c, t in zip((feat, val), LISTS, strict=True))
+        parts.append(FMRows(*plain, ptr, *lists))
+    return parts
+
+
+def _lengths(column: Any) -> NDArray[Any]:
+    import pyarrow.compute as pc
+
+    lengths: NDArray[Any] = pc.list_value_length(column).fill_null(0).to_numpy(zero_copy_only=False)
+    return lengths
+
+
+def _result(samples: list[Sample], log: list[dict[str, Any]], plan: FMPlan, gang: Gang) -> Iterator[Any]:
+    """A worker's own features, and from the first worker everything else, as Arrow batches of RESULT."""
+    if gang.rank == 0:
+        yield _lines("log", [json.dumps(entry) for entry in log])
+        yield _lines("state", [json.dumps(_state(samples, plan))])
+        everywhere = np.stack([sample.everywhere for sample in samples], axis=1)
+        yield from _vectors("everywhere", np.arange(len(everywhere)), everywhere)
+    for side, name in enumerate(KINDS):
+        if samples[0].own[side] is not None:
+            own = np.stack([sample.own[side] for sample in samples], axis=1)
+            yield from _vectors(name, row_ids(plan.sizes[side], gang.rank, gang.size), own)
+
+
+def _state(samples: list[Sample], plan: FMPlan) -> dict[str, list[Any]]:
+    """What folding in needs of every sample: w_0, the noise's precision, the prior of the users' field."""
+    user = next((number for number, f in enumerate(plan.fields) if f.side == USER), 0)
+    hypers = [sample.hypers[user] for sample in samples]
+    return {
+        "w0": [sample.w0 for sample in samples],
+        "noise_precision": [sample.noise_precision for sample in samples],
+        "precision": [hyper.precision.tolist() for hyper in hypers],
+        "mean": [hyper.mean.tolist() for hyper in hypers],
+    }
+
+
+def _vectors(kind: str, ids: NDArray[Any], vectors: F32) -> Iterator[Any]:
+    import pyarrow as pa
+
+    flat = vectors.reshape(len(vectors), -1)
+    for first in range(0, len(ids), BATCH):
+        part = slice(first, first + BATCH)
+        n = len(ids[part])
+        columns = [pa.array([kind] * n), pa.array(ids[part].astype(np.int32)), vectors_to_arrow(flat[part])]
+        yield pa.RecordBatch.from_arrays([*columns, pa.nulls(n, pa.string())], names=COLUMNS)
+
+
+def _lines(kind: str, lines: list[str]) -> Any:
+    import pyarrow as pa
+
+    n = len(lines)
+    nothing = (pa.nulls(n, pa.int32()), pa.nulls(n, pa.list_(pa.float32())))
+    return pa.RecordBatch.from_arrays([pa.array([kind] * n), *nothing, pa.array(lines)], names=COLUMNS)
+
+
+def _folded(kept: DataFrame, name: str, features: DataFrame, w0: F64, shared: SharedArrays, plan: FMPlan) -> DataFrame:
+    """idx, factor, bias of all users or items that have features or an id."""
+    own = kept.where(F.col("kind") == name).select(F.col("idx").alias(f"{name}_idx"), F.col("factor").alias("own"))
+    has_ids = any(f.side == KINDS.index(name) for f in plan.fields)
+    width = (len(w0), plan.config.rank + 1)
+
+    def work(batches: Iterable[Any]) -> Iterator[Any]:
+        import pyarrow as pa
+
+        (everywhere,) = shared.open()
+        for batch in batches:
+            for first in range(0, batch.num_rows, BATCH):
+                part = batch.slice(first, BATCH)
+                listed = part.column("features")
+                ptr = np.concatenate([[0], np.cumsum(_lengths(listed), dtype=np.int64)])
+                feat, val = (column.to_numpy(zero_copy_only=False) for column in listed.flatten().flatten())
+                entries = (ptr, feat.astype(np.int32), val.astype(np.float32))
+                ids = None
+                if has_ids:
+                    ids = vectors_of(part.column("own"), width[0] * width[1])[1].reshape(-1, *width)
+                vectors = folded(name == "item", ids, entries, w0, everywhere, plan)
+                columns = [part.column(0), vectors_to_arrow(vectors), pa.array(np.zeros(len(vectors), np.float32))]
+                yield pa.RecordBatch.from_arrays(columns, names=["idx", "factor", "bias"])
+
+    joined_rows = features.join(own, on=f"{name}_idx", how="left").select(f"{name}_idx", "features", "own")
+    return joined_rows.mapInArrow(work, "idx int, factor array<float>, bias float")
+
+
+def _feature_factors(kept: DataFrame, plan: FMPlan, samples: int) -> DataFrame:
+    """field, feature_idx, factor, bias of every feature: the mean over the samples."""
+    names = np.array([f.name for f in plan.fields], object)
+    starts = [(start, number) for number, start in enumerate(plan.starts()) if start >= 0]
+    located = {KINDS[f.side]: f.name for f in plan.fields if f.side is not None}
+
+    def work(batches: Iterable[Any]) -> Iterator[Any]:
+        import pyarrow as pa
+
+        for batch in batches:
+            if batch.num_rows == 0:
+                continue
+            idx = batch.column("idx").to_numpy()
+            flat = batch.column("factor").flatten().to_numpy(zero_copy_only=False)
+            means = flat.reshape(len(idx), samples, -1).mean(axis=1, dtype=np.float64).astype(np.float32)
+            fields = np.array([located.get(kind, "") for kind in batch.column("kind").to_pylist()], object)
+            everywhere = fields == ""
+            if everywhere.any():
+                at = np.searchsorted([start for start, _ in starts], idx[everywhere], side="right") - 1
+                fields[everywhere] = names[[starts[place][1] for place in at]]
+                idx = idx.copy()
+                idx[everywhere] -= np.array([starts[place][0] for place in at], idx.dtype)
+            columns = [
+                pa.array(fields.tolist()),
+                pa.array(idx),
+                vectors_to_arrow(means[:, :-1]),
+                pa.array(means[:, -1]),
+            ]
+            yield pa.RecordBatch.from_arrays(columns, names=["field", "feature_idx", "factor", "bias"])
+
+    rows = kept.where(F.col("factor").isNotNull()).select("kind", "idx", "factor")
+    return rows.mapInArrow(work, "field string, feature_idx int, factor array<float>, bias float")

@@ -1,0 +1,542 @@
+"""The sweeps of a factorization machine at one worker of a gang: numpy and kernels, no Spark.
+
+    noise and hyper-parameters drawn (MCMC) ──▶ w_0 ──▶ users, at the workers of their rows ──▶ items, likewise ──▶
+    every other field from normal equations summed over the gang ──▶ residuals, a sample kept
+
+Every row of the data is held twice, with the worker of its user and with that of its item (`Copy`). A field that lives
+with users or items is solved where it lives, exactly and by blocks; the features of all other fields stand at every
+worker, which all solve the same small systems. ALS takes the mean of each feature's Gaussian conditional, MCMC draws
+from it (Freudenthaler, Schmidt-Thieme, Rendle 2011), each (v_j, w_j) as one block. Draws depend on the seed, the sweep
+and the feature alone, so that no result depends on the number of workers but for rounding.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+from scipy.special import log_ndtr, ndtr, ndtri
+from threadpoolctl import threadpool_limits
+
+from sparkcf.blocks import ITEM, USER, places, row_ids
+from sparkcf.config import FMConfig
+from sparkcf.errors import TrainingError
+from sparkcf.gang import Gang
+from sparkcf.kernels.fm import draw_features, fill_state, move_feature, predict_rows, sum_feature, sum_features
+from sparkcf.kernels.random import normal_rows, uniform_rows
+from sparkcf.sweeps import in_threads
+
+F32 = NDArray[np.float32]
+F64 = NDArray[np.float64]
+I64 = NDArray[np.int64]
+I32 = NDArray[np.int32]
+Entry = dict[str, Any]
+SUM_BYTES = 64 << 20  # of the normal equations that are held at once
+PRIOR_SHAPE = PRIOR_RATE = PRIOR_STRENGTH = 1.0  # of the noise's and the hyper-parameters' priors, as in libFM
+NO_ROWS = "no row to train on: is there any interaction up to the logical date?"
+
+
+@dataclass(frozen=True)
+class Field:
+    """A group of features: `size` of them; `several` of them may stand in one row; `side` USER or ITEM where they are
+    the ids of that side and live with its rows, None where they stand at every worker; `of_item`: what the item has,
+    else it is what the user has."""
+
+    name: str
+    size: int
+    several: bool = False
+    side: int | None = None
+    of_item: bool = False
+
+
+@dataclass(frozen=True)
+class FMPlan:
+    """All that a worker must know, and nothing of Spark. `pairs` bool (F, F): which fields interact."""
+
+    config: FMConfig
+    fields: tuple[Field, ...]
+    pairs: NDArray[np.bool_]
+    n_users: int
+    n_items: int
+    seed: int
+    threads: int
+
+    @property
+    def sizes(self) -> tuple[int, int]:
+        return self.n_users, self.n_items
+
+    def starts(self) -> list[int]:
+        """Where each field that stands at every worker begins in the table of all of them; -1 for the others."""
+        starts, begin = [], 0
+        for f in self.fields:
+            starts.append(begin if f.side is None else -1)
+            begin += f.size if f.side is None else 0
+        return starts
+
+    @property
+    def everywhere(self) -> int:
+        return sum(f.size for f in self.fields if f.side is None)
+
+
+@dataclass
+class FMRows:
+    """Rows as the shuffle brings them to the worker of one side: `own` int32 (n,) places there, `other` int32 (n,)
+    indices of the other side, `y` float32 (n,), `key` int64 (n,) the same in both copies of a row; what the fields
+    that stand at every worker have: `ptr` int64 (n + 1,), `feat` int32, `val` float32."""
+
+    own: I32
+    other: I32
+    y: F32
+    key: I64
+    ptr: I64
+    feat: I32
+    val: F32
+
+
+@dataclass
+class Copy:
+    """A worker's rows, in order of the side's places, and the table that their features point into.
+
+    table : the features that stand everywhere, then the side's own, then those received of the other side.
+    targets : y, or the latent variable of the probit.
+    """
+
+    rowptr: I64
+    feat: I32
+    val: F32
+    y: F32
+    key: I64
+    table: F32
+    fields: NDArray[np.int16]
+    own: slice
+    got: slice
+    sends: list[I64]  # places here of the other copy's own features that others asked for
+    targets: F32 = field(init=False)
+
+    def __post_init__(self) -> None:
+        self.targets = self.y.copy()
+
+    @property
+    def entries(self) -> tuple[I64, I32, F32]:
+        return self.rowptr, self.feat, self.val
+
+
+@dataclass
+class Visits:
+    """Where a field's features stand in a copy's rows: rows, entries, and the feature's place, ascending."""
+
+    rows: I64
+    entries: I64
+    places: I64
+    present: NDArray[np.bool_]  # (features here,), over all workers
+
+
+@dataclass
+class Hyper:
+    """A field's prior: precision lambda and mean mu of each of its k + 1 columns."""
+
+    precision: F64
+    mean: F64
+
+
+@dataclass
+class Sample:
+    """One draw (or the optimum): w_0, the noise's precision, this worker's own users' and items' rows (None where they
+    are no field), the features that stand everywhere, float32 (n, k + 1), and the fields' priors."""
+
+    w0: float
+    noise_precision: float
+    own: list[F32 | None]
+    everywhere: F32
+    hypers: list[Hyper]
+
+
+@dataclass
+class State:
+    copies: list[Copy]
+    visits: list[Visits]
+    hypers: list[Hyper]
+    w0: float
+    noise_precision: float
+    n: int  # rows over all workers
+    fitted: F64  # a(x) of the user copy's rows
+    singular: int = 0
+
+
+def train_fm(rows: list[FMRows], plan: FMPlan, gang: Gang) -> tuple[list[Sample], list[Entry]]:
+    """All sweeps, at one worker of a gang; `rows` of USER and ITEM is emptied.
+
+    Returns
+    -------
+    (samples, log)
+        The samples kept (one, the last, for ALS); an entry a sweep: objective (ALS) or training error, seconds.
+
+    Raises
+    ------
+    TrainingError
+        At all workers at once: there is no row, or a parameter is not finite.
+    """
+    config = plan.config
+    with threadpool_limits(1, user_api="blas"):
+        state = _begin(rows, plan, gang)
+        log: list[Entry] = []
+        samples: list[Sample] = []
+        kept = set(config.kept_sweeps())
+        while len(log) < config.iterations and not _converged(log, config):
+            entry = _sweep(state, plan, gang, len(log) + 1)
+            log.append(entry)
+            gang.report(entry)
+            if len(log) in kept:
+                samples.append(_sample(state))
+        return samples or [_sample(state)], log
+
+
+def _converged(log: list[Entry], config: FMConfig) -> bool:
+    if len(log) < 2 or config.tolerance == 0 or config.learner == "mcmc":
+        return False
+    before, now = log[-2]["objective"], log[-1]["objective"]
+    return bool(before - now < config.tolerance * abs(before))
+
+
+def _sample(state: State) -> Sample:
+    own = [c.table[c.own].copy() if c.own.stop > c.own.start else None for c in state.copies]
+    first = state.copies[USER]
+    hypers = [Hyper(h.precision.copy(), h.mean.copy()) for h in state.hypers]
+    return Sample(state.w0, state.noise_precision, own, first.table[: first.own.start].copy(), hypers)
+
+
+def _begin(rows: list[FMRows], plan: FMPlan, gang: Gang) -> State:
+    config = plan.config
+    copies = [_copy(rows, side, plan, gang) for side in (USER, ITEM)]
+    n = int(gang.sum(np.array([len(copies[USER].y)]))[0])
+    if not n:
+        raise TrainingError(NO_ROWS)
+    visits = [_visits(copies, number, plan, gang) for number in range(len(plan.fields))]
+    y = copies[USER].y > 0 if config.task == "classification" else copies[USER].y
+    mean = float(gang.sum(np.array([y.sum(dtype=np.float64)]))[0]) / n
+    width = config.rank + 1
+    hypers = []
+    for f in plan.fields:
+        precision = np.full(width, config.regularization_of(f.name))
+        precision[-1] = config.linear_regularization_of(f.name)
+        hypers.append(Hyper(precision, np.zeros(width)))
+    begin = float(ndtri(np.clip(mean, 1e-3, 1 - 1e-3))) if config.task == "classification" else mean
+    state = State(copies, visits, hypers, begin, 1.0, n, np.zeros(len(copies[USER].y)))
+    for number, f in enumerate(plan.fields):
+        ids = _ids(f, plan, gang)
+        drawn = np.zeros((len(ids), width), np.float32)
+        drawn[:, :-1] = normal_rows(plan.seed, 16 + number, ids, config.rank, config.init_sd)
+        drawn[~visits[number].present] = 0.0
+        _set(state, number, slice(0, len(ids)), drawn, plan)
+    for side in (USER, ITEM):
+        _receive(state, side, gang)
+    state.fitted = _predicted(state, copies[USER], plan)
+    return state
+
+
+def _ids(f: Field, plan: FMPlan, gang: Gang) -> I64:
+    """The features of a field that stand at this worker."""
+    return np.arange(f.size) if f.side is None else row_ids(plan.sizes[f.side], gang.rank, gang.size)
+
+
+def _copy(rows: list[FMRows], side: int, plan: FMPlan, gang: Gang) -> Copy:
+    part = rows[side]
+    located = {f.side: number for number, f in enumerate(plan.fields) if f.side is not None}
+    own_size = places(plan.sizes[side], gang.rank, gang.size) if side in located else 0
+    order = np.lexsort((part.key, part.own))
+    counts = np.diff(part.ptr)[order]
+    taken = np.concatenate([[0], np.cumsum(counts)]).astype(np.int64)
+    source = np.repeat(part.ptr[:-1][order] - taken[:-1], counts) + np.arange(taken[-1])
+    needed: list[I64] = [np.empty(0, np.int64)] * gang.size
+    position = np.empty(0, np.int32)
+    if 1 - side in located:
+        wanted = np.zeros(plan.sizes[1 - side], bool)
+        wanted[part.other] = True
+        needed = [np.flatnonzero(wanted[w :: gang.size]) for w in range(gang.size)]
+        position = np.zeros(len(wanted), np.int32)
+        begin = 0
+        for w, asked in enumerate(needed):
+            position[w :: gang.size][asked] = np.arange(begin, begin + len(asked), dtype=np.int32)
+            begin += len(asked)
+    sends = [asked.copy() for asked in gang.exchange(needed)]
+    received = sum(map(len, needed))
+    base = plan.everywhere
+    own, got = slice(base, base + own_size), slice(base + own_size, base + own_size + received)
+    lists = [(part.own[order] + own.start, side)] if side in located else []
+    if 1 - side in located:
+        lists.append((position[part.other[order]] + got.start, 1 - side))
+    first = len(lists)
+    rowptr = taken + first * np.arange(len(taken))
+    feat, val = np.empty(rowptr[-1], np.int32), np.ones(rowptr[-1], np.float32)
+    for at, (column, _) in enumerate(lists):
+        feat[rowptr[:-1] + at] = column
+    rest = np.arange(len(source)) + first * (1 + np.repeat(np.arange(len(counts)), counts))
+    feat[rest], val[rest] = part.feat[source], part.val[source]
+    fields = np.zeros(base + own_size + received, np.int16)
+    for number, (f, start) in enumerate(zip(plan.fields, plan.starts(), strict=True)):
+        if f.side is None:
+            fields[start : start + f.size] = number
+    fields[own], fields[got] = located.get(side, 0), located.get(1 - side, 0)
+    table = np.zeros((len(fields), plan.config.rank + 1), np.float32)
+    made = Copy(rowptr, feat, val, part.y[order], part.key[order], table, fields, own, got, sends)
+    empty = np.empty(0, np.int32)
+    rows[side] = FMRows(empty, empty, made.y[:0], made.key[:0], part.ptr[:1], empty, part.val[:0])  # free them
+    return made
+
+
+def _visits(copies: list[Copy], number: int, plan: FMPlan, gang: Gang) -> Visits:
+    f = plan.fields[number]
+    copy = copies[USER if f.side is None else f.side]
+    start, size = plan.starts()[number], f.size
+    if f.side is not None:
+        start, size = copy.own.start, copy.own.stop - copy.own.start
+    entries = np.flatnonzero((copy.fields[copy.feat] == number) & (copy.val != 0))
+    entries = entries[np.argsort(copy.feat[entries], kind="stable")]
+    rows = np.searchsorted(copy.rowptr, entries, side="right") - 1
+    feature = copy.feat[entries].astype(np.int64) - start
+    counts = np.bincount(feature, minlength=size)
+    present = (gang.sum(counts) if f.side is None else counts) > 0
+    return Visits(rows.astype(np.int64), entries.astype(np.int64), feature, present)
+
+
+def _set(state: State, number: int, where: slice, values: F32, plan: FMPlan) -> None:
+    """Write features of a field into the tables of both copies."""
+    f = plan.fields[number]
+    if f.side is not None:
+        begin = state.copies[f.side].own.start
+        state.copies[f.side].table[begin + where.start : begin + where.stop] = values
+        return
+    begin = plan.starts()[number]
+    for copy in state.copies:
+        copy.table[begin + where.start : begin + where.stop] = values
+
+
+def _receive(state: State, side: int, gang: Gang) -> None:
+    """Bring the other side's features in a copy's table up to date."""
+    copy, other = state.copies[side], state.copies[1 - side]
+    if gang.size > 1 or copy.got.stop > copy.got.start:
+        owned = other.table[other.own]
+        copy.table[copy.got] = gang.gather([owned[asked] for asked in copy.sends])
+
+
+def _predicted(state: State, copy: Copy, plan: FMPlan) -> F64:
+    out = np.empty(len(copy.y))
+    common = (*copy.entries, copy.table, copy.fields, plan.pairs, state.w0)
+    in_threads(plan.threads, lambda t: predict_rows(*common, t, plan.threads, out))
+    return out
+
+
+def _sweep(state: State, plan: FMPlan, gang: Gang, number: int) -> Entry:
+    begin, config = time.perf_counter(), plan.config
+    mcmc = config.learner == "mcmc"
+    rng = np.random.default_rng([plan.seed, number])
+    users = state.copies[USER]
+    if config.task == "classification":
+        for side, copy in enumerate(state.copies):
+            fitted = state.fitted if side == USER else _predicted(state, copy, plan)
+            copy.targets = _latent(copy, fitted, plan.seed, number, mcmc)
+    elif mcmc:
+        error = float(gang.sum(np.array([np.square(users.y - state.fitted).sum()]))[0])
+        state.noise_precision = rng.gamma((PRIOR_SHAPE + state.n) / 2) / ((PRIOR_RATE + error) / 2)
+    if config.intercept:
+        left = float(gang.sum(np.array([(users.targets - state.fitted).sum()]))[0]) / state.n
+        spread = rng.normal() / np.sqrt(state.noise_precision * state.n)
+        state.w0 += left + (spread if mcmc else 0.0)
+    state.singular = 0
+    for at, f in enumerate(plan.fields):
+        if mcmc:
+            _draw_hyper(state, at, plan, gang, rng)
+        if f.several:
+            _solve_several(state, at, plan, gang, number)
+        else:
+            _solve_field(state, at, plan, gang, number)
+        if f.side is not None:
+            _receive(state, 1 - f.side, gang)
+    state.fitted = _predicted(state, users, plan)
+    entry = {"sweep": number, **_figures(state, plan, gang)}
+    if not np.isfinite(entry["objective"]):
+        raise TrainingError(
+            f"the objective is not finite after sweep {number}: raise fm.regularization "
+            f"(now {config.regularization}) or look for huge values"
+        )
+    return entry | {"mean": state.w0, "seconds": time.perf_counter() - begin, "singular_rows": state.singular}
+
+
+def _latent(copy: Copy, fitted: F64, seed: int, number: int, mcmc: bool) -> F32:
+    """The probit's latent variable, z ~ N(a(x), 1) cut to the label's side of 0: drawn, or its mean (ALS)."""
+    if not mcmc:
+        return latent_means(copy.y, fitted).astype(np.float32)
+    sign = np.where(copy.y > 0, 1.0, -1.0)
+    toward = sign * fitted  # in this direction the label's side is above 0
+    u = uniform_rows(seed, 1_000_000 + number, copy.key)
+    # By the tail that keeps its digits; so far out that nothing is left of it: at 0.
+    drawn = toward - ndtri(np.maximum(u * ndtr(toward), 1e-300))
+    return np.asarray(sign * np.maximum(drawn, 0.0), np.float32)
+
+
+def latent_means(y: NDArray[Any], fitted: F64) -> F64:
+    """E z of z ~ N(a(x), 1) cut to the label's side of 0, (n,)."""
+    sign = np.where(y > 0, 1.0, -1.0)
+    toward = sign * fitted
+    above = np.exp(-0.5 * np.square(toward) - 0.5 * np.log(2 * np.pi) - log_ndtr(toward))
+    means: F64 = sign * (toward + above)
+    return means
+
+
+def _draw_hyper(state: State, number: int, plan: FMPlan, gang: Gang, rng: np.random.Generator) -> None:
+    """mu and lambda of each column of a field from their normal-gamma conditional."""
+    f, hyper, present = plan.fields[number], state.hypers[number], state.visits[number].present
+    copy = state.copies[f.side or USER]
+    begin = plan.starts()[number] if f.side is None else copy.own.start
+    theta = copy.table[begin : begin + len(present)][present].astype(np.float64)
+    sums = np.concatenate([[len(theta)], theta.sum(axis=0), np.square(theta).sum(axis=0)])
+    sums = sums if f.side is None else gang.sum(sums)
+    n, first, second = sums[0], *np.split(sums[1:], 2)
+    off = second - 2 * hyper.mean * first + n * hyper.mean**2
+    rate = (PRIOR_RATE + np.maximum(off, 0) + PRIOR_STRENGTH * hyper.mean**2) / 2
+    hyper.precision = rng.gamma((PRIOR_SHAPE + n + 1) / 2, size=len(rate)) / rate
+    sd = 1 / np.sqrt((n + PRIOR_STRENGTH) * hyper.precision)
+    hyper.mean = first / (n + PRIOR_STRENGTH) + sd * rng.normal(size=len(rate))
+
+
+def _solve_field(state: State, number: int, plan: FMPlan, gang: Gang, sweep: int) -> None:
+    """All features of a one-hot field, in slices whose normal equations fit into memory."""
+    f, visits, width = plan.fields[number], state.visits[number], plan.config.rank + 1
+    copy = state.copies[f.side or USER]
+    step = max(1, SUM_BYTES // (8 * width * width * plan.threads))
+    size = len(visits.present)
+    for low in range(0, size, step):
+        high = min(size, low + step)
+        begin, end = np.searchsorted(visits.places, [low, high])
+        parts = _sum_slice(state, number, copy, plan, (low, high), (begin, end))
+        a, b = parts
+        if f.side is None:
+            a, b = gang.sum(a), gang.sum(b)
+        _draw(state, number, slice(low, high), a, b, plan, gang, sweep)
+
+
+def _sum_slice(
+    state: State, number: int, copy: Copy, plan: FMPlan, features: tuple[int, int], visits: tuple[int, int]
+) -> tuple[F64, F64]:
+    """The normal equations of some features; threads take equal numbers of visits, whatever the features' sizes."""
+    (low, high), (begin, end), width = features, visits, plan.config.rank + 1
+    all_visits = state.visits[number]
+    cuts = np.linspace(begin, end, plan.threads + 1).astype(np.int64)
+
+    def share(thread: int) -> tuple[int, F64, F64]:
+        part = slice(cuts[thread], cuts[thread + 1])
+        groups = all_visits.places[part]
+        if len(groups) == 0:
+            return low, np.zeros((0, width, width)), np.zeros((0, width))
+        first = int(groups[0])
+        n = int(groups[-1]) - first + 1
+        a, b = np.zeros((n, width, width)), np.zeros((n, width))
+        at = (all_visits.rows[part], all_visits.entries[part], groups - first, copy.targets)
+        sum_features(*at, copy.entries, copy.table, copy.fields, plan.pairs, state.w0, number, a, b)
+        return first, a, b
+
+    shares = in_threads(plan.threads, share)
+    a, b = np.zeros((high - low, width, width)), np.zeros((high - low, width))
+    for first, part_a, part_b in shares:
+        a[first - low : first - low + len(part_a)] += part_a
+        b[first - low : first - low + len(part_b)] += part_b
+    return a, b
+
+
+def _draw(
+    state: State, number: int, where: slice, a: F64, b: F64, plan: FMPlan, gang: Gang, sweep: int
+) -> tuple[F32, F32]:
+    """Draw (or solve) features from their normal equations and write them down; returns them, before and after."""
+    config, f, hyper = plan.config, plan.fields[number], state.hypers[number]
+    out = np.zeros(b.shape, np.float32)
+    normal = np.zeros(b.shape, np.float32)
+    if config.learner == "mcmc":
+        ids = _ids(f, plan, gang)[where]
+        normal = normal_rows(plan.seed, 4096 * sweep + number, ids, b.shape[1], 1.0)
+        normal[~state.visits[number].present[where]] = 0.0  # what no row has stays at the field's mean
+
+    def share(thread: int) -> int:
+        part = slice(thread * len(b) // plan.threads, (thread + 1) * len(b) // plan.threads)
+        given = (state.noise_precision, hyper.precision, hyper.mean, normal[part])
+        return int(draw_features(a[part], b[part], *given, out[part]))
+
+    state.singular += sum(in_threads(plan.threads, share))
+    copy = state.copies[f.side or USER]
+    begin = (plan.starts()[number] if f.side is None else copy.own.start) + where.start
+    before = copy.table[begin : begin + len(out)].copy()
+    _set(state, number, where, out, plan)
+    return before, out
+
+
+def _solve_several(state: State, number: int, plan: FMPlan, gang: Gang, sweep: int) -> None:
+    """The features of a field of which rows have several, one after the other, residuals and contexts kept."""
+    copy, visits, width = state.copies[USER], state.visits[number], plan.config.rank + 1
+    within = bool(plan.pairs[number, number])
+    contexts = np.empty((len(copy.y), width - 1), np.float32)
+    residual = np.empty(len(copy.y))
+    common = (*copy.entries, copy.table, copy.fields, plan.pairs, state.w0, number, copy.targets)
+    in_threads(plan.threads, lambda t: fill_state(*common, t, plan.threads, contexts, residual))
+    cuts = np.searchsorted(visits.places, np.arange(len(visits.present) + 1))
+    start = plan.starts()[number]
+    for feature in np.flatnonzero(visits.present):
+        part = slice(cuts[feature], cuts[feature + 1])
+        rows, x = visits.rows[part], copy.val[visits.entries[part]]
+        theta = copy.table[start + feature].copy()
+        a, b = np.zeros((1, width, width)), np.zeros((1, width))
+        sum_feature(rows, x, theta, within, contexts, residual, a[0], b[0])
+        where = slice(int(feature), int(feature) + 1)
+        before, after = _draw(state, number, where, gang.sum(a), gang.sum(b), plan, gang, sweep)
+        move_feature(rows, x, before[0], after[0] - before[0], within, contexts, residual)
+    gone = np.flatnonzero(~visits.present)
+    if len(gone):
+        for copy in state.copies:
+            copy.table[start + gone] = state.hypers[number].mean
+
+
+def _figures(state: State, plan: FMPlan, gang: Gang) -> dict[str, float]:
+    """The objective: what ALS minimises; for MCMC twice the negative log-likelihood of the current draw, as a sign."""
+    users = state.copies[USER]
+    if plan.config.task == "classification":
+        lost = -2 * log_ndtr(np.where(users.y > 0, 1.0, -1.0) * state.fitted).sum()
+    else:
+        lost = np.square(users.y - state.fitted).sum()
+    loss = float(gang.sum(np.array([lost]))[0])
+    penalty = 0.0
+    for number, f in enumerate(plan.fields):
+        copy, hyper = state.copies[f.side or USER], state.hypers[number]
+        begin = plan.starts()[number] if f.side is None else copy.own.start
+        theta = copy.table[begin : begin + len(state.visits[number].present)].astype(np.float64)
+        own = np.array([float((np.square(theta - hyper.mean) @ hyper.precision).sum())])
+        penalty += float(gang.sum(own)[0]) if f.side is not None else float(own[0])
+    mcmc = plan.config.learner == "mcmc"
+    total = loss if mcmc else loss + penalty
+    return {"objective": total, "observed": loss, "regularization": penalty}
+
+
+def predicted(
+    samples: Sequence[tuple[float, F32]], entries: tuple[I64, I32, F32], fields: NDArray[np.int16], plan: FMPlan
+) -> tuple[F64, F64]:
+    """Mean and standard deviation over the samples of predicted values (regression) or probabilities, float64 (n,).
+
+    Parameters
+    ----------
+    samples : w_0 and the table of all features, field after field, float32 (m, k + 1), of each.
+    entries : rowptr, feat, val of the rows; fields : int16 (m,) of the features.
+    """
+    n = len(entries[0]) - 1
+    total, squares, out = np.zeros(n), np.zeros(n), np.empty(n)
+    for w0, table in samples:
+
+        def share(thread: int, table: F32 = table, w0: float = w0) -> None:
+            predict_rows(*entries, table, fields, plan.pairs, w0, thread, plan.threads, out)
+
+        in_threads(plan.threads, share)
+        values = ndtr(out) if plan.config.task == "classification" else out
+        total += values
+        squares += values**2
+    mean = total / len(samples)
+    return mean, np.sqrt(np.maximum(squares / len(samples) - mean**2, 0.0))
