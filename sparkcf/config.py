@@ -327,6 +327,10 @@ class TopKConfig(Section):
         return [str(v) for v in value] if isinstance(value, list | tuple) else value
 
 
+class PredictConfig(Section):
+    path: str | None = None  # a table (csv, parquet, delta) of pairs to predict, with columns user_id and item_id
+
+
 class GateConfig(Section):
     metric: str = "ndcg_at_k"
     at: Positive | None = 100  # its k; None for measures without one
@@ -350,7 +354,7 @@ class Config(Section):
     seed: Annotated[int, Field(ge=0, lt=2**31)] = 42
     model: ModelName = "als"
     models: tuple[ModelName, ...] = ()  # nightly: all of these, one after the other; empty: `model`
-    # evaluate, recommend, publish: the run; None: the newest unpublished. fold_in: its base; None: the published run.
+    # evaluate, recommend, publish: the run; None: the newest unpublished. fold_in, predict: None: the published run.
     run_id: str | None = Field(None, pattern=r"^[A-Za-z0-9._-]{1,80}$")
     clean: CleanConfig = CleanConfig()
     preference: PreferenceConfig = PreferenceConfig()
@@ -363,6 +367,7 @@ class Config(Section):
     popularity: PopularityConfig = PopularityConfig()
     evaluation: EvaluationConfig = EvaluationConfig()
     topk: TopKConfig = TopKConfig()
+    predict: PredictConfig = PredictConfig()
     gate: GateConfig = GateConfig()
     spark: SparkConfig = SparkConfig()
 

@@ -99,6 +99,13 @@ def folded(
     return out.reshape(n, -1)
 
 
+def unknown_vectors(w0: NDArray[np.float64], config: FMConfig) -> tuple[F32, F32]:
+    """The vectors of a user and of an item of whom nothing is known, float32 (samples * sample_width,) each."""
+    user, item = (np.zeros((len(w0), sample_width(config)), np.float32) for _ in range(2))
+    user[:, -2], user[:, -1], item[:, -2] = w0, 1.0, 1.0
+    return (user / len(w0)).reshape(-1), item.reshape(-1)
+
+
 def without_biases(vectors: F32, config: FMConfig) -> F32:
     """Vectors (n, samples * sample_width) with nothing but what interacts: for likeness between items."""
     pieces = vectors.reshape(len(vectors), -1, sample_width(config))[:, :, :-2]

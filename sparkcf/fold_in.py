@@ -59,8 +59,8 @@ def fold_in_users(spark: SparkSession, config: Config) -> dict[str, Any]:
         `ds` is earlier than the base's.
     """
     tables = LakeTables(spark, config.lake.root)
-    base = _base_run(tables, config)
-    mean = _checked_mean(tables, base)
+    base = base_run(tables, config)
+    mean = checked_mean(tables, base)
     config = base.fitted_with(config).model_copy(update={"run_id": base.run_id})
     run = start_run(tables, "fold_in", config, {name: tables.version(name) for name in INPUTS})
     try:
@@ -70,7 +70,8 @@ def fold_in_users(spark: SparkSession, config: Config) -> dict[str, Any]:
         raise
 
 
-def _base_run(tables: LakeTables, config: Config) -> Run:
+def base_run(tables: LakeTables, config: Config) -> Run:
+    """The run that `run_id` names, else the published one. Raises NotFoundError, or ConfigError for an earlier day."""
     if not config.run_id:
         row = published_run(tables, config.model)
         if row is None:
@@ -88,7 +89,7 @@ def _base_run(tables: LakeTables, config: Config) -> Run:
     return base
 
 
-def _checked_mean(tables: LakeTables, base: Run) -> float:
+def checked_mean(tables: LakeTables, base: Run) -> float:
     """The mean that the base's biases stand on, 0 without biases."""
     items = tables.read("item_factors").where(of_run(base.row["model"], base.run_id))
     n_items, biased = items.agg(F.count(F.lit(1)), F.max(F.col("bias") != 0)).first()
@@ -113,7 +114,7 @@ def _fold_in(tables: LakeTables, config: Config, base: Run, run: Run, mean: floa
     with step("fold in users", tables.spark) as shown:
         vectors, bias, known = collect_factors(items, index_size(tables, run, "items"), rank_of(config))
         shared = share(tables.spark, vectors=vectors, bias=bias, known=known, gram=gramian(vectors))
-        state = _state(tables, base, config)
+        state = state_of(tables, base, config)
         against = Against(shared, share_state(tables.spark, state), int(known.sum()), mean)
         solved = solve_rows(marked(now, before, users), against, config)
         solved = solved.persist(StorageLevel.MEMORY_AND_DISK)  # counted, then written; released below
@@ -135,7 +136,7 @@ def _fold_in(tables: LakeTables, config: Config, base: Run, run: Run, mean: floa
     return {"run_id": run.run_id, "base_run_id": base.run_id, "counts": run.counts}
 
 
-def _state(tables: LakeTables, base: Run, config: Config) -> Arrays:
+def state_of(tables: LakeTables, base: Run, config: Config) -> Arrays:
     """The base's weights, where its model has any beside the factors."""
     sizes = (index_size(tables, base, "users"), index_size(tables, base, "items"))
     if config.model == "fm":

@@ -392,3 +392,24 @@ def decoded(source: Column) -> Column:
 
 def shown_path(path: str) -> str:
     return unquote(path)
+
+
+def read_listing(spark: SparkSession, key: str, path: str, columns: tuple[str, ...]) -> DataFrame:
+    """Some columns, as text, of a table that the configuration's `key` names: CSV and parquet by their ending, else
+    Delta.
+
+    Raises InputError where it cannot be read or has no such column.
+    """
+    try:
+        if path.split("?")[0].rstrip("/").endswith((".csv", ".csv.gz")):
+            rows = spark.read.csv(path, header=True, quote='"', escape='"')
+        elif path.rstrip("/").endswith(".parquet"):
+            rows = spark.read.parquet(path)
+        else:
+            rows = spark.read.format("delta").load(path)
+    except Exception as error:
+        raise InputError(f"{key}={path} cannot be read: {first_line(error)}") from error
+    for name in columns:
+        if name not in rows.columns:
+            raise InputError(f"{key}={path}: column {name} is missing, it has {rows.columns}")
+    return rows.select(*(F.col(name).cast("string") for name in columns))

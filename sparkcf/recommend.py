@@ -12,14 +12,14 @@ from pyspark.sql import functions as F
 
 from sparkcf.als import vectors_to_arrow
 from sparkcf.config import Config
-from sparkcf.errors import InputError, NotFoundError
+from sparkcf.errors import NotFoundError
+from sparkcf.ingest import read_listing
 from sparkcf.lake import LakeTables
 from sparkcf.models import comparable, rank_of
 from sparkcf.popularity import popularity
 from sparkcf.preferences import pairs
 from sparkcf.progress import step
 from sparkcf.runs import Run, find_run
-from sparkcf.session import first_line
 from sparkcf.topk import ItemSide, item_side, top_k
 from sparkcf.train import index_size, of_run, read_events
 
@@ -63,7 +63,7 @@ def banned_items(spark: SparkSession, items: DataFrame, config: Config) -> DataF
     """item_idx of what may not be recommended, by table and by category; None where there is no such wish."""
     banned = []
     if config.topk.ineligible:
-        listed = _read_ineligible(spark, config.topk.ineligible)
+        listed = read_listing(spark, "topk.ineligible", config.topk.ineligible, ("item_id",)).distinct()
         banned.append(items.join(listed, on="item_id", how="left_semi"))
     has = F.coalesce(F.col("categories"), F.array().cast("array<string>"))
     if config.topk.categories:
@@ -79,22 +79,6 @@ def banned_items(spark: SparkSession, items: DataFrame, config: Config) -> DataF
     for more in banned[1:]:
         whole = whole.union(more.select("item_idx"))
     return whole.distinct()
-
-
-def _read_ineligible(spark: SparkSession, path: str) -> DataFrame:
-    kind = "csv" if path.split("?")[0].rstrip("/").endswith((".csv", ".csv.gz")) else None
-    try:
-        if kind == "csv":
-            rows = spark.read.csv(path, header=True, quote='"', escape='"')
-        elif path.rstrip("/").endswith(".parquet"):
-            rows = spark.read.parquet(path)
-        else:
-            rows = spark.read.format("delta").load(path)
-    except Exception as error:
-        raise InputError(f"topk.ineligible={path} cannot be read: {first_line(error)}") from error
-    if "item_id" not in rows.columns:
-        raise InputError(f"topk.ineligible={path}: column item_id is missing, it has {rows.columns}")
-    return rows.select(F.col("item_id").cast("string")).distinct()
 
 
 def _check_categories(items: DataFrame, names: tuple[str, ...], key: str) -> None:

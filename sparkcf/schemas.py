@@ -10,6 +10,7 @@ from dataclasses import dataclass, field
 from pyspark.sql.types import (
     ArrayType,
     BinaryType,
+    BooleanType,
     DataType,
     DateType,
     DoubleType,
@@ -204,6 +205,26 @@ RECOMMENDATIONS = Table(
     partition_by=("model", "run_id"),
 )
 
+PREDICTIONS = Table(
+    "predictions",
+    "predicted values (or probabilities) of the pairs that were asked for",
+    StructType(
+        [
+            column("ds", DateType(), "logical date"),
+            column("user_id", STRING, "external id of the user, as it was asked for"),
+            column("item_id", STRING, "external id of the item, as it was asked for"),
+            column("value", DOUBLE, "predicted value; classification: probability"),
+            column("sd", DOUBLE, "standard deviation over the samples; null: the model has none", nullable=True),
+            column("known_user", BooleanType(), "whether the run has a vector of the user"),
+            column("known_item", BooleanType(), "whether the run has a vector of the item"),
+            column("model", STRING, "model's name"),
+            column("run_id", STRING, "run that predicted"),
+        ]
+    ),
+    key=("run_id", "user_id", "item_id"),
+    partition_by=("model", "run_id"),
+)
+
 SIMILAR_ITEMS = Table(
     "similar_items",
     "nearest items by cosine of their factors",
@@ -300,6 +321,7 @@ TABLES: dict[str, Table] = {
         ITEM_FACTORS,
         FEATURE_FACTORS,
         RECOMMENDATIONS,
+        PREDICTIONS,
         SIMILAR_ITEMS,
         RUNS,
         METRICS,

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 from sparkcf.config import FMConfig, FMField
-from sparkcf.fm import FMData, FMFit, fit_fm_arrays, make_plan
+from sparkcf.fm import FMData, FMFit, entries_of, fit_fm_arrays, make_plan
 from sparkcf.fm_sweeps import Field, FMRows, Sample, train_fm
 from tests.gangs import in_gang
 
@@ -132,3 +132,175 @@ def gang_samples(made: Data, config: FMConfig, workers: int, threads: int) -> li
             tables.append(table)
         samples.append((parts[0].w0, np.concatenate([*tables, parts[0].everywhere])))
     return samples
+
+
+def objective(made: Data, w0: float, table: np.ndarray, config: FMConfig, pairs: np.ndarray) -> float:
+    residual = made.data.y - double_loop(made.dense, w0, table, made.field_of, pairs)
+    return float(np.square(residual).sum() + config.regularization * np.square(table, dtype=np.float64).sum())
+
+
+@pytest.mark.parametrize("pairs", PAIRS)
+def test_als_ends_where_no_parameter_can_be_moved_with_gain(pairs) -> None:
+    made = make(rows=120)
+    config = configured(pairs=pairs, iterations=400, regularization=2.0, linear_regularization=2.0)
+    fit = fitted(made, config)
+    w0, table = fit.samples[0]
+    best = objective(made, w0, table, config, fit.plan.pairs)
+    assert fit.log[-1]["objective"] == pytest.approx(best, rel=1e-4)
+    rng = np.random.default_rng(0)
+    for _ in range(60):
+        feature, column = rng.integers(len(table)), rng.integers(table.shape[1])
+        for step in (0.05, -0.05):
+            moved = table.copy()
+            moved[feature, column] += step
+            assert objective(made, w0, moved, config, fit.plan.pairs) > best - 1e-3
+
+
+@pytest.mark.parametrize("task", ["regression", "classification"])
+@pytest.mark.parametrize("pairs", PAIRS)
+def test_objective_of_als_never_rises(task, pairs) -> None:
+    made = make(seed=2)
+    if task == "classification":
+        made = replace(made, data=replace(made.data, y=(made.data.y > 3).astype(np.float32)))
+    log = fitted(made, configured(task=task, pairs=pairs, iterations=25)).log
+    values = np.array([entry["objective"] for entry in log])
+    assert np.all(np.diff(values) <= 1e-5 * np.abs(values[:-1]))
+
+
+def test_features_of_no_row_are_zero_in_als_and_the_fields_mean_in_mcmc() -> None:
+    made = make()
+    absent = [N - 2, N - 1, N + M + 1 + GENRES - 1]  # users nobody is, a genre that nobody has
+    assert np.all(fitted(made, configured()).samples[0][1][absent] == 0)
+    drawn = fitted(made, configured(learner="mcmc", iterations=30, burn_in=10, samples=20)).samples
+    for _, table in drawn:
+        np.testing.assert_array_equal(table[absent[0]], table[absent[1]])
+    assert np.std([table[absent[0]] for _, table in drawn], axis=0).max() < 1.0
+
+
+def test_two_fields_are_biased_matrix_factorization() -> None:
+    """The same optimum as explicit ALS with biases, the mean held."""
+    from sparkcf.als import fit_arrays
+    from sparkcf.config import ALSConfig
+
+    made = make(several=False, rows=250)
+    pairs = np.unique(made.data.users.astype(np.int64) * M + made.data.items, return_index=True)[1]
+    data = FMData.of_pairs(made.data.users[pairs], made.data.items[pairs], made.data.y[pairs])
+    fields = (Field("user", N, side=0), Field("item", M, side=1, of_item=True))
+    one = fit_fm_arrays(data, fields, N, M, configured(iterations=600, intercept=False, rank=2), 1)
+    config = ALSConfig(
+        mode="explicit", biases=True, rank=2, iterations=600, regularization=1.0, regularization_exponent=0.0,
+        solver="cholesky", init_sd=0.1,
+    )  # fmt: skip
+    other = fit_arrays(data.users, data.items, data.y, N, M, config, 1)
+    assert one.log[-1]["objective"] == pytest.approx(other.log[-1]["objective"], rel=1e-4)
+    scores = other.mean + other.user_bias[data.users] + other.item_bias[data.items]
+    scores = scores + np.einsum("nk,nk->n", other.user[data.users], other.item[data.items])
+    np.testing.assert_allclose(one.predict(data)[0], scores, atol=5e-3)
+
+
+def test_svdpp_and_pitf_are_their_own_formulas() -> None:
+    """Koren (2008), eq. 15, and Rendle, Schmidt-Thieme (2010), eq. 4 with the weights that an FM has."""
+    made = make(rows=80)
+    svdpp = fitted(made, configured(pairs=(("user", "item"), ("item", "had"))))
+    w0, table = svdpp.samples[0]
+    v, w = table[:, :-1].astype(np.float64), table[:, -1].astype(np.float64)
+    implicit = made.dense[:, N + M + 1 + GENRES :] @ v[N + M + 1 + GENRES :]
+    users, items = made.data.users, made.data.items
+    formula = w0 + made.dense @ w + np.einsum("nk,nk->n", v[N + items], v[users] + implicit)
+    np.testing.assert_allclose(svdpp.predict(made.data)[0], formula, atol=1e-4)
+    pitf = fitted(made, configured(pairs=(("user", "genres"), ("item", "genres"))))
+    w0, table = pitf.samples[0]
+    v, w = table[:, :-1].astype(np.float64), table[:, -1].astype(np.float64)
+    tags = made.dense[:, N + M + 1 : N + M + 1 + GENRES] @ v[N + M + 1 : N + M + 1 + GENRES]
+    formula = w0 + made.dense @ w + np.einsum("nk,nk->n", tags, v[users] + v[N + items])
+    np.testing.assert_allclose(pitf.predict(made.data)[0], formula, atol=1e-4)
+
+
+@pytest.mark.parametrize("learner", ["als", "mcmc"])
+@pytest.mark.parametrize("task", ["regression", "classification"])
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"y": np.zeros(200, np.float32)},
+        {"y": np.ones(200, np.float32)},
+        {"val": np.zeros(0)},
+        {"y": np.where(np.arange(200) == 7, 1e6, 1).astype(np.float32)},
+    ],
+    ids=["all zero", "all one", "features of value zero", "a huge value"],
+)
+def test_odd_data_has_finite_answers(learner, task, change) -> None:
+    made = make()
+    data = replace(made.data, **change) if "y" in change else replace(made.data, val=np.zeros_like(made.data.val))
+    fit = fitted(replace(made, data=data), configured(learner=learner, task=task))
+    mean, sd = fit.predict(data)
+    assert np.isfinite(mean).all() and np.isfinite(sd).all()
+    if task == "classification":
+        assert np.all((mean >= 0) & (mean <= 1))
+        if set(np.unique(data.y)) in ({0.0}, {1.0}):
+            assert np.abs(mean - data.y[0]).mean() < 0.2
+    elif learner == "als" and np.ptp(data.y) == 0:
+        np.testing.assert_allclose(mean, data.y, atol=0.05)
+
+
+def test_one_row_and_no_row() -> None:
+    made = make(rows=1, several=False)
+    mean, _ = fitted(made, configured(learner="mcmc")).predict(made.data)
+    assert np.isfinite(mean).all()
+    with pytest.raises(Exception, match="no row to train on"):
+        fitted(replace(made, data=FMData.of_pairs(*[np.empty(0)] * 3)), configured())
+
+
+def test_unseen_users_items_and_features_add_nothing() -> None:
+    made = make(rows=60)
+    fit = fitted(made, configured())
+    unseen = FMData(*(np.array([-1, N + 5], np.int32), np.array([M, -1], np.int32), np.zeros(2, np.float32)),
+                    np.array([0, 1, 1]), np.array([GENRES + HAD + 1], np.int32), np.ones(1, np.float32))  # fmt: skip
+    np.testing.assert_allclose(fit.predict(unseen)[0], fit.samples[0][0])
+    assert entries_of(unseen, fit.plan)[0][0].tolist() == [0, 0, 0]
+
+
+def test_noise_and_labels_are_recovered() -> None:
+    """The noise's precision within its own spread; probabilities as often right as they say."""
+    rng = np.random.default_rng(5)
+    users, items = rng.integers(0, N, 3000), rng.integers(0, M, 3000)
+    p, q, b = rng.normal(size=(N, 2)) / 2, rng.normal(size=(M, 2)), rng.normal(size=N) / 2
+    signal = 0.3 + b[users] + np.einsum("nk,nk->n", p[users], q[items])
+    fields = (Field("user", N, side=0), Field("item", M, side=1, of_item=True))
+    config = configured(learner="mcmc", iterations=120, burn_in=40, samples=80)
+    data = FMData.of_pairs(users, items, signal + 0.5 * rng.normal(size=3000))
+    fit = fit_fm_arrays(data, fields, N, M, config, 3)
+    mean, _ = fit.predict(data)
+    assert np.sqrt(np.square(mean - signal).mean()) < 0.15
+    labels = (signal + rng.normal(size=3000) > 0).astype(np.float32)
+    likely, _ = fit_fm_arrays(FMData.of_pairs(users, items, labels), fields, N, M,
+                              configured(**config.model_dump(exclude={"task"}), task="classification"), 3
+                              ).predict(data)  # fmt: skip
+    from scipy.special import ndtr
+
+    assert np.abs(likely - ndtr(signal)).mean() < 0.08
+
+
+def test_intervals_hold_as_often_as_they_say() -> None:
+    """Simulation: data drawn from the model; true values lie within the 90 % intervals about nine times in ten."""
+    inside, count = 0, 0
+    for seed in range(12):
+        rng = np.random.default_rng(seed)
+        users, items = rng.integers(0, 20, 500), rng.integers(0, 8, 500)
+        p, q = rng.normal(size=(20, 2)), rng.normal(size=(8, 2))
+        truth = rng.normal(size=20)[users] + rng.normal(size=8)[items] + np.einsum("nk,nk->n", p[users], q[items])
+        data = FMData.of_pairs(users, items, truth + rng.normal(size=500))
+        fields = (Field("user", 20, side=0), Field("item", 8, side=1, of_item=True))
+        config = configured(learner="mcmc", rank=2, iterations=160, burn_in=60, samples=100)
+        fit = fit_fm_arrays(data, fields, 20, 8, config, seed)
+        mean, sd = fit.predict(data)
+        inside += int((np.abs(mean - truth) < 1.645 * sd).sum())
+        count += 500
+    assert 0.84 < inside / count < 0.95
+
+
+def test_same_seed_same_samples_and_another_seed_others() -> None:
+    made = make()
+    config = configured(learner="mcmc")
+    one, again, other = (fitted(made, config, seed) for seed in (1, 1, 2))
+    np.testing.assert_array_equal(one.samples[-1][1], again.samples[-1][1])
+    assert np.abs(one.samples[-1][1] - other.samples[-1][1]).max() > 0.1

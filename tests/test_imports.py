@@ -24,7 +24,7 @@ HEAVY = {"pyspark", "torch", "numba", "delta"}
 NETS = [name for name in LIBRARY if name.startswith("sparkcf.nets")]
 TRAINING = [name for name in LIBRARY if name.startswith("sparkcf.training") and name != "sparkcf.training.launch"]
 TORCH = {"sparkcf.gang", "sparkcf.autoencoders"}  # beside the nets and their training
-READERS = {"sparkcf.lake", "sparkcf.ingest", "sparkcf.recommend"}  # tables; raw input; the user's table of items
+READERS = {"sparkcf.lake", "sparkcf.ingest"}  # tables; raw input and listings that the configuration names
 WRITERS = {"sparkcf.lake"}
 JOB_LINES = 15
 

@@ -10,7 +10,8 @@ import pytest
 from pyspark.sql import SparkSession
 
 from sparkcf.config import Config, load_config
-from sparkcf.features import features_of
+from sparkcf.errors import ConfigError, TrainingError
+from sparkcf.features import features_of, no_values
 from sparkcf.fit import Context, Fit
 from sparkcf.fm import FMData, fit_fm, fit_fm_arrays
 from sparkcf.schemas import TABLES
@@ -107,4 +108,43 @@ def test_factors_hold_what_the_fit_in_one_process_predicts(spark, ratings, conte
     assert len(table) == N + M + len(GENRES) + 1 + M
     mean = np.mean([samples[N + 3] for _, samples in expected.samples], axis=0)
     np.testing.assert_allclose([*table["item", 3]["factor"], table["item", 3]["bias"]], mean, atol=2e-3)
+    fitted.release()
+
+
+def test_a_field_without_its_values_is_refused_in_a_line(spark, ratings, context) -> None:
+    pairs = spark.createDataFrame(ratings, "user_idx int, item_idx int, value float")
+    with pytest.raises(ConfigError, match=r"genres is of categories, and there is no table of items"):
+        features_of(pairs, N, M, configured(), Context())
+    with pytest.raises(ConfigError, match=r"no item has categories"):
+        features_of(pairs, N, M, configured(), Context(items=context.items, dictionary=no_values(spark)))
+    with pytest.raises(ConfigError, match=r"no item has a number 'weight'"):
+        fields = "fm.fields=[{name: weight, of: number, column: weight}]"
+        features_of(pairs, N, M, configured(fields), context)
+
+
+def test_no_pair_and_values_that_are_not_finite_end_in_a_line(spark, ratings, context) -> None:
+    with pytest.raises(TrainingError, match="no row to train on"):
+        on_spark(spark, ratings.head(0), configured(), context)
+    broken = ratings.assign(value=np.where(np.arange(len(ratings)) == 3, np.inf, ratings.value))
+    with pytest.raises(TrainingError, match=r"objective is not finite after sweep 1: raise fm\.regularization"):
+        on_spark(spark, broken, configured(), context)
+
+
+def test_folded_in_users_are_near_what_training_gave_them(spark, ratings, context) -> None:
+    """A user of the training, folded in by the same rows, has nearly the scores that training gave."""
+    from sparkcf.fm_factors import fm_state_shapes, fold_in_fm
+
+    config = configured("fm.learner=als", "fm.iterations=300", f"fm.fields={FIELDS}")
+    fitted = on_spark(spark, ratings, config, context)
+    users, items = vectors(fitted.user, N), vectors(fitted.item, M)
+    features = features_of(
+        spark.createDataFrame(ratings, "user_idx int, item_idx int, value float"), N, M, config, context
+    )
+    shapes = {name: array.shape for name, array in fitted.state.items()}
+    assert shapes == fm_state_shapes(features.fields, config.fm)
+    ordered = ratings.sort_values(["user_idx", "item_idx"])
+    counts = np.bincount(ordered.user_idx, minlength=N)
+    rows = (np.concatenate([[0], np.cumsum(counts)]), ordered.item_idx.to_numpy(), ordered.value.to_numpy())
+    folded = fold_in_fm(rows, items.astype(np.float32), fitted.state, config.fm)
+    np.testing.assert_allclose(folded @ items.T, users @ items.T, atol=0.02)
     fitted.release()

@@ -1,0 +1,12 @@
+"""Predict the values of a table of pairs by a run of a model that predicts any: fm, or explicit als and hals.
+
+    spark-submit jobs/predict.py --config conf/nightly.yaml --config conf/models/fm.yaml predict.path=pairs.csv
+
+Reads runs, published, user_factors, item_factors. Writes predictions.
+"""
+
+from sparkcf.job import main
+from sparkcf.predict import predict_pairs
+
+if __name__ == "__main__":
+    main("predict", predict_pairs)
