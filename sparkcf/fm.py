@@ -263,7 +263,7 @@ def _state(samples: list[Sample], plan: FMPlan) -> dict[str, list[Any]]:
 def _vectors(kind: str, ids: NDArray[Any], vectors: F32) -> Iterator[Any]:
     import pyarrow as pa
 
-    flat = vectors.reshape(len(vectors), -1)
+    flat = vectors.reshape(len(vectors), int(np.prod(vectors.shape[1:])))
     for first in range(0, len(ids), BATCH):
         part = slice(first, first + BATCH)
         n = len(ids[part])

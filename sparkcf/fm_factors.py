@@ -96,7 +96,7 @@ def folded(
         out[:, s, -1] = bias if side_is_item else 1.0
     if not side_is_item:
         out /= samples
-    return out.reshape(n, -1)
+    return out.reshape(n, samples * sample_width(config))
 
 
 def unknown_vectors(w0: NDArray[np.float64], config: FMConfig) -> tuple[F32, F32]:
@@ -108,8 +108,9 @@ def unknown_vectors(w0: NDArray[np.float64], config: FMConfig) -> tuple[F32, F32
 
 def without_biases(vectors: F32, config: FMConfig) -> F32:
     """Vectors (n, samples * sample_width) with nothing but what interacts: for likeness between items."""
-    pieces = vectors.reshape(len(vectors), -1, sample_width(config))[:, :, :-2]
-    return np.ascontiguousarray(pieces.reshape(len(vectors), -1))
+    n, samples, width = len(vectors), sample_count(config), sample_width(config)
+    pieces = vectors.reshape(n, samples, width)[:, :, :-2]
+    return np.ascontiguousarray(pieces).reshape(n, samples * (width - 2))
 
 
 def fold_in_fm(
@@ -132,7 +133,10 @@ def fold_in_fm(
     own = np.zeros((n, samples, k + 1), np.float32)
     name = next((f.name for f in config.fields if f.of == "user"), None)
     if name is not None:
-        rest = folded(False, own, entries, state["w0"], everywhere, plan).reshape(n, samples, -1) * samples
+        rest = (
+            folded(False, own, entries, state["w0"], everywhere, plan).reshape(n, samples, sample_width(config))
+            * samples
+        )
         context = _own_side(name, entries, everywhere, plan)
         met = [place for place, (_, users) in enumerate(parts_of(config)) if name in users]
         pieces = items.reshape(len(items), samples, -1)

@@ -35,7 +35,7 @@ F64 = NDArray[np.float64]
 I64 = NDArray[np.int64]
 I32 = NDArray[np.int32]
 Entry = dict[str, Any]
-SUM_BYTES = 64 << 20  # of the normal equations that are held at once
+SUM_BYTES = 16 << 20  # of the normal equations that are held at once: they are solved while the caches have them
 PRIOR_SHAPE = PRIOR_RATE = PRIOR_STRENGTH = 1.0  # of the noise's and the hyper-parameters' priors, as in libFM
 NO_ROWS = "no row to train on: is there any interaction up to the logical date?"
 
@@ -127,11 +127,13 @@ class Copy:
 
 @dataclass
 class Visits:
-    """Where a field's features stand in a copy's rows: rows, entries, and the feature's place, ascending."""
+    """Where a field's features stand in a copy's rows: rows, entries, and the feature's place, ascending; `starts`
+    int64 (features here + 1,): where each feature's visits begin."""
 
     rows: I64
     entries: I64
     places: I64
+    starts: I64
     present: NDArray[np.bool_]  # (features here,), over all workers
 
 
@@ -300,7 +302,8 @@ def _visits(copies: list[Copy], number: int, plan: FMPlan, gang: Gang) -> Visits
     feature = copy.feat[entries].astype(np.int64) - start
     counts = np.bincount(feature, minlength=size)
     present = (gang.sum(counts) if f.side is None else counts) > 0
-    return Visits(rows.astype(np.int64), entries.astype(np.int64), feature, present)
+    starts = np.concatenate([[0], np.cumsum(counts)]).astype(np.int64)
+    return Visits(rows.astype(np.int64), entries.astype(np.int64), feature, starts, present)
 
 
 def _set(state: State, number: int, where: slice, values: F32, plan: FMPlan) -> None:
@@ -407,44 +410,37 @@ def _solve_field(state: State, number: int, plan: FMPlan, gang: Gang, sweep: int
     """All features of a one-hot field, in slices whose normal equations fit into memory."""
     f, visits, width = plan.fields[number], state.visits[number], plan.config.rank + 1
     copy = state.copies[f.side or USER]
-    step = max(1, SUM_BYTES // (8 * width * width * plan.threads))
+    step = max(1, SUM_BYTES // (8 * width * width))
     size = len(visits.present)
     for low in range(0, size, step):
         high = min(size, low + step)
-        begin, end = np.searchsorted(visits.places, [low, high])
-        parts = _sum_slice(state, number, copy, plan, (low, high), (begin, end))
-        a, b = parts
+        a, b = _sum_slice(state, number, copy, plan, low, high)
         if f.side is None:
             a, b = gang.sum(a), gang.sum(b)
         _draw(state, number, slice(low, high), a, b, plan, gang, sweep)
 
 
-def _sum_slice(
-    state: State, number: int, copy: Copy, plan: FMPlan, features: tuple[int, int], visits: tuple[int, int]
-) -> tuple[F64, F64]:
-    """The normal equations of some features; threads take equal numbers of visits, whatever the features' sizes."""
-    (low, high), (begin, end), width = features, visits, plan.config.rank + 1
-    all_visits = state.visits[number]
-    cuts = np.linspace(begin, end, plan.threads + 1).astype(np.int64)
+def _sum_slice(state: State, number: int, copy: Copy, plan: FMPlan, low: int, high: int) -> tuple[F64, F64]:
+    """The normal equations of features low to high; threads take nearly equal numbers of visits.
 
-    def share(thread: int) -> tuple[int, F64, F64]:
-        part = slice(cuts[thread], cuts[thread + 1])
-        groups = all_visits.places[part]
-        if len(groups) == 0:
-            return low, np.zeros((0, width, width)), np.zeros((0, width))
-        first = int(groups[0])
-        n = int(groups[-1]) - first + 1
-        a, b = np.zeros((n, width, width)), np.zeros((n, width))
-        at = (all_visits.rows[part], all_visits.entries[part], groups - first, copy.targets)
-        sum_features(*at, copy.entries, copy.table, copy.fields, plan.pairs, state.w0, number, a, b)
-        return first, a, b
+    A feature's visits are one thread's, unless it has so many that the other threads would wait.
+    """
+    all_visits, threads, width = state.visits[number], plan.threads, plan.config.rank + 1
+    starts = all_visits.starts[low : high + 1]
+    cuts = np.linspace(starts[0], starts[-1], threads + 1).astype(np.int64)
+    apart = int(np.diff(starts).max()) * 4 * threads > starts[-1] - starts[0]
+    if not apart:
+        cuts[1:-1] = starts[np.searchsorted(starts, cuts[1:-1])]
+    a = np.zeros((threads if apart else 1, high - low, width, width))
+    b = np.zeros(a.shape[:3])
 
-    shares = in_threads(plan.threads, share)
-    a, b = np.zeros((high - low, width, width)), np.zeros((high - low, width))
-    for first, part_a, part_b in shares:
-        a[first - low : first - low + len(part_a)] += part_a
-        b[first - low : first - low + len(part_b)] += part_b
-    return a, b
+    def share(thread: int) -> None:
+        part, own = slice(cuts[thread], cuts[thread + 1]), thread if apart else 0
+        at = (all_visits.rows[part], all_visits.entries[part], all_visits.places[part] - low, copy.targets)
+        sum_features(*at, copy.entries, copy.table, copy.fields, plan.pairs, state.w0, number, a[own], b[own])
+
+    in_threads(threads, share)
+    return (a.sum(axis=0), b.sum(axis=0)) if apart and threads > 1 else (a[0], b[0])
 
 
 def _draw(
@@ -480,10 +476,9 @@ def _solve_several(state: State, number: int, plan: FMPlan, gang: Gang, sweep: i
     residual = np.empty(len(copy.y))
     common = (*copy.entries, copy.table, copy.fields, plan.pairs, state.w0, number, copy.targets)
     in_threads(plan.threads, lambda t: fill_state(*common, t, plan.threads, contexts, residual))
-    cuts = np.searchsorted(visits.places, np.arange(len(visits.present) + 1))
     start = plan.starts()[number]
     for feature in np.flatnonzero(visits.present):
-        part = slice(cuts[feature], cuts[feature + 1])
+        part = slice(visits.starts[feature], visits.starts[feature + 1])
         rows, x = visits.rows[part], copy.val[visits.entries[part]]
         theta = copy.table[start + feature].copy()
         a, b = np.zeros((1, width, width)), np.zeros((1, width))

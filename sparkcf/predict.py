@@ -14,7 +14,7 @@ from scipy.special import ndtr
 from sparkcf.clean import normalized_id
 from sparkcf.config import Config
 from sparkcf.errors import ConfigError
-from sparkcf.fm_factors import sample_width, unknown_vectors
+from sparkcf.fm_factors import sample_count, sample_width, unknown_vectors
 from sparkcf.fold_in import base_run, checked_mean, state_of
 from sparkcf.ingest import read_listing
 from sparkcf.lake import LakeTables
@@ -113,8 +113,8 @@ def values_of(users: F32, items: F32, config: Config) -> tuple[F64, F64 | None]:
     products = users.astype(np.float64) * items
     if config.model != "fm":
         return products.sum(axis=1), None
-    samples = users.shape[1] // sample_width(config.fm)
-    values = products.reshape(len(users), samples, -1).sum(axis=2) * samples
+    samples = sample_count(config.fm)
+    values = products.reshape(len(users), samples, sample_width(config.fm)).sum(axis=2) * samples
     if config.fm.task == "classification":
         values = ndtr(values)
     return values.mean(axis=1), values.std(axis=1)

@@ -66,7 +66,14 @@ def _open(token: str, names: tuple[str, ...]) -> tuple[NDArray[Any], ...]:
     leave_out_jars()
     # Mode c: writable to numpy, so that kernels need no second compilation for arrays that may only be read.
     paths = (SparkFiles.get(f"{token}-{name}.npy") for name in names)
-    return tuple(np.load(path, mmap_mode="c", allow_pickle=False) for path in paths)
+    return tuple(_mapped(path) for path in paths)
+
+
+def _mapped(path: str) -> NDArray[Any]:
+    try:
+        return np.load(path, mmap_mode="c", allow_pickle=False)
+    except ValueError:  # an array without elements cannot be mapped
+        return np.load(path, allow_pickle=False)
 
 
 def leave_out_jars() -> None:

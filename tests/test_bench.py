@@ -13,7 +13,8 @@ import pytest
 
 ROOT = Path(__file__).resolve().parents[1]
 # Benchmarks of speed, and what their goals that do not depend on the machine have in their names.
-SPEED = {"topk": "implicit lists too", "als": "objective ÷ MLlib's", "blocks": None, "nets": "four times the rows"}
+SPEED = {"topk": "implicit lists too", "als": "objective ÷ MLlib's", "blocks": None, "fm": "objectives apart"}
+SPEED |= {"nets": "four times the rows"}
 
 
 @pytest.mark.slow

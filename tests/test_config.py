@@ -86,7 +86,7 @@ def test_the_stored_configuration_reads_back_as_the_same() -> None:
         ("clean.max_quarantined_share=1.1", "configuration key clean.max_quarantined_share=1.1"),
         ("seed=-1", "configuration key seed=-1"),
         ("seed=2147483648", "configuration key seed=2147483648"),
-        ("model=nonsense", "configuration key model='nonsense': input should be 'als', 'hals', 'multvae'"),
+        ("model=nonsense", "configuration key model='nonsense': input should be 'als', 'hals', 'fm', 'multvae'"),
         ("ds=2024-02-30", "configuration key ds='2024-02-30'"),
         ("ds=tonight", "configuration key ds='tonight'"),
         ("run_id=../../etc", "configuration key run_id='../../etc'"),

@@ -30,13 +30,16 @@ CASES = {
     "hals": ("model=hals",),
     "hals, explicit with biases": ("model=hals", "hals.mode=explicit", "hals.biases=true"),
     "hals, non-negative": ("model=hals", "hals.nonnegative=true", "hals.form=frobenius"),
+    "fm, als": ("model=fm", "fm.learner=als"),
+    "fm, mcmc": ("model=fm", "fm.burn_in=1", "fm.samples=2"),
+    "fm, its items alone": ("model=fm", "fm.learner=als", "fm.fields=[{name: had, of: history}, {name: i, of: item}]"),
     "multvae": ("model=multvae", "multvae.hidden=[6]", "multvae.anneal_cap=0.01"),
     "multvae, Gaussian": ("model=multvae", "multvae.hidden=[]", "multvae.likelihood=gaussian"),
     "multdae": ("model=multdae", "multdae.workers=2"),
     "popularity": ("model=popularity",),
 }
 SMALL = ("rank=2", "iterations=4", "regularization=0.1", "workers=1")
-BASE = ("ds=2024-01-31", "input.path=none", *(f"{section}.{key}" for section in ("als", "hals") for key in SMALL))
+BASE = ("ds=2024-01-31", "input.path=none", *(f"{section}.{key}" for section in ("als", "fm", "hals") for key in SMALL))
 BRIEF = (
     "latent_dim=2",
     "epochs=9",
@@ -120,7 +123,8 @@ def test_rows_with_entries_have_finite_factors_and_no_others(case: Case) -> None
 def test_the_log_is_finite_and_its_objective_ends_lower(case: Case) -> None:
     objectives = [entry["objective"] if "sweep" in entry else entry["loss"] for entry in case.fitted.log]
     assert np.isfinite(objectives).all()
-    assert not objectives or objectives[-1] <= objectives[0]
+    drawn = case.config.model == "fm" and case.config.fm.learner == "mcmc"  # a sample, no optimum: it may rise
+    assert drawn or not objectives or objectives[-1] <= objectives[0]
     assert np.isfinite(case.fitted.mean)
 
 

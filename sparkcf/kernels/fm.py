@@ -25,10 +25,9 @@ FAST = {"reassoc", "contract", "arcp", "nsz"}  # NaN and infinity must be seen
 def predict_rows(rowptr, feat, val, table, field, pairs, w0, first, threads, out):
     """a(x) of the rows of one of `threads` equal parts, into `out` float64 (n,)."""
     k = table.shape[1] - 1
-    fields = pairs.shape[0]
     whole = pairs.all()
-    sums = np.zeros((fields, k), np.float32)
-    squares = np.zeros(fields, np.float32)
+    sums = np.zeros((1 if whole else pairs.shape[0], k), np.float32)
+    squares = np.zeros(len(sums), np.float32)
     n = rowptr.size - 1
     for row in range(first * n // threads, (first + 1) * n // threads):
         sums[:] = 0.0
@@ -51,8 +50,8 @@ def sum_features(visits, entries, groups, y, rows, table, field, pairs, w0, own,
     width = table.shape[1]
     k = width - 1
     whole = pairs.all()
-    sums = np.zeros((pairs.shape[0], k), np.float32)
-    squares = np.zeros(pairs.shape[0], np.float32)
+    sums = np.zeros((1 if whole else pairs.shape[0], k), np.float32)
+    squares = np.zeros(len(sums), np.float32)
     h = np.empty((CHUNK, width), np.float32)
     t = np.empty(CHUNK, np.float32)
     product = np.empty((width, width), np.float32)
@@ -62,27 +61,28 @@ def sum_features(visits, entries, groups, y, rows, table, field, pairs, w0, own,
         size = 0
         while size < CHUNK and place < visits.size and groups[place] == group:
             row, entry = visits[place], entries[place]
-            sums[:] = 0.0
-            squares[:] = 0.0
-            rest = _add_entries(rowptr[row], rowptr[row + 1], entry, feat, val, table, field, whole, sums, squares)
-            g = w0 + rest + _interactions(sums, squares, pairs, whole)
-            x = val[entry]
-            _context(sums, pairs, own, whole, h[size])
-            for d in range(k):
-                h[size, d] *= x
-            h[size, k] = x
+            begin, end = rowptr[row], rowptr[row + 1]
+            x, slope = val[entry], h[size]
+            if whole and end - begin == 2:  # one other feature, which interacts with this one alone
+                other = begin if entry > begin else begin + 1
+                vector, scale = table[feat[other]], val[other]
+                g = w0 + np.float64(scale * vector[k])
+                scale *= x
+                for d in range(k):
+                    slope[d] = scale * vector[d]
+            else:
+                sums[:] = 0.0
+                squares[:] = 0.0
+                rest = _add_entries(begin, end, entry, feat, val, table, field, whole, sums, squares)
+                g = w0 + rest + _interactions(sums, squares, pairs, whole)
+                _context(sums, pairs, own, whole, slope)
+                for d in range(k):
+                    slope[d] *= x
+            slope[k] = x
             t[size] = y[row] - g
             size += 1
             place += 1
-        part = h[:size]
-        np.dot(part.T, part, product)
-        for i in range(width):
-            total = 0.0
-            for s in range(size):
-                total += part[s, i] * t[s]
-            b[group, i] += total
-            for j in range(width):
-                a[group, i, j] += product[i, j]
+        _add_products(h[:size], t, product, a[group], b[group])
 
 
 @kernel(fastmath=FAST)
@@ -116,11 +116,21 @@ def draw_features(a, b, noise_precision, precision, mean, normal, out):
             x[i] = noise_precision * b[feature, i] + precision[i] * mean[i]
         fixed = False
         for i in range(width):
-            for j in range(i):
-                total = factor[i, j]
-                for s in range(j):
-                    total -= factor[i, s] * factor[j, s]
-                factor[i, j] = total / factor[j, j]
+            row = factor[i]
+            for j in range(i - i % 2):
+                if j % 2 == 0:  # two columns at a time: their sums run side by side over the same row
+                    s0, s1 = row[j], row[j + 1]
+                    f0, f1 = factor[j], factor[j + 1]
+                    for s in range(j):
+                        s0 -= row[s] * f0[s]
+                        s1 -= row[s] * f1[s]
+                    row[j] = s0 / f0[j]
+                    row[j + 1] = (s1 - row[j] * f1[j]) / f1[j + 1]
+            if i % 2:
+                total = row[i - 1]
+                for s in range(i - 1):
+                    total -= row[s] * factor[i - 1, s]
+                row[i - 1] = total / factor[i - 1, i - 1]
             pivot = factor[i, i]
             for s in range(i):
                 pivot -= factor[i, s] * factor[i, s]
@@ -153,8 +163,8 @@ def fill_state(rowptr, feat, val, table, field, pairs, w0, own, y, first, thread
     """
     k = table.shape[1] - 1
     whole = pairs.all()
-    sums = np.zeros((pairs.shape[0], k), np.float32)
-    squares = np.zeros(pairs.shape[0], np.float32)
+    sums = np.zeros((1 if whole else pairs.shape[0], k), np.float32)
+    squares = np.zeros(len(sums), np.float32)
     n = rowptr.size - 1
     for row in range(first * n // threads, (first + 1) * n // threads):
         sums[:] = 0.0
@@ -186,15 +196,7 @@ def sum_feature(rows, x, theta, within, contexts, residual, a, b):
             for d in range(width):
                 fit += h[s, d] * theta[d]
             t[s] = residual[row] + fit
-        part = h[:size]
-        np.dot(part.T, part, product)
-        for i in range(width):
-            total = 0.0
-            for s in range(size):
-                total += part[s, i] * t[s]
-            b[i] += total
-            for j in range(width):
-                a[i, j] += product[i, j]
+        _add_products(h[:size], t, product, a, b)
 
 
 @kernel(fastmath=FAST)
@@ -212,6 +214,22 @@ def move_feature(rows, x, theta, moved, within, contexts, residual):
         if within:
             for d in range(width - 1):
                 contexts[row, d] += value * moved[d]
+
+
+@kernel(fastmath=FAST)
+def _add_products(h, t, product, a, b):
+    """a += h^T h and b += h^T t of up to CHUNK rows, summed in float32 by BLAS and a loop over neighbours."""
+    np.dot(h.T, h, product)
+    total = np.zeros(h.shape[1], np.float32)
+    for s in range(h.shape[0]):
+        row, left = h[s], t[s]
+        for i in range(total.size):
+            total[i] += left * row[i]
+    for i in range(total.size):
+        b[i] += total[i]
+        into, added = a[i], product[i]
+        for j in range(total.size):
+            into[j] += added[j]
 
 
 @kernel(fastmath=FAST)

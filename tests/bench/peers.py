@@ -1,6 +1,7 @@
 """Peer libraries in environments of their own, and a process there that answers commands.
 
     python -m tests.bench.peers          builds the environment in .bench-peers/
+    python -m tests.bench.peers fm       builds the environment in .bench-peers-fm/
     python -m tests.bench.peers torch    builds the environment in .bench-peers-torch/ (some 5 GB, minutes)
 
 Peers must not bend this project's pins, nor this project theirs; a process that stays lets both take turns.
@@ -76,7 +77,11 @@ NEURAL = Environment(
     ),
     "neural_peer.py",
 )
-ENVIRONMENTS = {"factors": FACTORS, "torch": NEURAL}
+# myFM wants another numpy than implicit.
+MACHINES = Environment(
+    ROOT / ".bench-peers-fm", ("myfm==0.4.0", "numpy==2.2.6", "pandas==2.3.3", "scipy==1.14.1"), "fm_peer.py"
+)
+ENVIRONMENTS = {"factors": FACTORS, "fm": MACHINES, "torch": NEURAL}
 
 
 class Process:
@@ -146,6 +151,12 @@ class Peer(Process):
         self.ask("als", {"user_factors": user, "item_factors": item}, rank=user.shape[1], **model)
 
 
+class MachinePeer(Process):
+    """myFM (fm_peer.py)."""
+
+    environment = MACHINES
+
+
 class NeuralPeer(Process):
     """RecBole's autoencoders (neural_peer.py)."""
 
@@ -164,6 +175,11 @@ class NeuralPeer(Process):
 def optional(quick: bool) -> AbstractContextManager[Peer | None]:
     """A peer; in a quick run only where its environment is there already, else None."""
     return Peer() if FACTORS.installed() or not quick else nullcontext()
+
+
+def optional_machine(quick: bool) -> AbstractContextManager[MachinePeer | None]:
+    """myFM; in a quick run only where its environment is there already, else None."""
+    return MachinePeer() if MACHINES.installed() or not quick else nullcontext()
 
 
 def optional_neural(quick: bool) -> AbstractContextManager[NeuralPeer | None]:

@@ -42,12 +42,14 @@ CORRECTED = {pair: value for pair, value in OLD.items() if pair[0] != GONE} | {R
 FORMS = {
     "ials": ("als.regularization=0.05",),
     "explicit": ("als.mode=explicit", "als.biases=true", "als.regularization=0.05"),
+    "fm": ("model=fm", "fm.learner=als", "fm.rank=2", "fm.iterations=8"),
     "popularity": ("model=popularity",),
     "multdae": ("model=multdae", "multdae.latent_dim=3", "multdae.epochs=3", "multdae.workers=1"),
 }
 EXPECTED = {  # users that are solved on the second day
     "ials": {"new", "u1", "u2", *FORCED},
     "explicit": {"new", "u1", "u2", "u4", *FORCED},  # a rating counts, not only that there is one
+    "fm": {"new", "u1", "u2", "u4", *FORCED},
     "popularity": {"new", "u1", "u2", *FORCED},
     "multdae": {"new", "u1", "u2", *FORCED},
 }
