@@ -21,7 +21,7 @@ from pyspark.sql import functions as F
 from sparkcf.als import vectors_to_arrow
 from sparkcf.blocks import ITEM, KINDS, USER, row_ids
 from sparkcf.config import Config, FMConfig
-from sparkcf.errors import TrainingError
+from sparkcf.errors import ConfigError, TrainingError
 from sparkcf.features import features_of, rows_of
 from sparkcf.fit import Context, Fit
 from sparkcf.fm_factors import folded
@@ -155,11 +155,13 @@ def fit_fm(pairs: DataFrame, n_users: int, n_items: int, config: Config, context
     Raises
     ------
     ConfigError
-        Too few task slots, dynamic allocation, or a field that the tables have nothing for.
+        Too few task slots, dynamic allocation, weights, or a field that the tables have nothing for.
     TrainingError
         There is no row, or a parameter is not finite.
     """
     spark, fm = pairs.sparkSession, config.fm
+    if "weight" in pairs.columns:
+        raise ConfigError("preference.weight=event: model=fm takes every row with weight 1; set it to one")
     workers = check_slots(spark, fm.workers, fm.section)
     features = features_of(pairs, n_users, n_items, config, context)
     plan = make_plan(fm, features.fields, n_users, n_items, config.seed, worker_threads(spark))

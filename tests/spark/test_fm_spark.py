@@ -8,6 +8,7 @@ import numpy as np
 import pandas as pd
 import pytest
 from pyspark.sql import SparkSession
+from pyspark.sql import functions as F
 
 from sparkcf.config import Config, load_config
 from sparkcf.errors import ConfigError, TrainingError
@@ -51,8 +52,11 @@ def configured(*overrides: str) -> Config:
     return load_config((), [*base, "fm.iterations=6", "fm.burn_in=2", "fm.samples=3", *overrides])
 
 
-def on_spark(spark: SparkSession, ratings: pd.DataFrame, config: Config, context: Context) -> Fit:
+def on_spark(
+    spark: SparkSession, ratings: pd.DataFrame, config: Config, context: Context, weight: float | None = None
+) -> Fit:
     pairs = spark.createDataFrame(ratings, "user_idx int, item_idx int, value float").repartition(3)
+    pairs = pairs if weight is None else pairs.withColumn("weight", F.lit(weight))
     return fit_fm(pairs, N, M, config, context)
 
 
@@ -121,6 +125,11 @@ def test_a_field_without_its_values_is_refused_in_a_line(spark, ratings, context
     with pytest.raises(ConfigError, match=r"no item has a number 'weight'"):
         fields = "fm.fields=[{name: weight, of: number, column: weight}]"
         features_of(pairs, N, M, configured(fields), context)
+
+
+def test_weights_are_refused(spark, ratings, context) -> None:
+    with pytest.raises(ConfigError, match=r"preference\.weight=event: model=fm takes every row with weight 1"):
+        on_spark(spark, ratings, configured(), context, weight=2.0)
 
 
 def test_no_pair_and_values_that_are_not_finite_end_in_a_line(spark, ratings, context) -> None:
