@@ -218,7 +218,7 @@ ITEM_SIDE = ("item", "categories", "number")  # kinds of fields that an item has
 
 
 class FMField(Section):
-    """A group of features of a factorization machine, see `sparkcf/features.py`."""
+    """A group of features of a factorization machine, see `sparkcf/fm/features.py`."""
 
     name: str = Field(..., pattern=r"^[A-Za-z][A-Za-z0-9_]{0,39}$")
     # user, item: the id; categories: the item's; number: one of the item's numbers; history: the user's items, each
@@ -236,7 +236,7 @@ class FMField(Section):
 
 
 class FMConfig(Section):
-    """Factorization machine: ALS solves each feature's (v, w), MCMC draws it (sparkcf/fm_sweeps.py)."""
+    """Factorization machine: ALS solves each feature's (v, w), MCMC draws it (sparkcf/fm/sweeps.py)."""
 
     section: ClassVar[str] = "fm"
 

@@ -19,9 +19,9 @@ from pyspark.sql import functions as F
 from sparkcf.autoencoders import state_shapes
 from sparkcf.config import Config
 from sparkcf.errors import ConfigError, LakeError, NotFoundError, TrainingError
-from sparkcf.features import fields_of
 from sparkcf.fit import Arrays, Fit, Known
-from sparkcf.fm_factors import fm_state_shapes
+from sparkcf.fm.factors import fm_state_shapes
+from sparkcf.fm.features import fields_of
 from sparkcf.kernels.als import gramian
 from sparkcf.lake import LakeTables
 from sparkcf.models import MODELS, rank_of

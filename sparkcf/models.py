@@ -13,8 +13,8 @@ from sparkcf.als import fit, fold_in
 from sparkcf.autoencoders import fit_net, fold_in_net
 from sparkcf.config import Config
 from sparkcf.fit import F32, Context, Fit, Known
-from sparkcf.fm import fit_fm
-from sparkcf.fm_factors import fold_in_fm, sample_count, sample_width, without_biases
+from sparkcf.fm.factors import fold_in_fm, sample_count, sample_width, without_biases
+from sparkcf.fm.fit import fit_fm
 from sparkcf.popularity import fit_popularity
 
 Rows = tuple[NDArray[np.int64], NDArray[np.int32], F32, F32]  # indptr, indices, values, weights

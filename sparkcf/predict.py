@@ -14,7 +14,7 @@ from scipy.special import ndtr
 from sparkcf.clean import normalized_id
 from sparkcf.config import Config
 from sparkcf.errors import ConfigError
-from sparkcf.fm_factors import sample_count, sample_width, unknown_vectors
+from sparkcf.fm.factors import sample_count, sample_width, unknown_vectors
 from sparkcf.fold_in import base_run, checked_mean, state_of
 from sparkcf.ingest import read_listing
 from sparkcf.lake import LakeTables

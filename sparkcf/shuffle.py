@@ -12,7 +12,7 @@ from pyspark.sql import functions as F
 from sparkcf.blocks import ITEM, KINDS, USER, Parts
 from sparkcf.gang import numpy_columns
 
-ROW_COLUMNS = ("key", "feat", "val")  # of a factorization machine's rows, see `sparkcf.features`
+ROW_COLUMNS = ("key", "feat", "val")  # of a factorization machine's rows, see `sparkcf.fm.features`
 
 
 def shuffled(pairs: DataFrame, workers: int, starts: dict[str, DataFrame] | None = None) -> DataFrame:

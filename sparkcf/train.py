@@ -12,8 +12,8 @@ from pyspark.sql import functions as F
 from sparkcf.config import Config
 from sparkcf.errors import ConfigError, LakeError
 from sparkcf.evaluate import Evaluation, evaluate
-from sparkcf.features import no_values, register_values
 from sparkcf.fit import Context, Fit
+from sparkcf.fm.features import no_values, register_values
 from sparkcf.lake import LakeTables, sql_date
 from sparkcf.models import MODELS, rank_of
 from sparkcf.preferences import indexed, pairs

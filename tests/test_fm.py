@@ -10,8 +10,9 @@ import numpy as np
 import pytest
 
 from sparkcf.config import FMConfig, FMField
-from sparkcf.fm import FMData, FMFit, entries_of, fit_fm_arrays, make_plan
-from sparkcf.fm_sweeps import Field, FMRows, Sample, train_fm
+from sparkcf.fm.arrays import FMData, FMFit, entries_of, fit_fm_arrays
+from sparkcf.fm.rows import Field, FMRows, make_plan
+from sparkcf.fm.sweeps import Sample, train_fm
 from tests.gangs import in_gang
 
 N, M, GENRES, HAD = 30, 12, 5, 12

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from sparkcf.errors import InputError
-from sparkcf.libfm import SparseRows, read_libfm, write_libfm
+from sparkcf.fm.libfm import SparseRows, read_libfm, write_libfm
 
 
 @pytest.mark.parametrize("name", ["rows.libfm", "rows.libfm.gz"])

@@ -21,9 +21,10 @@ import numpy as np
 from sparkcf.als import fit_arrays
 from sparkcf.config import ALSConfig, Config, FMConfig, load_config
 from sparkcf.fit import Context
-from sparkcf.fm import FMData, FMFit, entries_of, fit_fm, fit_fm_arrays, make_plan
-from sparkcf.fm_sweeps import Field
-from sparkcf.libfm import SparseRows, read_libfm
+from sparkcf.fm.arrays import FMData, FMFit, entries_of, fit_fm_arrays
+from sparkcf.fm.fit import fit_fm
+from sparkcf.fm.libfm import SparseRows, read_libfm
+from sparkcf.fm.rows import Field, make_plan
 from tests.bench import mllib, peers
 from tests.bench.report import Goal, finish, print_table
 from tests.bench.synthetic import QUICK, interactions

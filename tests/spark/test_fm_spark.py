@@ -12,9 +12,10 @@ from pyspark.sql import functions as F
 
 from sparkcf.config import Config, load_config
 from sparkcf.errors import ConfigError, TrainingError
-from sparkcf.features import features_of, no_values
 from sparkcf.fit import Context, Fit
-from sparkcf.fm import FMData, fit_fm, fit_fm_arrays
+from sparkcf.fm.arrays import FMData, fit_fm_arrays
+from sparkcf.fm.features import features_of, no_values
+from sparkcf.fm.fit import fit_fm
 from sparkcf.schemas import TABLES
 
 N, M, RANK = 40, 15, 3
@@ -142,7 +143,7 @@ def test_no_pair_and_values_that_are_not_finite_end_in_a_line(spark, ratings, co
 
 def test_folded_in_users_are_near_what_training_gave_them(spark, ratings, context) -> None:
     """A user of the training, folded in by the same rows, has nearly the scores that training gave."""
-    from sparkcf.fm_factors import fm_state_shapes, fold_in_fm
+    from sparkcf.fm.factors import fm_state_shapes, fold_in_fm
 
     config = configured("fm.learner=als", "fm.iterations=300", f"fm.fields={FIELDS}")
     fitted = on_spark(spark, ratings, config, context)

@@ -1,15 +1,14 @@
-"""Factorization machines by a gang on Spark, or in this process: fit, and what the fit predicts.
+"""Factorization machines by a gang on Spark.
 
     rows ──one shuffle──▶ two copies, by user and by item ──▶ sweeps ──▶ samples: w_0 and every feature's (v, w)
 
-`fit_fm_arrays` is the fit in this process; both run `sparkcf.fm_sweeps.train_fm`.
+`sparkcf.fm.arrays` is the same in this process.
 """
 
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Iterable, Iterator
-from dataclasses import dataclass
+from collections.abc import Iterable, Iterator
 from typing import Any
 
 import numpy as np
@@ -20,13 +19,14 @@ from pyspark.sql import functions as F
 
 from sparkcf.als import vectors_to_arrow
 from sparkcf.blocks import ITEM, KINDS, USER, row_ids
-from sparkcf.config import Config, FMConfig
+from sparkcf.config import Config
 from sparkcf.errors import ConfigError, TrainingError
-from sparkcf.features import features_of, rows_of
 from sparkcf.fit import Context, Fit
-from sparkcf.fm_factors import folded
-from sparkcf.fm_sweeps import NO_ROWS, Field, FMPlan, FMRows, Sample, predicted, train_fm
-from sparkcf.gang import Alone, Gang, check_slots, joined, listening, worker_threads
+from sparkcf.fm.factors import folded
+from sparkcf.fm.features import features_of, rows_of
+from sparkcf.fm.rows import FMPlan, FMRows, make_plan
+from sparkcf.fm.sweeps import NO_ROWS, Sample, train_fm
+from sparkcf.gang import Gang, check_slots, joined, listening, worker_threads
 from sparkcf.shared import SharedArrays, share
 from sparkcf.shuffle import shuffled
 from sparkcf.topk import collect_factors, vectors_of
@@ -41,108 +41,6 @@ F32 = NDArray[np.float32]
 F64 = NDArray[np.float64]
 I32 = NDArray[np.int32]
 I64 = NDArray[np.int64]
-
-
-@dataclass(frozen=True)
-class FMData:
-    """Rows in this process: `users`, `items` int32 (n,), `y` float32 (n,), and what the other fields have as
-    compressed rows: `ptr` int64 (n + 1,), `feat` int32 into the fields other than user and item, one after the other,
-    `val` float32."""
-
-    users: I32
-    items: I32
-    y: F32
-    ptr: I64
-    feat: I32
-    val: F32
-
-    @classmethod
-    def of_pairs(cls, users: NDArray[Any], items: NDArray[Any], y: NDArray[Any]) -> FMData:
-        """Rows of a user and an item, and nothing else."""
-        nothing = np.zeros(len(y) + 1, np.int64), np.empty(0, np.int32), np.empty(0, np.float32)
-        return cls(users.astype(np.int32), items.astype(np.int32), y.astype(np.float32), *nothing)
-
-
-@dataclass(frozen=True)
-class FMFit:
-    """A fit in this process: its samples as w_0 and the table of all features, field after field, float32 (m, k + 1),
-    [v_j, w_j] each; `log` has an entry a sweep."""
-
-    plan: FMPlan
-    samples: list[tuple[float, F32]]
-    log: list[dict[str, Any]]
-
-    def predict(self, data: FMData) -> tuple[F64, F64]:
-        """Values or probabilities of rows, and their standard deviation over the samples; float64 (n,). Indices from
-        the field's size on, and below 0, are unseen: they add nothing."""
-        return predicted(self.samples, *entries_of(data, self.plan), self.plan)
-
-
-def make_plan(
-    config: FMConfig, fields: tuple[Field, ...], n_users: int, n_items: int, seed: int, threads: int
-) -> FMPlan:
-    names = [f.name for f in fields]
-    pairs = np.array([[config.interacting(one, other) for other in names] for one in names])
-    return FMPlan(config, fields, pairs, n_users, n_items, seed, threads)
-
-
-def fit_fm_arrays(
-    data: FMData,
-    fields: tuple[Field, ...],
-    n_users: int,
-    n_items: int,
-    config: FMConfig,
-    seed: int,
-    threads: int = 1,
-    heard: Callable[[dict[str, Any]], None] | None = None,
-) -> FMFit:
-    """Fit in this process, for notebooks, tests and small data.
-
-    Parameters
-    ----------
-    fields : all fields in the order of their tables; those with a `side` take their features from users and items.
-    """
-    plan = make_plan(config, fields, n_users, n_items, seed, threads)
-    key = np.arange(len(data.y), dtype=np.int64)
-    rest = (data.y, key, data.ptr, data.feat, data.val)
-    rows = [FMRows(data.users, data.items, *rest), FMRows(data.items, data.users, *rest)]
-    samples, log = train_fm(rows, plan, Alone(heard))
-    return FMFit(plan, [(sample.w0, whole_table(sample, plan)) for sample in samples], log)
-
-
-def whole_table(sample: Sample, plan: FMPlan) -> F32:
-    """The table of all features of a sample of a gang of one, field after field."""
-    parts = []
-    for f, start in zip(plan.fields, plan.starts(), strict=True):
-        own = None if f.side is None else sample.own[f.side]
-        parts.append(sample.everywhere[start : start + f.size] if own is None else own)
-    return np.concatenate(parts)
-
-
-def entries_of(data: FMData, plan: FMPlan) -> tuple[tuple[I64, I32, F32], NDArray[np.int16]]:
-    """Rows as `rowptr`, `feat`, `val` into the table of all features, and the field of each of its features."""
-    n, begin = len(data.y), 0
-    fields = np.concatenate([np.full(f.size, number, np.int16) for number, f in enumerate(plan.fields)])
-    rows, feats, vals = [], [], []
-    everywhere = np.zeros(plan.everywhere + 1, np.int32)
-    for f, start in zip(plan.fields, plan.starts(), strict=True):
-        if f.side is None:
-            everywhere[start : start + f.size] = np.arange(begin, begin + f.size)
-        else:
-            index = (data.users, data.items)[f.side]
-            known = np.flatnonzero((index >= 0) & (index < f.size))
-            rows.append(known)
-            feats.append(begin + index[known])
-            vals.append(np.ones(len(known), np.float32))
-        begin += f.size
-    seen = np.flatnonzero((data.feat >= 0) & (data.feat < plan.everywhere))
-    rows.append((np.searchsorted(data.ptr, seen, side="right") - 1).astype(np.int64))
-    feats.append(everywhere[data.feat[seen]])
-    vals.append(data.val[seen])
-    row = np.concatenate(rows)
-    order = np.argsort(row, kind="stable")
-    rowptr = np.concatenate([[0], np.cumsum(np.bincount(row, minlength=n))]).astype(np.int64)
-    return (rowptr, np.concatenate(feats)[order].astype(np.int32), np.concatenate(vals)[order]), fields
 
 
 def fit_fm(pairs: DataFrame, n_users: int, n_items: int, config: Config, context: Context) -> Fit:

@@ -20,7 +20,8 @@ from scipy.sparse import csr_matrix
 
 from sparkcf.blocks import ITEM, USER
 from sparkcf.config import ITEM_SIDE, FMConfig
-from sparkcf.fm_sweeps import Field, FMPlan, latent_means
+from sparkcf.fm.rows import Field, FMPlan
+from sparkcf.fm.sweeps import latent_means
 
 F32 = NDArray[np.float32]
 EM_STEPS = 10

@@ -13,8 +13,7 @@ and the feature alone, so that no result depends on the number of workers but fo
 from __future__ import annotations
 
 import time
-from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -22,9 +21,10 @@ from numpy.typing import NDArray
 from scipy.special import log_ndtr, ndtr, ndtri
 from threadpoolctl import threadpool_limits
 
-from sparkcf.blocks import ITEM, USER, places, row_ids
+from sparkcf.blocks import ITEM, USER
 from sparkcf.config import FMConfig
 from sparkcf.errors import TrainingError
+from sparkcf.fm.rows import Copy, FMPlan, FMRows, Visits, copy_rows, feature_ids, field_visits
 from sparkcf.gang import Gang
 from sparkcf.kernels.fm import draw_features, fill_state, move_feature, predict_rows, sum_feature, sum_features
 from sparkcf.kernels.random import normal_rows, uniform_rows
@@ -38,103 +38,6 @@ Entry = dict[str, Any]
 SUM_BYTES = 16 << 20  # of the normal equations that are held at once: they are solved while the caches have them
 PRIOR_SHAPE = PRIOR_RATE = PRIOR_STRENGTH = 1.0  # of the noise's and the hyper-parameters' priors, as in libFM
 NO_ROWS = "no row to train on: is there any interaction up to the logical date?"
-
-
-@dataclass(frozen=True)
-class Field:
-    """A group of features: `size` of them; `several` of them may stand in one row; `side` USER or ITEM where they are
-    the ids of that side and live with its rows, None where they stand at every worker; `of_item`: what the item has,
-    else it is what the user has."""
-
-    name: str
-    size: int
-    several: bool = False
-    side: int | None = None
-    of_item: bool = False
-
-
-@dataclass(frozen=True)
-class FMPlan:
-    """All that a worker must know, and nothing of Spark. `pairs` bool (F, F): which fields interact."""
-
-    config: FMConfig
-    fields: tuple[Field, ...]
-    pairs: NDArray[np.bool_]
-    n_users: int
-    n_items: int
-    seed: int
-    threads: int
-
-    @property
-    def sizes(self) -> tuple[int, int]:
-        return self.n_users, self.n_items
-
-    def starts(self) -> list[int]:
-        """Where each field that stands at every worker begins in the table of all of them; -1 for the others."""
-        starts, begin = [], 0
-        for f in self.fields:
-            starts.append(begin if f.side is None else -1)
-            begin += f.size if f.side is None else 0
-        return starts
-
-    @property
-    def everywhere(self) -> int:
-        return sum(f.size for f in self.fields if f.side is None)
-
-
-@dataclass
-class FMRows:
-    """Rows as the shuffle brings them to the worker of one side: `own` int32 (n,) places there, `other` int32 (n,)
-    indices of the other side, `y` float32 (n,), `key` int64 (n,) the same in both copies of a row; what the fields
-    that stand at every worker have: `ptr` int64 (n + 1,), `feat` int32, `val` float32."""
-
-    own: I32
-    other: I32
-    y: F32
-    key: I64
-    ptr: I64
-    feat: I32
-    val: F32
-
-
-@dataclass
-class Copy:
-    """A worker's rows, in order of the side's places, and the table that their features point into.
-
-    table : the features that stand everywhere, then the side's own, then those received of the other side.
-    targets : y, or the latent variable of the probit.
-    """
-
-    rowptr: I64
-    feat: I32
-    val: F32
-    y: F32
-    key: I64
-    table: F32
-    fields: NDArray[np.int16]
-    own: slice
-    got: slice
-    sends: list[I64]  # places here of the other copy's own features that others asked for
-    targets: F32 = field(init=False)
-
-    def __post_init__(self) -> None:
-        self.targets = self.y.copy()
-
-    @property
-    def entries(self) -> tuple[I64, I32, F32]:
-        return self.rowptr, self.feat, self.val
-
-
-@dataclass
-class Visits:
-    """Where a field's features stand in a copy's rows: rows, entries, and the feature's place, ascending; `starts`
-    int64 (features here + 1,): where each feature's visits begin."""
-
-    rows: I64
-    entries: I64
-    places: I64
-    starts: I64
-    present: NDArray[np.bool_]  # (features here,), over all workers
 
 
 @dataclass
@@ -213,11 +116,11 @@ def _sample(state: State) -> Sample:
 
 def _begin(rows: list[FMRows], plan: FMPlan, gang: Gang) -> State:
     config = plan.config
-    copies = [_copy(rows, side, plan, gang) for side in (USER, ITEM)]
+    copies = [copy_rows(rows, side, plan, gang) for side in (USER, ITEM)]
     n = int(gang.sum(np.array([len(copies[USER].y)]))[0])
     if not n:
         raise TrainingError(NO_ROWS)
-    visits = [_visits(copies, number, plan, gang) for number in range(len(plan.fields))]
+    visits = [field_visits(copies, number, plan, gang) for number in range(len(plan.fields))]
     y = copies[USER].y > 0 if config.task == "classification" else copies[USER].y
     mean = float(gang.sum(np.array([y.sum(dtype=np.float64)]))[0]) / n
     width = config.rank + 1
@@ -229,7 +132,7 @@ def _begin(rows: list[FMRows], plan: FMPlan, gang: Gang) -> State:
     begin = float(ndtri(np.clip(mean, 1e-3, 1 - 1e-3))) if config.task == "classification" else mean
     state = State(copies, visits, hypers, begin, 1.0, n, np.zeros(len(copies[USER].y)))
     for number, f in enumerate(plan.fields):
-        ids = _ids(f, plan, gang)
+        ids = feature_ids(f, plan, gang)
         drawn = np.zeros((len(ids), width), np.float32)
         drawn[:, :-1] = normal_rows(plan.seed, 16 + number, ids, config.rank, config.init_sd)
         drawn[~visits[number].present] = 0.0
@@ -238,72 +141,6 @@ def _begin(rows: list[FMRows], plan: FMPlan, gang: Gang) -> State:
         _receive(state, side, gang)
     state.fitted = _predicted(state, copies[USER], plan)
     return state
-
-
-def _ids(f: Field, plan: FMPlan, gang: Gang) -> I64:
-    """The features of a field that stand at this worker."""
-    return np.arange(f.size) if f.side is None else row_ids(plan.sizes[f.side], gang.rank, gang.size)
-
-
-def _copy(rows: list[FMRows], side: int, plan: FMPlan, gang: Gang) -> Copy:
-    part = rows[side]
-    located = {f.side: number for number, f in enumerate(plan.fields) if f.side is not None}
-    own_size = places(plan.sizes[side], gang.rank, gang.size) if side in located else 0
-    order = np.lexsort((part.key, part.own))
-    counts = np.diff(part.ptr)[order]
-    taken = np.concatenate([[0], np.cumsum(counts)]).astype(np.int64)
-    source = np.repeat(part.ptr[:-1][order] - taken[:-1], counts) + np.arange(taken[-1])
-    needed: list[I64] = [np.empty(0, np.int64)] * gang.size
-    position = np.empty(0, np.int32)
-    if 1 - side in located:
-        wanted = np.zeros(plan.sizes[1 - side], bool)
-        wanted[part.other] = True
-        needed = [np.flatnonzero(wanted[w :: gang.size]) for w in range(gang.size)]
-        position = np.zeros(len(wanted), np.int32)
-        begin = 0
-        for w, asked in enumerate(needed):
-            position[w :: gang.size][asked] = np.arange(begin, begin + len(asked), dtype=np.int32)
-            begin += len(asked)
-    sends = [asked.copy() for asked in gang.exchange(needed)]
-    received = sum(map(len, needed))
-    base = plan.everywhere
-    own, got = slice(base, base + own_size), slice(base + own_size, base + own_size + received)
-    lists = [(part.own[order] + own.start, side)] if side in located else []
-    if 1 - side in located:
-        lists.append((position[part.other[order]] + got.start, 1 - side))
-    first = len(lists)
-    rowptr = taken + first * np.arange(len(taken))
-    feat, val = np.empty(rowptr[-1], np.int32), np.ones(rowptr[-1], np.float32)
-    for at, (column, _) in enumerate(lists):
-        feat[rowptr[:-1] + at] = column
-    rest = np.arange(len(source)) + first * (1 + np.repeat(np.arange(len(counts)), counts))
-    feat[rest], val[rest] = part.feat[source], part.val[source]
-    fields = np.zeros(base + own_size + received, np.int16)
-    for number, (f, start) in enumerate(zip(plan.fields, plan.starts(), strict=True)):
-        if f.side is None:
-            fields[start : start + f.size] = number
-    fields[own], fields[got] = located.get(side, 0), located.get(1 - side, 0)
-    table = np.zeros((len(fields), plan.config.rank + 1), np.float32)
-    made = Copy(rowptr, feat, val, part.y[order], part.key[order], table, fields, own, got, sends)
-    empty = np.empty(0, np.int32)
-    rows[side] = FMRows(empty, empty, made.y[:0], made.key[:0], part.ptr[:1], empty, part.val[:0])  # free them
-    return made
-
-
-def _visits(copies: list[Copy], number: int, plan: FMPlan, gang: Gang) -> Visits:
-    f = plan.fields[number]
-    copy = copies[USER if f.side is None else f.side]
-    start, size = plan.starts()[number], f.size
-    if f.side is not None:
-        start, size = copy.own.start, copy.own.stop - copy.own.start
-    entries = np.flatnonzero((copy.fields[copy.feat] == number) & (copy.val != 0))
-    entries = entries[np.argsort(copy.feat[entries], kind="stable")]
-    rows = np.searchsorted(copy.rowptr, entries, side="right") - 1
-    feature = copy.feat[entries].astype(np.int64) - start
-    counts = np.bincount(feature, minlength=size)
-    present = (gang.sum(counts) if f.side is None else counts) > 0
-    starts = np.concatenate([[0], np.cumsum(counts)]).astype(np.int64)
-    return Visits(rows.astype(np.int64), entries.astype(np.int64), feature, starts, present)
 
 
 def _set(state: State, number: int, where: slice, values: F32, plan: FMPlan) -> None:
@@ -451,7 +288,7 @@ def _draw(
     out = np.zeros(b.shape, np.float32)
     normal = np.zeros(b.shape, np.float32)
     if config.learner == "mcmc":
-        ids = _ids(f, plan, gang)[where]
+        ids = feature_ids(f, plan, gang)[where]
         normal = normal_rows(plan.seed, 4096 * sweep + number, ids, b.shape[1], 1.0)
         normal[~state.visits[number].present[where]] = 0.0  # what no row has stays at the field's mean
 
@@ -510,28 +347,3 @@ def _figures(state: State, plan: FMPlan, gang: Gang) -> dict[str, float]:
     mcmc = plan.config.learner == "mcmc"
     total = loss if mcmc else loss + penalty
     return {"objective": total, "observed": loss, "regularization": penalty}
-
-
-def predicted(
-    samples: Sequence[tuple[float, F32]], entries: tuple[I64, I32, F32], fields: NDArray[np.int16], plan: FMPlan
-) -> tuple[F64, F64]:
-    """Mean and standard deviation over the samples of predicted values (regression) or probabilities, float64 (n,).
-
-    Parameters
-    ----------
-    samples : w_0 and the table of all features, field after field, float32 (m, k + 1), of each.
-    entries : rowptr, feat, val of the rows; fields : int16 (m,) of the features.
-    """
-    n = len(entries[0]) - 1
-    total, squares, out = np.zeros(n), np.zeros(n), np.empty(n)
-    for w0, table in samples:
-
-        def share(thread: int, table: F32 = table, w0: float = w0) -> None:
-            predict_rows(*entries, table, fields, plan.pairs, w0, thread, plan.threads, out)
-
-        in_threads(plan.threads, share)
-        values = ndtr(out) if plan.config.task == "classification" else out
-        total += values
-        squares += values**2
-    mean = total / len(samples)
-    return mean, np.sqrt(np.maximum(squares / len(samples) - mean**2, 0.0))

@@ -18,7 +18,7 @@ from sparkcf.blocks import ITEM, USER
 from sparkcf.config import ITEM_SIDE, Config, FMField
 from sparkcf.errors import ConfigError
 from sparkcf.fit import Context
-from sparkcf.fm_sweeps import Field
+from sparkcf.fm.rows import Field
 from sparkcf.ids import register
 from sparkcf.lake import LakeTables
 from sparkcf.schemas import TABLES

@@ -1,0 +1,1 @@
+"""Factorization machines: fields of features, exact sweeps by a gang, gradient descent, and their factors."""
