@@ -54,7 +54,7 @@ def fit_net(pairs: DataFrame, _n_users: int, n_items: int, config: Config, conte
     workers = check_launch(spark, net.workers, net.section)
     snapshot = write_rows(tables, pairs, "user", context.snapshot, config)
     files = (tuple(snapshot.train), tuple(snapshot.validation))
-    job = Job(config.model, net.model_dump_json(), config.seed, n_items, "user_idx", *files, context.saved)
+    job = Job(config.model, net.model_dump_json(), config.seed, {"n_items": n_items}, "user_idx", *files, context.saved)
     log = launch(spark, job, workers, context.heard)
     checkpoints = Checkpoints(context.saved)
     state = checkpoints.best(build_net(n_items, net, config.seed))

@@ -52,7 +52,7 @@ ZERO_WIDTH = "\ufeff\u200b\u200c\u200d\u2060\u00ad"
 class Cleaned:
     """A cleaned input. `release` frees what is kept for it."""
 
-    interactions: DataFrame  # user_id, item_id, event, value, ts, source: one row a key
+    interactions: DataFrame  # user_id, item_id, event, value, ts, context, source: one row a key
     quarantine: DataFrame  # reason, raw, source
     counts: dict[str, int]  # read, clean, exact_duplicates, superseded, quarantined
     reasons: dict[str, int]  # quarantined rows by reason
@@ -117,7 +117,15 @@ def clean(raw: DataFrame, input_config: InputConfig, config: CleanConfig, ds: dt
         for frame in kept:
             frame.unpersist()
         raise
-    return Cleaned(unique.drop("copies", "values"), quarantine, counts, reasons, tuple(kept))
+    interactions = unique.drop("copies", "values").withColumn("context", _by_name(input_config.columns.context))
+    return Cleaned(interactions, quarantine, counts, reasons, tuple(kept))
+
+
+def _by_name(names: tuple[str, ...]) -> Column:
+    """The texts of the context as a map; null where there are none."""
+    if not names:
+        return F.lit(None).cast("map<string,string>")
+    return F.map_filter(F.map_from_arrays(F.array(*map(F.lit, names)), "context"), lambda _, text: text.isNotNull())
 
 
 def parse(raw: DataFrame, input_config: InputConfig, config: CleanConfig) -> DataFrame:
@@ -138,6 +146,7 @@ def parse(raw: DataFrame, input_config: InputConfig, config: CleanConfig) -> Dat
         (F.when(value.rlike(NUMBER), value.cast("double")) if columns.value else F.lit(1.0)).alias("value"),
         trimmed("ts").alias("ts_text"),
         parsed_timestamp(trimmed("ts"), input_config.ts_formats).alias("ts"),
+        F.transform("context", lambda text: F.nullif(F.btrim(text, F.lit(WHITE_SPACE)), F.lit(""))).alias("context"),
     )
 
 
@@ -242,7 +251,7 @@ def deduplicate(rows: DataFrame) -> DataFrame:
 
     "Last" is by file name, then by place in the file.
     """
-    last = F.max(F.struct("source", "block", "line", "value"))
+    last = F.max(F.struct("source", "block", "line", "value", "context"))
     grouped = rows.groupBy(*KEY).agg(
         last.alias("last"),
         F.count(F.lit(1)).alias("copies"),
@@ -252,6 +261,7 @@ def deduplicate(rows: DataFrame) -> DataFrame:
         *KEY[:3],
         F.col("last.value").alias("value"),
         "ts",
+        F.col("last.context").alias("context"),
         F.col("last.source").alias("source"),
         "copies",
         "values",

@@ -8,6 +8,7 @@ from __future__ import annotations
 import datetime as dt
 import difflib
 import json
+import math
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Annotated, Any, ClassVar, Literal
@@ -38,22 +39,37 @@ class Columns(Section):
     ts: str = "ts"
     event: str | None = None  # None: every row is an `input.default_event`
     value: str | None = None  # None: every row has value 1
+    context: tuple[str, ...] = ()  # more columns of the moment (device, weather), kept as texts under their own names
+
+
+class UserColumns(Section):
+    user_id: str = "user_id"
+    attributes: tuple[str, ...] = ()  # texts (gender, country), kept under their own names
+    numbers: tuple[str, ...] = ()  # numeric attributes, likewise
 
 
 class ItemColumns(Section):
     item_id: str = "item_id"
     title: str | None = None
     categories: str | None = None
-    numbers: tuple[str, ...] = ()  # numeric attributes, kept under their own names
+    attributes: tuple[str, ...] = ()  # as the users'
+    numbers: tuple[str, ...] = ()
 
 
-class ItemsInput(Section):
-    """A table of the items' attributes, joined by item_id."""
+class AttributesInput(Section):
+    """A table of the attributes of users or items, joined by their id."""
 
     path: str
     format: Literal["csv", "jsonl", "parquet", "delta"] = "csv"
-    columns: ItemColumns = ItemColumns()
     delimiter: str = Field(",", min_length=1)
+
+
+class UsersInput(AttributesInput):
+    columns: UserColumns = UserColumns()
+
+
+class ItemsInput(AttributesInput):
+    columns: ItemColumns = ItemColumns()
     category_separator: str = Field("|", min_length=1)
     no_category: tuple[str, ...] = ("(no genres listed)",)  # values that stand for "none"
 
@@ -71,6 +87,7 @@ class InputConfig(Section):
         None  # allowed events and their weights; None: any, weight 1
     )
     value_range: tuple[float, float] | None = None  # inclusive
+    users: UsersInput | None = None
     items: ItemsInput | None = None
 
     @model_validator(mode="after")
@@ -171,21 +188,17 @@ class HALSConfig(FactorizationConfig):
         return self.passes
 
 
-class NetConfig(Section):
-    """What the models trained by gradient have in common."""
+class GradientConfig(Section):
+    """How parameters are trained by gradient: Adam over mini-batches."""
 
     section: ClassVar[str] = ""  # the key that it stands under
 
-    hidden: tuple[Positive, ...] = (600,)  # widths between a row and the latent vector; the decoder has them reversed
-    latent_dim: Positive = 200
-    dropout: Annotated[float, Field(ge=0, lt=1)] = 0.5  # of a row's entries, while training
     epochs: Positive = 100
     batch_size: Positive = 500  # rows that all workers have together in a step
     learning_rate: Annotated[float, Field(gt=0, allow_inf_nan=False)] = 0.001
     weight_decay: NonNegative = 0.0
     clip_norm: Annotated[float, Field(gt=0, allow_inf_nan=False)] | None = None  # of a step's gradient; None: as it is
     patience: Annotated[int, Field(ge=0)] = 10  # epochs without a better validation that end the training; 0: never
-    validation_share: Annotated[float, Field(ge=0, lt=1)] = 0.1  # of users, kept from training; 0: last epoch is kept
     mixed_precision: bool = True  # on CUDA: bfloat16 where it is safe
     workers: Positive | None = None  # processes; None: all task slots
     timeout_s: Positive = 50  # a peer silent for longer is taken for dead
@@ -193,6 +206,19 @@ class NetConfig(Section):
     def kl_weight(self, update: int) -> float:
         """beta at an update, from 0."""
         return 0.0
+
+
+class NetConfig(GradientConfig):
+    """What the nets over users' rows have in common."""
+
+    hidden: tuple[Positive, ...] = (600,)  # widths between a row and the latent vector; the decoder has them reversed
+    latent_dim: Positive = 200
+    dropout: Annotated[float, Field(ge=0, lt=1)] = 0.5  # of a row's entries, while training
+    validation_share: Annotated[float, Field(ge=0, lt=1)] = 0.1  # of users, kept from training; 0: last epoch is kept
+
+    @property
+    def gradient(self) -> GradientConfig:
+        return self
 
 
 class MultVAEConfig(NetConfig):
@@ -214,29 +240,70 @@ class MultDAEConfig(NetConfig):
     weight_decay: NonNegative = 0.00002
 
 
-ITEM_SIDE = ("item", "categories", "number")  # kinds of fields that an item has; the others a user has
-
-
 class FMField(Section):
     """A group of features of a factorization machine, see `sparkcf/fm/features.py`."""
 
     name: str = Field(..., pattern=r"^[A-Za-z][A-Za-z0-9_]{0,39}$")
-    # user, item: the id; categories: the item's; number: one of the item's numbers; history: the user's items, each
-    # with the weight 1 / sqrt(how many)
-    of: Literal["user", "item", "categories", "number", "history"]
-    column: str | None = None  # number: its name in items.numbers
+    # user, item: the id; categories: the item's; attribute: a text, number: a number, both of `table`; history: the
+    # user's items, each with the weight 1 / sqrt(how many); hour, weekday: of the timestamp, UTC; previous: the item
+    # that the user had before
+    of: Literal["user", "item", "categories", "attribute", "number", "history", "hour", "weekday", "previous"]
+    column: str | None = None  # attribute, number: its name
+    table: Literal["users", "items", "interactions"] = "items"  # attribute, number: whose it is
     regularization: NonNegative | None = None  # of this field's vectors; None: fm.regularization
     linear_regularization: NonNegative | None = None  # of its weights; None: fm.linear_regularization
 
     @model_validator(mode="after")
     def _complete(self) -> FMField:
-        if (self.of == "number") != (self.column is not None):
-            raise ValueError("column goes with of: number, and of: number with it")
+        if (self.of in ("attribute", "number")) != (self.column is not None):
+            raise ValueError("column goes with of: attribute or number, and these with it")
         return self
+
+    @property
+    def side(self) -> Literal["user", "item", "context"]:
+        """Whose features these are: a user's, an item's, or of the moment when they meet."""
+        if self.of in ("attribute", "number"):
+            sides: dict[str, Literal["user", "item", "context"]]
+            sides = {"users": "user", "items": "item", "interactions": "context"}
+            return sides[self.table]
+        if self.of in ("user", "history"):
+            return "user"
+        return "item" if self.of in ("item", "categories") else "context"
+
+    @property
+    def dictionary(self) -> str | None:
+        """What the numbers of its texts are filed under; None: it has no texts."""
+        if self.of == "categories":
+            return "categories"
+        return f"{self.table}.{self.column}" if self.of == "attribute" else None
+
+    @property
+    def whose(self) -> str:
+        """What a row of its table is."""
+        return {"users": "user", "items": "item", "interactions": "event"}[self.table]
+
+    @property
+    def source_key(self) -> str:
+        """The configuration's key that brings it into the lake."""
+        if self.of == "categories":
+            return "input.items.columns.categories"
+        if self.table == "interactions":
+            return "input.columns.context"
+        return f"input.{self.table}.columns.{'numbers' if self.of == 'number' else 'attributes'}"
+
+
+class SGDConfig(GradientConfig):
+    """Of a factorization machine that learns by gradient; its penalties are fm.regularization's."""
+
+    section: ClassVar[str] = "fm.sgd"
+
+    epochs: Positive = 20
+    batch_size: Positive = 1000
+    learning_rate: Annotated[float, Field(gt=0, allow_inf_nan=False)] = 0.003
 
 
 class FMConfig(Section):
-    """Factorization machine: ALS solves each feature's (v, w), MCMC draws it (sparkcf/fm/sweeps.py)."""
+    """Factorization machine: ALS solves each feature's (v, w), MCMC draws it, SGD goes down the gradient."""
 
     section: ClassVar[str] = "fm"
 
@@ -245,19 +312,27 @@ class FMConfig(Section):
         FMField(name="item", of="item"),
     )
     pairs: tuple[tuple[str, str], ...] | None = None  # names of fields that interact; None: all, and with themselves
-    task: Literal["regression", "classification"] = "regression"  # classification: probit, positives against the rest
-    learner: Literal["mcmc", "als"] = "mcmc"
+    task: Literal["regression", "classification"] = "regression"  # classification: yes or no, by probit; sgd: logistic
+    learner: Literal["mcmc", "als", "sgd"] = "mcmc"
     rank: Annotated[int, Field(ge=1, le=1024)] = 32
     iterations: Positive = 120
     burn_in: Annotated[int, Field(ge=0)] = 20  # mcmc: sweeps before the first sample
     samples: Positive = 20  # mcmc: kept, evenly thinned; predictions are their mean
-    regularization: NonNegative = 1.0  # als: of vectors
-    linear_regularization: NonNegative = 1.0  # als: of weights
+    regularization: NonNegative = 1.0  # als, sgd: of vectors
+    linear_regularization: NonNegative = 1.0  # als, sgd: of weights
     intercept: bool = True  # w_0 is fitted; False: it is the mean
+    # The moment that vectors, and so lists, are made for: by field, a text, a number, or an hour; previous is every
+    # user's last item. A field of the moment that is not named adds nothing.
+    context: dict[str, str | float] = {}
     init_sd: Annotated[float, Field(gt=0, allow_inf_nan=False)] = 0.1
     tolerance: NonNegative = 0.0  # als: stop when the objective falls by a smaller share in a sweep; 0: never
     workers: Positive | None = None  # size of the gang; None: all task slots
     timeout_s: Positive = 60  # a peer silent for longer is taken for dead
+    sgd: SGDConfig = SGDConfig()
+
+    @property
+    def gradient(self) -> GradientConfig:
+        return self.sgd
 
     @model_validator(mode="after")
     def _consistent(self) -> FMConfig:
@@ -267,6 +342,15 @@ class FMConfig(Section):
         for name in (name for pair in self.pairs or () for name in pair):
             if name not in names:
                 raise ValueError(f"pairs name {name!r}, which is none of the fields {names}")
+        for name, told in self.context.items():
+            field = next((f for f in self.fields if f.name == name), None)
+            if field is None or field.side != "context" or field.of == "previous":
+                raise ValueError(f"context names {name!r}, which is no field of the moment: leave it out")
+            least, size = {"number": (-math.inf, math.inf), "hour": (0, 24), "weekday": (0, 7)}.get(field.of, (0, 0))
+            if size and not (isinstance(told, float) and least <= told < size):
+                raise ValueError(
+                    f"context gives {told!r} for {name}, a field of {field.of}: give a number in its range"
+                )
         if self.learner == "mcmc" and self.burn_in >= self.iterations:
             raise ValueError(f"burn_in={self.burn_in} leaves no sample of {self.iterations} iterations: lower it")
         return self
@@ -275,9 +359,14 @@ class FMConfig(Section):
         """Whether two fields interact, by their names."""
         return self.pairs is None or (one, other) in self.pairs or (other, one) in self.pairs
 
+    @property
+    def contextual(self) -> bool:
+        """Whether any field is of the moment."""
+        return any(f.side == "context" for f in self.fields)
+
     def kept_sweeps(self) -> list[int]:
         """Numbers of the sweeps, from 1, whose state is kept: evenly spaced to the last one."""
-        if self.learner == "als":
+        if self.learner != "mcmc":
             return []
         n = self.iterations - self.burn_in
         count = min(self.samples, n)
@@ -392,6 +481,11 @@ class Config(Section):
         if self.model == "multvae":
             return self.multvae
         return self.multdae if self.model == "multdae" else None
+
+    @property
+    def fed(self) -> bool:
+        """Whether the model trains on packed rows, in processes of its own."""
+        return self.net is not None or (self.model == "fm" and self.fm.learner == "sgd")
 
     @property
     def explicit(self) -> bool:

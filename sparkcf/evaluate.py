@@ -18,6 +18,7 @@ from threadpoolctl import threadpool_limits
 from sparkcf.config import Config
 from sparkcf.errors import ConfigError, GateRefused
 from sparkcf.fit import ALONE, Context, Fit, Known
+from sparkcf.fm.frames import entries_of_column
 from sparkcf.kernels.metrics import mae, merge, ranking_measures, rating_errors, rmse, summarize, unpack
 from sparkcf.models import MODELS, rank_of
 from sparkcf.popularity import popularity
@@ -92,6 +93,9 @@ def _ranking_figures(parts: Split, fitted: Fit, n_items: int, config: Config) ->
     heldout = parts.heldout.groupBy("user_idx").agg(F.sort_array(F.collect_list("item_idx")).alias("heldout"))
     factors = fitted.user.select(F.col("idx").alias("user_idx"), "factor")
     users = heldout.join(known, on="user_idx", how="left").join(factors, on="user_idx", how="left")
+    if folded and fitted.serving:
+        users = users.join(fitted.serving(parts.known), on="user_idx", how="left")
+    has_features = "features" in users.columns
     shared, state = items.share(users.sparkSession), share_state(users.sparkSession, fitted.state)
     trained = parts.train.select("user_idx").distinct().count()
     evaluation, model, mean = config.evaluation, MODELS[config.model], fitted.mean
@@ -112,7 +116,8 @@ def _ranking_figures(parts: Split, fitted: Fit, n_items: int, config: Config) ->
                 if folded:
                     own = (batch.column(name).flatten() for name in ("value", "weight"))
                     rows = (*seen, *(column.to_numpy(zero_copy_only=False).astype(np.float32) for column in own))
-                    fit = Known(opened.vectors, opened.bias, present, mean, state=state.open())
+                    features = entries_of_column(batch.column("features")) if has_features else None
+                    fit = Known(opened.vectors, opened.bias, present, mean, state=state.open(), features=features)
                     vectors, _ = model.fold_in(rows, fit, config)
                     factor = pa.array(list(vectors), pa.list_(pa.float32()))
                 for system in SYSTEMS:
@@ -168,8 +173,12 @@ def _rating_figures(parts: Split, fitted: Fit, config: Config) -> list[Figure]:
     overall = float(parts.train.agg(F.avg("value")).first()[0])
     user = fitted.user.select(F.col("idx").alias("user_idx"), F.col("factor").alias("p"), F.col("bias").alias("b"))
     item = fitted.item.select(F.col("idx").alias("item_idx"), F.col("factor").alias("q"), F.col("bias").alias("c"))
-    rows = parts.heldout.join(user, on="user_idx", how="left").join(item, on="item_idx", how="left")
-    mean = fitted.mean
+    if fitted.in_context:
+        whole = fitted.in_context(parts.heldout).withColumnRenamed("factor", "p").withColumn("b", F.lit(0.0))
+    else:
+        whole = parts.heldout.join(user, on="user_idx", how="left")
+    rows = whole.join(item, on="item_idx", how="left").select("user_idx", "value", "p", "b", "q", "c")
+    mean, unknown = fitted.mean, fitted.unknown
 
     def work(batches: Iterable[Any]) -> Iterator[Any]:
         import pyarrow as pa
@@ -179,9 +188,11 @@ def _rating_figures(parts: Split, fitted: Fit, config: Config) -> list[Figure]:
             actual = batch.column("value").to_numpy(zero_copy_only=False)
             known_user, p = vectors_of(batch.column("p"), rank)
             known_item, q = vectors_of(batch.column("q"), rank)
+            if unknown is not None:
+                p[~known_user], q[~known_item] = unknown
             bias = [np.nan_to_num(batch.column(n).to_numpy(zero_copy_only=False)) for n in ("b", "c")]
             predicted = mean + bias[0] + bias[1] + np.einsum("nk,nk->n", p, q, dtype=np.float64)
-            if not mean:  # without biases a cold row has nothing but the mean to go by
+            if unknown is None and not mean:  # without biases a cold row has nothing but the mean to go by
                 predicted = np.where(known_user & known_item, predicted, overall)
             for system, guess in (("model", predicted), ("popularity", np.full(len(users), overall))):
                 packed = summarize(rating_errors(actual, guess), users, seed, replicates).pack()

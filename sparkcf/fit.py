@@ -25,7 +25,8 @@ class Context:
     heard : called with the log entry of every sweep or epoch, or with a "note" for people.
     saved : folder or address for progress; a fit that was cut short goes on from there.
     tables, snapshot : the lake and the name of the snapshot of packed rows, for models that are fed from files.
-    items, dictionary : the table of items with their attributes, and of the numbers of texts, for models with features.
+    users, items, dictionary : the tables of users and items with their attributes, and of the numbers of texts, for
+        models with features.
     """
 
     starts: dict[str, DataFrame] | None = None
@@ -33,6 +34,7 @@ class Context:
     saved: str | None = None
     tables: LakeTables | None = None
     snapshot: str | None = None
+    users: DataFrame | None = None
     items: DataFrame | None = None
     dictionary: DataFrame | None = None
 
@@ -45,7 +47,10 @@ class Fit:
     """Fitted factors as frames (idx, factor, bias; nets: latent) and the log of the sweeps or epochs.
 
     `state`: weights that folding in needs beside the items' factors. `features`: of a factorization machine, field,
-    feature_idx, factor, bias. `release` frees what is cached.
+    feature_idx, factor, bias, samples. `in_context`: pairs to pairs with `factor`, the vector of their user in their
+    moment, of a model that takes moments into account. `serving`:
+    likewise, the features of users for folding them in. `unknown`: the vectors of a user and
+    an item of whom nothing is known. `release` frees what is cached.
     """
 
     user: DataFrame
@@ -55,6 +60,9 @@ class Fit:
     mean: float = 0.0
     state: Arrays = field(default_factory=dict)
     features: DataFrame | None = None
+    in_context: Callable[[DataFrame], DataFrame] | None = None
+    serving: Callable[[DataFrame], DataFrame] | None = None
+    unknown: tuple[F32, F32] | None = None
 
     def release(self) -> None:
         self.kept.unpersist()
@@ -65,7 +73,8 @@ class Known:
     """A fit as folding in sees it, in this process.
 
     `items` (m, rank) and `bias` (m,): the items' factors; `present`: how many of them were in training; `mean`: what
-    the biases stand on; `gram` (rank, rank): items^T items, where it is known already; `state`: see `Fit`.
+    the biases stand on; `gram` (rank, rank): items^T items, where it is known already; `state`: see `Fit`;
+    `features`: of a factorization machine, what the rows have beside their ids: indptr, feat, val; None: histories.
     """
 
     items: F32
@@ -74,3 +83,4 @@ class Known:
     mean: float
     gram: NDArray[Any] | None = None
     state: Arrays = field(default_factory=dict)
+    features: tuple[NDArray[np.int64], NDArray[np.int32], F32] | None = None

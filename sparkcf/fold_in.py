@@ -19,9 +19,10 @@ from pyspark.sql import functions as F
 from sparkcf.autoencoders import state_shapes
 from sparkcf.config import Config
 from sparkcf.errors import ConfigError, LakeError, NotFoundError, TrainingError
-from sparkcf.fit import Arrays, Fit, Known
+from sparkcf.fit import Arrays, Context, Fit, Known
 from sparkcf.fm.factors import fm_state_shapes
-from sparkcf.fm.features import fields_of
+from sparkcf.fm.features import features_of, fields_of
+from sparkcf.fm.frames import entries_of_column
 from sparkcf.kernels.als import gramian
 from sparkcf.lake import LakeTables
 from sparkcf.models import MODELS, rank_of
@@ -110,13 +111,17 @@ def _fold_in(tables: LakeTables, config: Config, base: Run, run: Run, mean: floa
     )
     then = config.model_copy(update={"ds": base.row["ds"]})
     before = user_rows(pairs(read_events(tables, then, base), then))
-    now = user_rows(pairs(read_events(tables, config, run), config))
+    paired = pairs(read_events(tables, config, run), config)
+    now = user_rows(paired)
     with step("fold in users", tables.spark) as shown:
         vectors, bias, known = collect_factors(items, index_size(tables, run, "items"), rank_of(config))
         shared = share(tables.spark, vectors=vectors, bias=bias, known=known, gram=gramian(vectors))
         state = state_of(tables, base, config)
         against = Against(shared, share_state(tables.spark, state), int(known.sum()), mean)
-        solved = solve_rows(marked(now, before, users), against, config)
+        rows = marked(now, before, users)
+        if config.model == "fm":
+            rows = rows.join(_features(tables, paired, state, config, base, run), on="user_idx", how="left")
+        solved = solve_rows(rows, against, config)
         solved = solved.persist(StorageLevel.MEMORY_AND_DISK)  # counted, then written; released below
         fitted = Fit(solved.where("factor IS NOT NULL").select("idx", "factor", "bias"), items, [], solved, mean, state)
         try:
@@ -136,12 +141,20 @@ def _fold_in(tables: LakeTables, config: Config, base: Run, run: Run, mean: floa
     return {"run_id": run.run_id, "base_run_id": base.run_id, "counts": run.counts}
 
 
+def _features(tables: LakeTables, paired: DataFrame, state: Arrays, config: Config, base: Run, run: Run) -> DataFrame:
+    """user_idx, features: what users have now, by the numbers that the base gave."""
+    sizes = (index_size(tables, base, "users"), index_size(tables, base, "items"))
+    told = attributes(tables, config, base) | {"users": attributes(tables, config, run)["users"]}
+    known = paired.where(F.col("item_idx") < sizes[1])
+    return features_of(known, *sizes, config, Context(**told), state["scales"]).serving
+
+
 def state_of(tables: LakeTables, base: Run, config: Config) -> Arrays:
     """The base's weights, where its model has any beside the factors."""
     sizes = (index_size(tables, base, "users"), index_size(tables, base, "items"))
     if config.model == "fm":
-        _, dictionary = attributes(tables, config, base)
-        return read_state(tables.root, base.run_id, fm_state_shapes(fields_of(config, *sizes, dictionary), config.fm))
+        fields = fields_of(config, *sizes, attributes(tables, config, base)["dictionary"])
+        return read_state(tables.root, base.run_id, fm_state_shapes(fields, config.fm))
     if config.net is None:
         return {}
     return read_state(tables.root, base.run_id, state_shapes(sizes[1], config))
@@ -187,7 +200,8 @@ def solve_rows(users: DataFrame, against: Against, config: Config) -> DataFrame:
             for first in range(0, batch.num_rows, BATCH):
                 yield _solved_batch(batch.slice(first, BATCH), against, config)
 
-    return users.select("user_idx", "factor", "bias", "item_idx", "value", "weight").mapInArrow(work, SOLVED)
+    more = [name for name in ("features",) if name in users.columns]
+    return users.select("user_idx", "factor", "bias", "item_idx", "value", "weight", *more).mapInArrow(work, SOLVED)
 
 
 def _solved_batch(batch: Any, against: Against, config: Config) -> Any:
@@ -203,7 +217,8 @@ def _solved_batch(batch: Any, against: Against, config: Config) -> Any:
     usable = known[indices]
     indptr = np.concatenate([[0], np.cumsum(usable, dtype=np.int64)])[indptr]
     rows = (indptr, indices[usable], values[usable], weights[usable])
-    fit = Known(items, item_bias, against.present, against.mean, gram, against.state.open())
+    features = entries_of_column(batch.column("features")) if "features" in batch.schema.names else None
+    fit = Known(items, item_bias, against.present, against.mean, gram, against.state.open(), features)
     solved, solved_bias = MODELS[config.model].fold_in(rows, fit, config)
     folded = np.diff(indptr) > 0
     vectors[folded], biases[folded] = solved[folded], solved_bias[folded]

@@ -2,7 +2,8 @@
 
 Every format ends in the same columns (`RAW_COLUMNS`), so that the rules of `clean` are written once:
 `raw` text, `source` file, `block` and `line` (which order the rows of a file as they stand in it),
-`header` and `malformed` flags, and `user_id, item_id, event, value, ts` as text, null where absent.
+`header` and `malformed` flags, and `user_id, item_id, event, value, ts` as text, null where absent; `context`, the
+texts of `input.columns.context` in their order.
 """
 
 from __future__ import annotations
@@ -37,12 +38,12 @@ from pyspark.sql.types import (
 )
 from pyspark.sql.utils import AnalysisException
 
-from sparkcf.config import Columns, InputConfig, ItemsInput
+from sparkcf.config import AttributesInput, Columns, InputConfig, ItemsInput, UsersInput
 from sparkcf.errors import InputError
 from sparkcf.session import first_line
 
 FIELDS = ("user_id", "item_id", "event", "value", "ts")
-RAW_COLUMNS = ("raw", "source", "block", "line", "header", "malformed", *FIELDS)
+RAW_COLUMNS = ("raw", "source", "block", "line", "header", "malformed", *FIELDS, "context")
 MAX_HEADERS = 32
 BROKEN_FILE = (  # what Hadoop's and Spark's readers say of one
     "EOFException",
@@ -252,11 +253,14 @@ def _flat(rows: DataFrame) -> DataFrame:
 
 def _mapped(columns: Columns, field, malformed: Column) -> Column:
     values = [
-        (field(name) if name else F.lit(None).cast("string")).alias(ours) for ours, name in _mapping(columns).items()
+        (field(getattr(columns, ours)) if getattr(columns, ours) else F.lit(None).cast("string")).alias(ours)
+        for ours in FIELDS
     ]
+    context = F.array(*map(field, columns.context)).cast("array<string>").alias("context")
     return F.struct(
         (malformed | not_utf8(F.col("raw")) if malformed is not None else malformed).alias("malformed"),
         *values,
+        context,
     )
 
 
@@ -266,7 +270,7 @@ def not_utf8(text: Column) -> Column:
 
 
 def _mapping(columns: Columns) -> dict[str, str | None]:
-    return {ours: getattr(columns, ours) for ours in FIELDS}
+    return {ours: getattr(columns, ours) for ours in FIELDS} | {f"context, {name}": name for name in columns.context}
 
 
 def _check_columns(columns: Columns, names: Sequence[str], where: str, rows: DataFrame | None = None) -> list[str]:
@@ -315,11 +319,43 @@ def _first_line(spark: SparkSession, file: str) -> str | None:
         stream.close()
 
 
+def read_users(spark: SparkSession, config: UsersInput) -> DataFrame:
+    """The users' attributes: user_id, attributes, numbers. Raises InputError as `read_items`."""
+    columns = config.columns
+    mapped = {"user_id": columns.user_id}
+    rows = _read_attributes(spark, "users", config, mapped, columns.attributes, columns.numbers)
+    return rows.select(
+        F.col(f"`{columns.user_id}`").cast("string").alias("user_id"),
+        _texts(columns.attributes).alias("attributes"),
+        _numbers(columns.numbers).alias("numbers"),
+    )
+
+
 def read_items(spark: SparkSession, config: ItemsInput) -> DataFrame:
-    """The items' attributes as text and typed columns: item_id, title, categories, numbers.
+    """The items' attributes as text and typed columns: item_id, title, categories, attributes, numbers.
 
     Raises InputError where the file or a mapped column is missing.
     """
+    columns = config.columns
+    mapped = {"item_id": columns.item_id, "title": columns.title, "categories": columns.categories}
+    rows = _read_attributes(spark, "items", config, mapped, columns.attributes, columns.numbers)
+    return rows.select(
+        F.col(f"`{columns.item_id}`").cast("string").alias("item_id"),
+        _text_or_null(columns.title).alias("title"),
+        _categories(rows, config).alias("categories"),
+        _texts(columns.attributes).alias("attributes"),
+        _numbers(columns.numbers).alias("numbers"),
+    )
+
+
+def _read_attributes(
+    spark: SparkSession,
+    kind: str,
+    config: AttributesInput,
+    mapped: dict[str, str | None],
+    texts: Sequence[str],
+    numbers: Sequence[str],
+) -> DataFrame:
     path = resolve_path(config.path)
     try:
         reader = spark.read
@@ -330,26 +366,14 @@ def read_items(spark: SparkSession, config: ItemsInput) -> DataFrame:
         else:
             rows = reader.format(config.format).load(path)
     except AnalysisException as error:
-        raise InputError(f"input.items.path={path} cannot be read as {config.format}: {first_line(error)}") from error
-    columns = config.columns
-    for ours, name in (
-        ("item_id", columns.item_id),
-        ("title", columns.title),
-        ("categories", columns.categories),
-    ):
+        raise InputError(f"input.{kind}.path={path} cannot be read as {config.format}: {first_line(error)}") from error
+    wanted = [*mapped.items(), *(("attributes", name) for name in texts), *(("numbers", name) for name in numbers)]
+    for ours, name in wanted:
         if name is not None and name not in rows.columns:
             raise InputError(
-                f"input column {name!r} (input.items.columns.{ours}) is missing in {path}: it has {rows.columns}"
+                f"input column {name!r} (input.{kind}.columns.{ours}) is missing in {path}: it has {rows.columns}"
             )
-    for name in columns.numbers:
-        if name not in rows.columns:
-            raise InputError(f"input column {name!r} (input.items.columns.numbers) is missing in {path}")
-    return rows.select(
-        F.col(f"`{columns.item_id}`").cast("string").alias("item_id"),
-        _text_or_null(columns.title).alias("title"),
-        _categories(rows, config).alias("categories"),
-        _numbers(columns.numbers).alias("numbers"),
-    )
+    return rows
 
 
 def _text_or_null(name: str | None) -> Column:
@@ -365,6 +389,15 @@ def _categories(rows: DataFrame, config: ItemsInput) -> Column:
         return column.cast("array<string>")
     parts = F.split(column.cast("string"), "\\Q" + config.category_separator + "\\E")
     return F.when(column.isin(*config.no_category), F.array().cast("array<string>")).otherwise(parts)
+
+
+def _texts(names: Sequence[str]) -> Column:
+    """A map of what is not empty of some columns."""
+    if not names:
+        return F.lit(None).cast("map<string,string>")
+    plain = [F.nullif(F.trim(F.col(f"`{name}`").cast("string")), F.lit("")) for name in names]
+    made = F.map_from_arrays(F.array(*map(F.lit, names)), F.array(*plain))
+    return F.map_filter(made, lambda _, text: text.isNotNull())
 
 
 def _numbers(names: Sequence[str]) -> Column:
@@ -394,9 +427,11 @@ def shown_path(path: str) -> str:
     return unquote(path)
 
 
-def read_listing(spark: SparkSession, key: str, path: str, columns: tuple[str, ...]) -> DataFrame:
+def read_listing(
+    spark: SparkSession, key: str, path: str, columns: tuple[str, ...], optional: tuple[str, ...] = ()
+) -> DataFrame:
     """Some columns, as text, of a table that the configuration's `key` names: CSV and parquet by their ending, else
-    Delta.
+    Delta. `optional` columns that it does not have are null.
 
     Raises InputError where it cannot be read or has no such column.
     """
@@ -412,4 +447,6 @@ def read_listing(spark: SparkSession, key: str, path: str, columns: tuple[str, .
     for name in columns:
         if name not in rows.columns:
             raise InputError(f"{key}={path}: column {name} is missing, it has {rows.columns}")
-    return rows.select(*(F.col(name).cast("string") for name in columns))
+    found = [_as_text(rows, name).alias(name) for name in (*columns, *optional) if name in rows.columns]
+    missing = [F.lit(None).cast("string").alias(name) for name in optional if name not in rows.columns]
+    return rows.select(*found, *missing)

@@ -7,15 +7,17 @@ from typing import Any
 from pyspark import StorageLevel
 from pyspark.sql import DataFrame, SparkSession
 from pyspark.sql import functions as F
+from pyspark.sql.types import ArrayType, MapType, StringType
 
 from sparkcf.clean import KEY, Cleaned, clean, normalized_id
 from sparkcf.config import Config
 from sparkcf.errors import LakeError
 from sparkcf.ids import ConcurrentChangeError, merge_changes, register
-from sparkcf.ingest import decoded, explained, read_items, read_raw
+from sparkcf.ingest import decoded, explained, read_items, read_raw, read_users
 from sparkcf.lake import LakeTables, retry_conflicts, sql_date
 from sparkcf.progress import say, step
 from sparkcf.runs import start_run
+from sparkcf.schemas import TABLES
 from sparkcf.session import size_partitions
 
 
@@ -34,6 +36,7 @@ def clean_day(spark: SparkSession, config: Config) -> dict[str, Any]:
     """
     raw, columns = read_raw(spark, config.input, config.input_path)
     size_partitions(spark, raw)
+    users = read_users(spark, config.input.users) if config.input.users else None
     items = read_items(spark, config.input.items) if config.input.items else None
     with step(f"clean {config.ds}", spark) as shown:
         with explained(config.input_path):
@@ -43,8 +46,8 @@ def clean_day(spark: SparkSession, config: Config) -> dict[str, Any]:
     run = start_run(tables, "clean", config, {"interactions": tables.version("interactions")})
     try:
         with step("give dense indices", spark):
-            register(tables, "users", _seen_users(cleaned.interactions))
-            register(tables, "items", _seen_items(cleaned.interactions, items, config))
+            register(tables, "users", _seen("user", cleaned.interactions, users, config))
+            register(tables, "items", _seen("item", cleaned.interactions, items, config))
         with step("write quarantine and interactions", spark) as shown:
             write_quarantine(tables, cleaned, config)
             changes = write_interactions(tables, cleaned.interactions, config)
@@ -71,29 +74,31 @@ def summary(cleaned: Cleaned) -> str:
 
 
 def note_unused(columns: list[str], config: Config) -> None:
-    mapped = {name for name in config.input.columns.model_dump().values() if name}
+    columns_used = config.input.columns
+    mapped = {*columns_used.context, *columns_used.model_dump(exclude={"context"}).values()} - {None}
     mapped |= {name.partition(".")[0] for name in mapped}
     unused = [name for name in columns if name not in mapped]
     if unused:
         say(f"  note: input columns not used: {', '.join(unused)}")
 
 
-def _seen_users(interactions: DataFrame) -> DataFrame:
-    return interactions.groupBy("user_id").agg(F.min("ts").alias("first_seen"))
-
-
-def _seen_items(interactions: DataFrame, items: DataFrame | None, config: Config) -> DataFrame:
-    seen = interactions.groupBy("item_id").agg(F.min("ts").alias("first_seen"))
-    nothing = {"title": "string", "categories": "array<string>", "numbers": "map<string,double>"}
-    if items is None:
-        return seen.select("*", *(F.lit(None).cast(t).alias(name) for name, t in nothing.items()))
-    known = items.withColumn("item_id", normalized_id(F.col("item_id"), config.clean)).where(
-        F.col("item_id").isNotNull() & (F.length("item_id") <= config.clean.max_id_length)
+def _seen(side: str, interactions: DataFrame, given: DataFrame | None, config: Config) -> DataFrame:
+    """The ids of the interactions with their first event, and of `given` with what it tells of them."""
+    idc = f"{side}_id"
+    attributes = {f.name: f.dataType for f in TABLES[f"{side}s"].schema.fields[3:]}
+    seen = interactions.groupBy(idc).agg(F.min("ts").alias("first_seen"))
+    if given is None:
+        return seen.select("*", *(F.lit(None).cast(dtype).alias(name) for name, dtype in attributes.items()))
+    known = given.withColumn(idc, normalized_id(F.col(idc), config.clean)).where(
+        F.col(idc).isNotNull() & (F.length(idc) <= config.clean.max_id_length)
     )
-    # One row an id, the same one on every run: an id that stands there twice has its largest title.
-    order = F.struct(F.coalesce("title", F.lit("")), F.concat_ws("\u0000", "categories"))
-    one = known.groupBy("item_id").agg(F.max_by(F.struct(*nothing), order).alias("a")).select("item_id", "a.*")
-    return seen.join(one, on="item_id", how="full").select("item_id", "first_seen", *nothing)
+    # One row an id, the same one on every run: an id that stands there twice has its largest texts.
+    maps = [name for name, dtype in attributes.items() if isinstance(dtype, MapType)]
+    texts = [F.coalesce(name, F.lit("")) for name, dtype in attributes.items() if isinstance(dtype, StringType)]
+    lists = [F.concat_ws("\u0000", name) for name, dtype in attributes.items() if isinstance(dtype, ArrayType)]
+    order = F.struct(*texts, *lists, *(F.array_sort(F.map_entries(name)).alias(name) for name in maps))
+    one = known.groupBy(idc).agg(F.max_by(F.struct(*attributes), order).alias("a")).select(idc, "a.*")
+    return seen.join(one, on=idc, how="full").select(idc, "first_seen", *attributes)
 
 
 def write_quarantine(tables: LakeTables, cleaned: Cleaned, config: Config) -> None:
@@ -141,10 +146,10 @@ def write_interactions(tables: LakeTables, clean_rows: DataFrame, config: Config
                 source = changes.where("op <> 'unchanged'").withColumn("ds", F.expr(day))
                 clauses = []
                 if counts.get("deleted") or counts.get("updated"):
-                    changed = ", ".join(f"{c} = s.{c}" for c in ("value", "source", "ds"))
+                    changed = ", ".join(f"{c} = s.{c}" for c in ("value", "context", "source", "ds"))
                     clauses.append("WHEN MATCHED AND s.op = 'deleted' THEN DELETE")
                     clauses.append(f"WHEN MATCHED AND s.op = 'updated' THEN UPDATE SET {changed}")
-                names = (*KEY, "value", "source", "ds")
+                names = (*KEY, "value", "context", "source", "ds")
                 clauses.append(
                     f"WHEN NOT MATCHED AND s.op = 'inserted' THEN INSERT ({', '.join(names)})"
                     f" VALUES ({', '.join(f's.{c}' for c in names)})"
@@ -159,19 +164,21 @@ def write_interactions(tables: LakeTables, clean_rows: DataFrame, config: Config
 
 
 def _changes(new: DataFrame, table: DataFrame, day: str) -> DataFrame:
-    """Key, value, source and `op` of every row of the day's input and of its partition."""
+    """Key, value, context, source and `op` of every row of the day's input and of its partition."""
     # As text: a Python datetime would pass through the host's own time zone, where an hour a year comes twice.
     low, high = new.agg(F.min("ts").cast("string"), F.max("ts").cast("string")).first()
     near = table.where(f"ts BETWEEN TIMESTAMP'{low} UTC' AND TIMESTAMP'{high} UTC' OR ds = {day}")
-    old = near.select(*KEY, F.col("value").alias("old_value"), F.col("ds").alias("old_ds"))
-    both = new.select(*KEY, "value", "source").join(old, on=list(KEY), how="full")
+    old = near.select(*KEY, *(F.col(name).alias(f"old_{name}") for name in ("value", "context", "ds")))
+    both = new.select(*KEY, "value", "context", "source").join(old, on=list(KEY), how="full")
+    contexts = (F.array_sort(F.map_entries(name)) for name in ("context", "old_context"))
+    differs = (F.col("value") != F.col("old_value")) | ~next(contexts).eqNullSafe(next(contexts))
     op = (
         F.when(F.col("old_ds").isNull(), "inserted")
         .when(F.col("value").isNull(), F.when(F.expr(f"old_ds = {day}"), "deleted"))
-        .when((F.col("value") != F.col("old_value")) & F.expr(f"old_ds <= {day}"), "updated")
+        .when(differs & F.expr(f"old_ds <= {day}"), "updated")
         .otherwise("unchanged")
     )
-    return both.select(*KEY, "value", "source", op.alias("op")).where("op IS NOT NULL")
+    return both.select(*KEY, "value", "context", "source", op.alias("op")).where("op IS NOT NULL")
 
 
 def _check_merged(done: dict[str, int], counts: dict[str, int]) -> None:

@@ -43,7 +43,7 @@ def _fold_in_factors(rows: Rows, known: Known, config: Config) -> Folded:
 
 
 def _fold_in_fm(rows: Rows, known: Known, config: Config) -> Folded:
-    vectors = fold_in_fm(rows[:3], known.items, known.state, config.fm)
+    vectors = fold_in_fm(rows[:3], known.items, known.state, config.fm, known.features)
     return vectors, np.zeros(len(vectors), np.float32)
 
 

@@ -7,26 +7,38 @@ from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
+from pyspark import StorageLevel
 from pyspark.sql import DataFrame, SparkSession
 from pyspark.sql import functions as F
-from scipy.special import ndtr
 
-from sparkcf.clean import normalized_id
+from sparkcf.clean import normalized_id, parsed_timestamp
 from sparkcf.config import Config
 from sparkcf.errors import ConfigError
+from sparkcf.fit import Arrays, Context
 from sparkcf.fm.factors import sample_count, sample_width, unknown_vectors
+from sparkcf.fm.features import features_of
+from sparkcf.fm.frames import folded_in_context
+from sparkcf.fm.links import answers
+from sparkcf.fm.rows import make_plan
 from sparkcf.fold_in import base_run, checked_mean, state_of
 from sparkcf.ingest import read_listing
 from sparkcf.lake import LakeTables
 from sparkcf.models import rank_of
+from sparkcf.preferences import pairs as training_pairs
 from sparkcf.progress import step
+from sparkcf.runs import Run
+from sparkcf.shared import share
 from sparkcf.topk import vectors_of
-from sparkcf.train import of_run
+from sparkcf.train import attributes, index_size, of_run, read_events
 
 F32 = NDArray[np.float32]
 F64 = NDArray[np.float64]
 ENDS = ("user_id", "item_id")
-PREDICTED = "user_id string, item_id string, value double, sd double, known_user boolean, known_item boolean"
+ASKED = (*ENDS, "ts", "context")
+PREDICTED = (
+    "user_id string, item_id string, ts timestamp, context map<string,string>, unknown int, "
+    "value double, sd double, known_user boolean, known_item boolean"
+)
 
 
 def predict_pairs(spark: SparkSession, config: Config) -> dict[str, Any]:
@@ -34,7 +46,10 @@ def predict_pairs(spark: SparkSession, config: Config) -> dict[str, Any]:
 
     What the run does not know of a pair adds nothing to its value, and is counted.
 
-    Returns the run's id and counts: pairs, unknown_users, unknown_items, duplicates, without_id.
+    A machine with fields of the moment takes the columns `ts` and those of `input.columns.context` from the table.
+
+    Returns the run's id and counts: pairs, unknown_users, unknown_items, unknown_values (of moments), duplicates,
+    without_id.
 
     Raises
     ------
@@ -53,23 +68,32 @@ def predict_pairs(spark: SparkSession, config: Config) -> dict[str, Any]:
     run = base_run(tables, config)
     mean = checked_mean(tables, run)
     config = run.fitted_with(config)
-    listed = read_listing(spark, "predict.path", config.predict.path, ENDS)
-    asked = listed.select(*(normalized_id(F.col(name), config.clean).alias(name) for name in ENDS))
+    asked = _asked(spark, config)
     with step("predict", spark) as shown:
         pairs = asked.where("user_id IS NOT NULL AND item_id IS NOT NULL").distinct()
-        ends = [_with_vectors(tables, side, config, run.run_id) for side in ("user", "item")]
-        joined = pairs.join(ends[0], on="user_id", how="left").join(ends[1], on="item_id", how="left")
+        pairs = pairs.withColumn("context", F.map_from_entries("context"))
         state = state_of(tables, run, config)
+        if config.model == "fm" and config.fm.contextual:
+            with_users = _in_their_moments(tables, pairs, state, config, run)
+        else:
+            users = _with_vectors(tables, "user", config, run.run_id)
+            known = F.col("user_factor").isNotNull().alias("known_user")
+            with_users = pairs.join(users, on="user_id", how="left").select("*", known, F.lit(0).alias("unknown"))
+        joined = with_users.join(_with_vectors(tables, "item", config, run.run_id), on="item_id", how="left")
         defaults = unknown_vectors(state["w0"], config.fm) if config.model == "fm" else None
         predicted = joined.mapInArrow(_predict(config, mean, defaults), PREDICTED)
         labels = (F.lit(config.ds).alias("ds"), F.lit(config.model).alias("model"), F.lit(run.run_id).alias("run_id"))
-        tables.replace("predictions", predicted.select("*", *labels), of_run(config.model, run.run_id))
-        written = tables.read("predictions").where(of_run(config.model, run.run_id))
-        row = written.agg(
-            F.count(F.lit(1)).alias("pairs"),
-            F.count(F.when(~F.col("known_user"), 1)).alias("unknown_users"),
-            F.count(F.when(~F.col("known_item"), 1)).alias("unknown_items"),
-        ).first()
+        kept = predicted.persist(StorageLevel.MEMORY_AND_DISK)  # written, then counted; released below
+        try:
+            tables.replace("predictions", kept.select("*", *labels), of_run(config.model, run.run_id))
+            row = kept.agg(
+                F.count(F.lit(1)).alias("pairs"),
+                F.count(F.when(~F.col("known_user"), 1)).alias("unknown_users"),
+                F.count(F.when(~F.col("known_item"), 1)).alias("unknown_items"),
+                F.coalesce(F.sum("unknown"), F.lit(0)).alias("unknown_values"),
+            ).first()
+        finally:
+            kept.unpersist()
         counts = {name: int(n) for name, n in row.asDict().items()}
         whole, usable = asked.agg(F.count(F.lit(1)), F.count(F.concat("user_id", "item_id"))).first()
         counts |= {"without_id": int(whole - usable), "duplicates": int(usable) - counts["pairs"]}
@@ -77,9 +101,43 @@ def predict_pairs(spark: SparkSession, config: Config) -> dict[str, Any]:
     return {"run_id": run.run_id, "counts": counts}
 
 
+def _asked(spark: SparkSession, config: Config) -> DataFrame:
+    """ASKED of the pairs as they came, null where there is no usable id; the context as entries."""
+    columns = config.input.columns
+    names = columns.context if config.model == "fm" else ()
+    listed = read_listing(spark, "predict.path", config.predict.path or "", ENDS, ("ts", *names))
+    entries = [F.struct(F.lit(name).alias("key"), F.nullif(F.trim(name), F.lit("")).alias("value")) for name in names]
+    told = F.filter(F.array(*entries), lambda entry: entry["value"].isNotNull())
+    return listed.select(
+        *(normalized_id(F.col(name), config.clean).alias(name) for name in ENDS),
+        parsed_timestamp(F.trim("ts"), config.input.ts_formats).alias("ts"),
+        told.cast("array<struct<key: string, value: string>>").alias("context"),
+    )
+
+
 def _with_vectors(tables: LakeTables, side: str, config: Config, run_id: str) -> DataFrame:
     factors = tables.read(f"{side}_factors").where(of_run(config.model, run_id))
     return factors.select(f"{side}_id", F.col("factor").alias(f"{side}_factor"), F.col("bias").alias(f"{side}_bias"))
+
+
+def _in_their_moments(tables: LakeTables, pairs: DataFrame, state: Arrays, config: Config, run: Run) -> DataFrame:
+    """Pairs with their users' vectors in the moments asked for; the item before is the user's last."""
+    sizes = (index_size(tables, run, "users"), index_size(tables, run, "items"))
+    context = Context(**attributes(tables, config, run))
+    trained = training_pairs(read_events(tables, config, run), config)
+    features = features_of(trained, *sizes, config, context, state["scales"])
+    plan = make_plan(config.fm, features.fields, *sizes, config.seed, threads=1)
+    ids = next((f.name for f in config.fm.fields if f.of == "user"), "")
+    table = tables.read("feature_factors").where(of_run(config.model, run.run_id)).where(F.col("field") == ids)
+    own = table.select(F.col("feature_idx").alias("user_idx"), F.col("samples").alias("own"))
+    last = trained.groupBy("user_idx").agg(F.max(F.struct("ts", "item_idx"))["item_idx"].alias("previous"))
+    named = tables.read("users", run.row["inputs"]["users"]).select("user_id", "user_idx")
+    asked = pairs.join(named, on="user_id", how="left").join(last, on="user_idx", how="left")
+    everywhere = share(tables.spark, everywhere=state["everywhere"].astype(np.float32))
+    kept = asked.select("*", *(F.col(name).alias(f"asked_{name}") for name in ("ts", "context")))
+    found = folded_in_context(kept, own, features, state["w0"], everywhere, plan)
+    renamed = found.withColumnsRenamed({"asked_ts": "ts", "asked_context": "context", "factor": "user_factor"})
+    return renamed.withColumn("user_bias", F.lit(0.0).cast("float"))
 
 
 def _predict(config: Config, mean: float, defaults: tuple[F32, F32] | None) -> Any:
@@ -89,20 +147,21 @@ def _predict(config: Config, mean: float, defaults: tuple[F32, F32] | None) -> A
         import pyarrow as pa
 
         for batch in batches:
-            known, vectors, biases = [], [], []
+            vectors, biases = [], []
             for place, side in enumerate(("user", "item")):
                 has, values = vectors_of(batch.column(f"{side}_factor"), rank)
                 if defaults is not None:
                     values[~has] = defaults[place]
                 bias = batch.column(f"{side}_bias").fill_null(0.0).to_numpy(zero_copy_only=False)
-                known.append(has)
                 vectors.append(values)
                 biases.append(bias.astype(np.float64))
             value, sd = values_of(vectors[0], vectors[1], config)
             value = value + mean + biases[0] + biases[1]
-            columns = [batch.column("user_id"), batch.column("item_id"), pa.array(value)]
-            columns += [pa.nulls(len(value), pa.float64()) if sd is None else pa.array(sd), *map(pa.array, known)]
-            yield pa.RecordBatch.from_arrays(columns, names=[part.split()[0] for part in PREDICTED.split(", ")])
+            columns = [batch.column(name) for name in (*ASKED, "unknown")] + [pa.array(value)]
+            columns.append(pa.nulls(len(value), pa.float64()) if sd is None else pa.array(sd))
+            columns += [batch.column("known_user"), batch.column("item_factor").is_valid()]
+            names = (*ASKED, "unknown", "value", "sd", "known_user", "known_item")
+            yield pa.RecordBatch.from_arrays(columns, names=names)
 
     return work
 
@@ -115,6 +174,5 @@ def values_of(users: F32, items: F32, config: Config) -> tuple[F64, F64 | None]:
         return products.sum(axis=1), None
     samples = sample_count(config.fm)
     values = products.reshape(len(users), samples, sample_width(config.fm)).sum(axis=2) * samples
-    if config.fm.task == "classification":
-        values = ndtr(values)
+    values = answers(values, config.fm)
     return values.mean(axis=1), values.std(axis=1)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from pyspark.sql import Column, DataFrame
+from pyspark.sql import Column, DataFrame, Window
 from pyspark.sql import functions as F
 
 from sparkcf.config import Config
@@ -10,10 +10,10 @@ from sparkcf.errors import ConfigError
 
 
 def indexed(interactions: DataFrame, users: DataFrame, items: DataFrame) -> DataFrame:
-    """Interactions with dense indices for ids: user_idx, item_idx, event, value, ts."""
+    """Interactions with dense indices for ids: user_idx, item_idx, event, value, ts, context."""
     by_user = interactions.join(users.select("user_id", "user_idx"), on="user_id", how="inner")
     by_item = by_user.join(items.select("item_id", "item_idx"), on="item_id", how="inner")
-    return by_item.select("user_idx", "item_idx", "event", "value", "ts")
+    return by_item.select("user_idx", "item_idx", "event", "value", "ts", "context")
 
 
 def pairs(events: DataFrame, config: Config) -> DataFrame:
@@ -21,10 +21,12 @@ def pairs(events: DataFrame, config: Config) -> DataFrame:
 
     Explicit models get the latest value, and its event's weight where `preference.weight` is event. Every other model
     gets the weight of the positives, see `PreferenceConfig`: 1 a pair, or the sum of the values or event weights over
-    its events.
+    its events. A factorization machine's pairs have their moments where it has fields of them.
     """
     if config.model == "fm" and not config.explicit:
         return labels(events, config)
+    if config.model == "fm" and config.fm.contextual:
+        return in_their_moments(events)
     if config.explicit:
         if config.preference.weight != "event":
             return latest_values(events)
@@ -40,7 +42,17 @@ def labels(events: DataFrame, config: Config) -> DataFrame:
     threshold = config.preference.positive_from
     if threshold is None:
         raise ConfigError("fm.task=classification needs preference.positive_from: the least value that is a yes")
-    return latest_values(events).withColumn("value", (F.col("value") >= threshold).cast("float"))
+    rated = in_their_moments(events) if config.fm.contextual else latest_values(events)
+    return rated.withColumn("value", (F.col("value") >= threshold).cast("float"))
+
+
+def in_their_moments(events: DataFrame) -> DataFrame:
+    """The latest value of every pair with its moment: ts, context, and `previous`, the item_idx that the user had
+    before it."""
+    comparable = events.withColumn("context", F.array_sort(F.map_entries("context")))  # which a map is not
+    order = Window.partitionBy("user_idx").orderBy("ts", "item_idx")
+    rated = latest_values(comparable, "context", "ts").withColumn("previous", F.lag("item_idx").over(order))
+    return rated.withColumn("context", F.map_from_entries("context"))
 
 
 def user_rows(pairs: DataFrame) -> DataFrame:
@@ -53,7 +65,7 @@ def user_rows(pairs: DataFrame) -> DataFrame:
 
 def latest_values(events: DataFrame, *more: str) -> DataFrame:
     """The value, and more columns, of every pair's last event; of several at one moment, the largest."""
-    last = F.max(F.struct("ts", "value", *more)).alias("last")
+    last = F.max(F.struct("ts", "value", *(name for name in more if name != "ts"))).alias("last")
     columns = (f"last.{name}" for name in ("value", *more))
     return events.groupBy("user_idx", "item_idx").agg(last).select("user_idx", "item_idx", *columns)
 

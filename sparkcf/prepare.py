@@ -27,6 +27,7 @@ from sparkcf.split import uniform
 SIDES = {"user": "item", "item": "user"}
 LEAST_ROWS = 500  # in a file: fewer cost more to open than to read
 MOST_ROWS = 16_384
+MOST_EXAMPLES = 131_072
 EVEN_FILES = 64  # as many where there are rows enough, so that they can be dealt to many ranks evenly
 KEPT = 3  # snapshots beside the newest
 PACKED = "{side}_idx int, items binary, values binary, count int, split string"
@@ -71,6 +72,11 @@ def snapshot_name(config: Config, run: Run) -> str:
     inputs = {name: run.row["inputs"][name] for name in ("interactions", "users", "items")}
     shaping = [inputs, config.seed, config.preference.model_dump(mode="json"), config.input.events, config.explicit]
     shaping.append(config.net.validation_share if config.net else 0.0)
+    if config.model == "fm":
+        shaping += [
+            config.fm.model_dump(mode="json", include={"fields", "task"}),
+            run.row["inputs"].get("features", -1),
+        ]
     digest = hashlib.sha256(json.dumps(shaping, sort_keys=True).encode()).hexdigest()[:12]
     return f"{config.ds}-v{inputs['interactions']:06}-{digest}"
 
@@ -84,6 +90,25 @@ def write_rows(tables: LakeTables, packed: DataFrame, side: str, name: str, conf
             tables.replace(f"{side}_rows", rows, f"snapshot = '{name}'")
         _drop_oldest(tables, side, name)
     return find_snapshot(tables, side, name)
+
+
+def write_examples(tables: LakeTables, examples: DataFrame, n: int, name: str) -> Snapshot:
+    """The snapshot of `example_rows`, written unless it is there.
+
+    Parameters
+    ----------
+    examples : user_idx, key, features, values; `key` says in which file and where in it a row stands. n : rows.
+    """
+    if not tables.exists("example_rows") or rows_of(tables, "example", name).isEmpty():
+        with step("pack examples", tables.spark):
+            files = max(-(-n // MOST_EXAMPLES), min(-(-n // LEAST_ROWS), EVEN_FILES), 1)
+            place = F.array(*map(F.lit, partition_keys(files)))[F.pmod("key", F.lit(files)).cast("int")]
+            dealt = examples.repartition(files, place).sortWithinPartitions("key")
+            packed = dealt.select("user_idx", "features", "values", F.lit("train").alias("split"))
+            rows = packed.mapInArrow(_pack, PACKED.format(side="user")).withColumn("snapshot", F.lit(name))
+            tables.replace("example_rows", rows, f"snapshot = '{name}'")
+        _drop_oldest(tables, "example", name)
+    return find_snapshot(tables, "example", name)
 
 
 def _drop_oldest(tables: LakeTables, side: str, newest: str) -> None:

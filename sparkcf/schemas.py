@@ -54,6 +54,7 @@ INTERACTIONS = Table(
             column("event", STRING, "kind of the event"),
             column("value", DOUBLE, "its value, such as a rating; 1 where the input has none"),
             column("ts", TimestampType(), "when it happened"),
+            column("context", MapType(STRING, STRING), "what more the input says of the moment", nullable=True),
             column("source", STRING, "file it was read from"),
             column("ds", DateType(), "logical date of the load that brought it"),
         ]
@@ -79,12 +80,14 @@ QUARANTINE = Table(
 
 USERS = Table(
     "users",
-    "every user ever seen",
+    "every user ever seen, with their attributes",
     StructType(
         [
             column("user_id", STRING, "external id"),
             column("user_idx", INT, "dense index, given once and for ever"),
-            column("first_seen", TimestampType(), "earliest event", nullable=True),
+            column("first_seen", TimestampType(), "earliest event; null: none yet", nullable=True),
+            column("attributes", MapType(STRING, STRING), "attributes that are texts, by name", nullable=True),
+            column("numbers", MapType(STRING, DOUBLE), "numeric attributes by name", nullable=True),
         ]
     ),
     key=("user_id",),
@@ -100,6 +103,7 @@ ITEMS = Table(
             column("first_seen", TimestampType(), "earliest event; null: none yet", nullable=True),
             column("title", STRING, "title, as it came", nullable=True),
             column("categories", ArrayType(STRING), "categories, as they came", nullable=True),
+            column("attributes", MapType(STRING, STRING), "attributes that are texts, by name", nullable=True),
             column("numbers", MapType(STRING, DOUBLE), "numeric attributes by name", nullable=True),
         ]
     ),
@@ -115,7 +119,7 @@ FEATURES = Table(
             column("feature", STRING, "field=value"),
             column("feature_idx", INT, "dense index over all fields, given once and for ever"),
             column("first_seen", TimestampType(), "not kept", nullable=True),
-            column("field", STRING, "the field: categories"),
+            column("field", STRING, "what has the value: categories, users.NAME, items.NAME or interactions.NAME"),
             column("value", STRING, "the text"),
         ]
     ),
@@ -144,6 +148,22 @@ def _rows(side: str, other: str) -> Table:
 
 USER_ROWS = _rows("user", "item")
 ITEM_ROWS = _rows("item", "user")
+
+EXAMPLE_ROWS = Table(
+    "example_rows",
+    "a pair's target and features packed into a row, as gradient descent takes them; every file is one row group",
+    StructType(
+        [
+            column("user_idx", INT, "dense index of the user"),
+            column("items", BinaryType(), "0 and the features, int32 little-endian"),
+            column("values", BinaryType(), "the target and the features' values, float32 little-endian"),
+            column("count", INT, "entries in the row"),
+            column("split", STRING, "train"),
+            column("snapshot", STRING, "what the rows are made of: logical date, table version, parameters"),
+        ]
+    ),
+    partition_by=("snapshot", "split"),
+)
 
 
 def _factors(side: str) -> Table:
@@ -178,6 +198,7 @@ FEATURE_FACTORS = Table(
             column("feature_idx", INT, "user_idx, item_idx, or the place among the field's values"),
             column("factor", VECTOR, "v, float32 (rank,)"),
             column("bias", FloatType(), "w"),
+            column("samples", VECTOR, "[v, w] of every sample, where predicting needs them", nullable=True),
             column("model", STRING, "model's name"),
             column("run_id", STRING, "run that made it"),
         ]
@@ -215,13 +236,15 @@ PREDICTIONS = Table(
             column("item_id", STRING, "external id of the item, as it was asked for"),
             column("value", DOUBLE, "predicted value; classification: probability"),
             column("sd", DOUBLE, "standard deviation over the samples; null: the model has none", nullable=True),
+            column("ts", TimestampType(), "the moment that was asked for", nullable=True),
+            column("context", MapType(STRING, STRING), "what more was said of the moment", nullable=True),
             column("known_user", BooleanType(), "whether the run has a vector of the user"),
             column("known_item", BooleanType(), "whether the run has a vector of the item"),
             column("model", STRING, "model's name"),
             column("run_id", STRING, "run that predicted"),
         ]
     ),
-    key=("run_id", "user_id", "item_id"),
+    key=("run_id", "user_id", "item_id", "ts", "context"),
     partition_by=("model", "run_id"),
 )
 
@@ -317,6 +340,7 @@ TABLES: dict[str, Table] = {
         FEATURES,
         USER_ROWS,
         ITEM_ROWS,
+        EXAMPLE_ROWS,
         USER_FACTORS,
         ITEM_FACTORS,
         FEATURE_FACTORS,

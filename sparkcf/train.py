@@ -58,7 +58,7 @@ def _train(tables: LakeTables, config: Config, run: Run) -> dict[str, Any]:
         rounds = rounds_of(config)
         sizes = (index_size(tables, run, "users"), index_size(tables, run, "items"))
         folder, snapshot = progress_folder(tables, config, run), snapshot_name(config, run)
-        context = Context(starts, heard, folder, tables, snapshot, *attributes(tables, config, run))
+        context = Context(starts, heard, folder, tables, snapshot, **attributes(tables, config, run))
         fitted = MODELS[config.model].fit(pairs(events, config), *sizes, config, context)
         if fitted.log:
             shown.note = told(fitted.log[-1])
@@ -82,18 +82,20 @@ def rounds_of(config: Config) -> int:
     """Sweeps or epochs of a fit, at most."""
     if config.net:
         return config.net.epochs
+    if config.fed:
+        return config.fm.sgd.epochs
     swept = config.fm if config.model == "fm" else config.factorization
     return swept.iterations if swept else 1
 
 
-def attributes(tables: LakeTables, config: Config, run: Run) -> tuple[DataFrame | None, DataFrame | None]:
-    """The items with what they have, and the numbers of texts, at the run's versions; for models with features."""
+def attributes(tables: LakeTables, config: Config, run: Run) -> dict[str, DataFrame]:
+    """`users` and `items` with their attributes and the `dictionary` at the run's versions, if the model has fields."""
     versions = run.row["inputs"]
     if config.model != "fm":
-        return None, None
-    items = tables.read("items", versions["items"])
+        return {}
     known = versions.get("features", -1)
-    return items, tables.read("features", known) if known >= 0 else no_values(tables.spark)
+    dictionary = tables.read("features", known) if known >= 0 else no_values(tables.spark)
+    return {name: tables.read(name, versions[name]) for name in ("users", "items")} | {"dictionary": dictionary}
 
 
 def told(entry: dict[str, Any]) -> str:
@@ -102,7 +104,7 @@ def told(entry: dict[str, Any]) -> str:
         return f"sweep {entry['sweep']}: objective {entry['objective']:,.1f}, {entry['seconds']:.2f} s"
     ndcg = f", validation NDCG@100 {entry['ndcg_at_100']:.4f}" if "ndcg_at_100" in entry else ""
     rate = entry["rows"] / max(entry["seconds"], 1e-9)
-    return f"epoch {entry['epoch']}: loss {entry['loss']:,.2f}{ndcg}, {entry['seconds']:.2f} s, {rate:,.0f} users/s"
+    return f"epoch {entry['epoch']}: loss {entry['loss']:,.2f}{ndcg}, {entry['seconds']:.2f} s, {rate:,.0f} rows/s"
 
 
 def progress_folder(tables: LakeTables, config: Config, run: Run) -> str | None:
@@ -223,11 +225,10 @@ def evaluate_run(spark: SparkSession, config: Config) -> dict[str, Any]:
     with step(f"evaluate {config.model} by {config.evaluation.protocol}", spark) as shown:
         events = read_events(tables, config, run)
         sizes = (index_size(tables, run, "users"), index_size(tables, run, "items"))
-        if config.net is None:
-            items, dictionary = attributes(tables, config, run)
-            result = evaluate(events, *sizes, config, Context(items=items, dictionary=dictionary))
+        if config.fed:
+            result = _evaluate_fed(tables, events, sizes, config, run)
         else:
-            result = _evaluate_net(tables, events, sizes, config, run)
+            result = evaluate(events, *sizes, config, Context(**attributes(tables, config, run)))
         shown.note = headline(result, config)
     rows = [
         (run.run_id, system, result.protocol, metric, k, value, lower, upper, users)
@@ -243,17 +244,18 @@ def evaluate_run(spark: SparkSession, config: Config) -> dict[str, Any]:
     return {"run_id": run.run_id, "protocol": result.protocol, "split": result.note, "figures": figures}
 
 
-def _evaluate_net(
+def _evaluate_fed(
     tables: LakeTables, events: DataFrame, sizes: tuple[int, int], config: Config, run: Run
 ) -> Evaluation:
     """Evaluate with packed rows and checkpoints of this very split: another's may have seen what is tested."""
     split = hashlib.sha256(config.evaluation.model_dump_json().encode()).hexdigest()[:12]
     name, folder = f"{snapshot_name(config, run)}-{split}", progress_folder(tables, config, run)
     try:
-        context = Context(saved=folder and f"{folder}-{split}", tables=tables, snapshot=name)
+        saved = folder and f"{folder}-{split}"
+        context = Context(saved=saved, tables=tables, snapshot=name, **attributes(tables, config, run))
         return evaluate(events, *sizes, config, context)
     finally:
-        drop_rows(tables, "user", name)
+        drop_rows(tables, "user" if config.net else "example", name)
 
 
 def headline(result: Evaluation, config: Config) -> str:

@@ -13,6 +13,7 @@ from sparkcf.config import FMConfig, FMField
 from sparkcf.fm.arrays import FMData, FMFit, entries_of, fit_fm_arrays
 from sparkcf.fm.rows import Field, FMRows, make_plan
 from sparkcf.fm.sweeps import Sample, train_fm
+from sparkcf.kernels.topk import rank_scores
 from tests.gangs import in_gang
 
 N, M, GENRES, HAD = 30, 12, 5, 12
@@ -215,6 +216,47 @@ def test_svdpp_and_pitf_are_their_own_formulas() -> None:
     tags = made.dense[:, N + M + 1 : N + M + 1 + GENRES] @ v[N + M + 1 : N + M + 1 + GENRES]
     formula = w0 + made.dense @ w + np.einsum("nk,nk->n", tags, v[users] + v[N + items])
     np.testing.assert_allclose(pitf.predict(made.data)[0], formula, atol=1e-4)
+
+
+def test_fpmc_is_its_own_formula() -> None:
+    """Rendle, Freudenthaler, Schmidt-Thieme (2010), eq. 7 for one item before, with the weights that an FM has."""
+    made = make(rows=80, several=False)
+    before = np.random.default_rng(1).integers(0, M, 80).astype(np.int32)
+    data = FMData(made.data.users, made.data.items, made.data.y, np.arange(81), before, np.ones(80, np.float32))
+    fields = (*made.fields[:2], Field("before", M))
+    config = FMConfig.model_validate(
+        {
+            "learner": "als", "rank": 3, "iterations": 4, "pairs": [["user", "item"], ["item", "before"]],
+            "fields": [{"name": n, "of": of} for n, of in (("user", "user"), ("item", "item"), ("before", "previous"))],
+        }
+    )  # fmt: skip
+    fit = fit_fm_arrays(data, fields, N, M, config, 1)
+    w0, table = fit.samples[0]
+    v, w = table[:, :-1].astype(np.float64), table[:, -1].astype(np.float64)
+    users, items, last = data.users, N + data.items, N + M + before
+    both = np.einsum("nk,nk->n", v[items], v[users]) + np.einsum("nk,nk->n", v[items], v[last])
+    np.testing.assert_allclose(fit.predict(data)[0], w0 + w[users] + w[items] + w[last] + both, atol=1e-4)
+
+
+def test_candidates_with_a_context_each_are_ranked_as_their_predictions() -> None:
+    made = make()
+    fit = fitted(made, configured())
+    rng = np.random.default_rng(3)
+    dense = (rng.random((N, M, 1 + GENRES + HAD)) < 0.3).astype(np.float32)
+
+    def candidates(users: slice) -> FMData:
+        rest = dense[users].reshape(-1, dense.shape[2])
+        who, what = np.divmod(np.arange(len(rest)), M)
+        ptr = np.concatenate([[0], np.cumsum((rest != 0).sum(axis=1))]).astype(np.int64)
+        feat = np.nonzero(rest)[1].astype(np.int32)
+        ids = ((who + users.start).astype(np.int32), what.astype(np.int32))
+        return FMData(*ids, np.zeros(len(rest), np.float32), ptr, feat, np.ones(len(feat), np.float32))
+
+    nothing = np.zeros(N + 1, np.int64), np.empty(0, np.int32)
+    indices, scores = rank_scores(fit.scorer(candidates), N, M, None, *nothing, k=5, score_bytes=4 * M * 7)
+    every = fit.predict(candidates(slice(0, N)))[0].reshape(N, M)
+    np.testing.assert_allclose(scores, -np.sort(-every, axis=1)[:, :5], atol=1e-5)
+    np.testing.assert_allclose(np.take_along_axis(every, indices.astype(np.int64), 1), scores, atol=1e-5)
 
 
 @pytest.mark.parametrize("learner", ["als", "mcmc"])

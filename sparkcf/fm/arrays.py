@@ -8,10 +8,10 @@ from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
-from scipy.special import ndtr
 
 from sparkcf.config import FMConfig
-from sparkcf.fm.rows import Field, FMPlan, FMRows, make_plan
+from sparkcf.fm.links import answers
+from sparkcf.fm.rows import Field, FMPlan, FMRows, make_plan, part_starts
 from sparkcf.fm.sweeps import Sample, train_fm
 from sparkcf.gang import Alone
 from sparkcf.kernels.fm import predict_rows
@@ -57,6 +57,20 @@ class FMFit:
         the field's size on, and below 0, are unseen: they add nothing."""
         return predicted(self.samples, *entries_of(data, self.plan), self.plan)
 
+    def scorer(self, candidates: Callable[[slice], FMData]) -> Callable[[slice], F32]:
+        """A `score_block` for `kernels.topk.rank_scores`, where the context differs from item to item.
+
+        Parameters
+        ----------
+        candidates : gives a slice of the users their rows with every item, user after user.
+        """
+
+        def score_block(users: slice) -> F32:
+            values, _ = self.predict(candidates(users))
+            return values.astype(np.float32).reshape(users.stop - users.start, -1)
+
+        return score_block
+
 
 def fit_fm_arrays(
     data: FMData,
@@ -75,11 +89,23 @@ def fit_fm_arrays(
     fields : all fields in the order of their tables; those with a `side` take their features from users and items.
     """
     plan = make_plan(config, fields, n_users, n_items, seed, threads)
+    if config.learner == "sgd":
+        return _descended(data, plan, heard)
     key = np.arange(len(data.y), dtype=np.int64)
     rest = (data.y, key, data.ptr, data.feat, data.val)
     rows = [FMRows(data.users, data.items, *rest), FMRows(data.items, data.users, *rest)]
     samples, log = train_fm(rows, plan, Alone(heard))
     return FMFit(plan, [(sample.w0, whole_table(sample, plan)) for sample in samples], log)
+
+
+def _descended(data: FMData, plan: FMPlan, heard: Callable[[dict[str, Any]], None] | None) -> FMFit:
+    from sparkcf.fm.descent import descend, examples_of
+
+    w0, table, log = descend(examples_of(data, plan), plan, heard or (lambda entry: None))
+    users, items = part_starts(plan)
+    own = [table[start : start + size] for start, size in zip((users, items), plan.sizes, strict=True)]
+    sample = Sample(w0, 1.0, [*own], table[:users], [])
+    return FMFit(plan, [(w0, whole_table(sample, plan))], log)
 
 
 def whole_table(sample: Sample, plan: FMPlan) -> F32:
@@ -135,7 +161,7 @@ def predicted(
             predict_rows(*entries, table, fields, plan.pairs, w0, thread, plan.threads, out)
 
         in_threads(plan.threads, share)
-        values = ndtr(out) if plan.config.task == "classification" else out
+        values = answers(out, plan.config)
         total += values
         squares += values**2
     mean = total / len(samples)

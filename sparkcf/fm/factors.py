@@ -19,18 +19,19 @@ from numpy.typing import NDArray
 from scipy.sparse import csr_matrix
 
 from sparkcf.blocks import ITEM, USER
-from sparkcf.config import ITEM_SIDE, FMConfig
+from sparkcf.config import FMConfig
+from sparkcf.fm.links import working_rows
 from sparkcf.fm.rows import Field, FMPlan
-from sparkcf.fm.sweeps import latent_means
 
 F32 = NDArray[np.float32]
+Entries = tuple[NDArray[np.int64], NDArray[np.int32], F32]
 EM_STEPS = 10
 
 
 def parts_of(config: FMConfig) -> list[tuple[list[str], list[str]]]:
     """For each part of the vectors: the item's fields whose vectors it sums, and the user's."""
-    items = [f.name for f in config.fields if f.of in ITEM_SIDE]
-    users = [f.name for f in config.fields if f.of not in ITEM_SIDE]
+    items = [f.name for f in config.fields if f.side == "item"]
+    users = [f.name for f in config.fields if f.side != "item"]
     parts: dict[tuple[str, ...], list[str]] = {}
     for item in items:
         met = tuple(user for user in users if config.interacting(user, item))
@@ -51,7 +52,7 @@ def sample_count(config: FMConfig) -> int:
 def folded(
     side_is_item: bool,
     own: F32 | None,
-    entries: tuple[NDArray[np.int64], NDArray[np.int32], F32],
+    entries: Entries,
     w0: NDArray[np.float64],
     everywhere: F32,
     plan: FMPlan,
@@ -115,7 +116,7 @@ def without_biases(vectors: F32, config: FMConfig) -> F32:
 
 
 def fold_in_fm(
-    rows: tuple[NDArray[np.int64], NDArray[np.int32], F32], items: F32, state: dict[str, NDArray[Any]], config: FMConfig
+    rows: Entries, items: F32, state: dict[str, NDArray[Any]], config: FMConfig, features: Entries | None = None
 ) -> F32:
     """Vectors of users who were not in training, float32 (n, samples * sample_width), every sample's items fixed.
 
@@ -124,12 +125,13 @@ def fold_in_fm(
 
     Parameters
     ----------
-    rows : indptr, indices, values over the items. items : (m, samples * sample_width). state : see `fm._state`.
+    rows : indptr, indices, values over the items. items : (m, samples * sample_width). state : see `frames.Learned`.
+    features : indptr, feat, val, what the users have beside their ids; None: their histories.
     """
     indptr, indices, values = rows
     n, k, samples = len(indptr) - 1, config.rank, len(state["w0"])
     plan = _plan_of(state, config, len(items))
-    entries = _histories(indptr, indices, plan)
+    entries = features or _histories(indptr, indices, plan)
     everywhere = state["everywhere"].astype(np.float32)
     own = np.zeros((n, samples, k + 1), np.float32)
     name = next((f.name for f in config.fields if f.of == "user"), None)
@@ -149,30 +151,29 @@ def fold_in_fm(
                 seen = indices[mine]
                 h = np.column_stack([parts[seen] + context[user, s], np.ones(len(seen))])
                 left = pieces[seen, s].astype(np.float64) @ rest[user, s].astype(np.float64)
-                matrix = noise * h.T @ h + np.diag(precision)
                 theta = mean
                 for _ in range(EM_STEPS if config.task == "classification" else 1):
-                    y = values[mine].astype(np.float64)
-                    if config.task == "classification":
-                        y = latent_means(y, left + h @ theta)
-                    right = noise * h.T @ (y - left) + precision * mean
-                    theta = np.linalg.lstsq(matrix, right, rcond=None)[0]
+                    y, weights = working_rows(values[mine], left + h @ theta, config)
+                    scaled = noise * weights[:, None] * h
+                    right = scaled.T @ (y - left) + precision * mean
+                    theta = np.linalg.lstsq(scaled.T @ h + np.diag(precision), right, rcond=None)[0]
                 own[user, s] = theta
     return folded(False, own, entries, state["w0"], everywhere, plan)
 
 
 def fm_state_shapes(fields: tuple[Field, ...], config: FMConfig) -> dict[str, tuple[int, ...]]:
-    """The arrays of a fit's state, see `fm._state`."""
+    """The arrays of a fit's state, see `frames.Learned`."""
     samples, width = sample_count(config), config.rank + 1
     everywhere = sum(f.size for f in fields if f.side is None)
     one, prior = (samples,), (samples, width)
     common = {"w0": one, "noise_precision": one, "precision": prior, "mean": prior}
-    return common | {"everywhere": (samples, everywhere, width), "sizes": (len(fields),)}
+    of_fields = {"sizes": (len(fields),), "scales": (len(fields), 2)}
+    return common | of_fields | {"everywhere": (samples, everywhere, width)}
 
 
 def _plan_of(state: dict[str, NDArray[Any]], config: FMConfig, n_items: int) -> FMPlan:
     fields = tuple(
-        Field(f.name, int(size), side={"user": USER, "item": ITEM}.get(f.of), of_item=f.of in ITEM_SIDE)
+        Field(f.name, int(size), side={"user": USER, "item": ITEM}.get(f.of), of_item=f.side == "item")
         for f, size in zip(config.fields, state["sizes"], strict=True)
     )
     names = [f.name for f in fields]

@@ -22,18 +22,19 @@ from sparkcf.blocks import ITEM, KINDS, USER, row_ids
 from sparkcf.config import Config
 from sparkcf.errors import ConfigError, TrainingError
 from sparkcf.fit import Context, Fit
-from sparkcf.fm.factors import folded
+from sparkcf.fm.descent import by_descent
+from sparkcf.fm.factors import unknown_vectors
 from sparkcf.fm.features import features_of, rows_of
+from sparkcf.fm.frames import BATCH, Learned, feature_factors, folded_in_context, folded_side, lengths
 from sparkcf.fm.rows import FMPlan, FMRows, make_plan
 from sparkcf.fm.sweeps import NO_ROWS, Sample, train_fm
 from sparkcf.gang import Gang, check_slots, joined, listening, worker_threads
-from sparkcf.shared import SharedArrays, share
+from sparkcf.shared import share
 from sparkcf.shuffle import shuffled
-from sparkcf.topk import collect_factors, vectors_of
+from sparkcf.topk import collect_factors
 
 RESULT = "kind string, idx int, factor array<float>, log string"
 COLUMNS = ("kind", "idx", "factor", "log")
-BATCH = 2_000  # vectors in an Arrow batch
 ROW_TYPES = (np.int32, np.int32, np.float32, np.int64)
 LISTS = (np.int32, np.float32)
 
@@ -44,11 +45,12 @@ I64 = NDArray[np.int64]
 
 
 def fit_fm(pairs: DataFrame, n_users: int, n_items: int, config: Config, context: Context) -> Fit:
-    """Fit on Spark by a gang of workers in one barrier stage, and fold the samples into factors.
+    """Fit on Spark by the configured learner, and fold what it learned into factors.
 
     Parameters
     ----------
-    pairs : user_idx, item_idx, value (classification: 1 or 0). context : see `features.features_of`.
+    pairs : user_idx, item_idx, value (classification: 1 or 0) and, for fields of the moment, see
+        `preferences.in_their_moments`. context : see `features.features_of`.
 
     Raises
     ------
@@ -60,9 +62,39 @@ def fit_fm(pairs: DataFrame, n_users: int, n_items: int, config: Config, context
     spark, fm = pairs.sparkSession, config.fm
     if "weight" in pairs.columns:
         raise ConfigError("preference.weight=event: model=fm takes every row with weight 1; set it to one")
-    workers = check_slots(spark, fm.workers, fm.section)
     features = features_of(pairs, n_users, n_items, config, context)
     plan = make_plan(fm, features.fields, n_users, n_items, config.seed, worker_threads(spark))
+    rows = rows_of(pairs, features)
+    learned = by_descent(rows, plan, context) if fm.learner == "sgd" else by_gang(rows, plan, context)
+    sizes = np.array([f.size for f in plan.fields])
+    w0, everywhere = learned.state["w0"], share(spark, everywhere=learned.state["everywhere"])
+    user, item = (
+        folded_side(learned.own(name), name, frame, w0, everywhere, plan)
+        for name, frame in (("user", features.serving), ("item", features.item))
+    )
+    state = learned.state | {"sizes": sizes, "scales": features.scales}
+
+    def in_context(pairs: DataFrame) -> DataFrame:
+        return folded_in_context(pairs, learned.own("user"), features, w0, everywhere, plan)
+
+    table = feature_factors(learned, plan)
+    return Fit(
+        user,
+        item,
+        learned.log,
+        learned.kept,
+        state=state,
+        features=table,
+        unknown=unknown_vectors(w0, fm),
+        in_context=in_context if fm.contextual else None,
+        serving=lambda known: features_of(known, n_users, n_items, config, context, features.scales).serving,
+    )
+
+
+def by_gang(rows: DataFrame, plan: FMPlan, context: Context) -> Learned:
+    """Exact sweeps by a gang of workers in one barrier stage."""
+    spark, fm = rows.sparkSession, plan.config
+    workers = check_slots(spark, fm.workers, fm.section)
     with listening(spark, context.heard) as report_to:
 
         def work(batches: Iterable[Any]) -> Iterator[Any]:
@@ -75,7 +107,7 @@ def fit_fm(pairs: DataFrame, n_users: int, n_items: int, config: Config, context
                 else:
                     yield from _result(samples, log, plan, gang)
 
-        trained = shuffled(rows_of(pairs, features), workers).mapInArrow(work, RESULT, barrier=True)
+        trained = shuffled(rows, workers).mapInArrow(work, RESULT, barrier=True)
         # With a shuffle behind it Spark starts a failed barrier stage again; without, it gives the job up.
         kept = trained.repartition(workers, "idx").persist(StorageLevel.MEMORY_AND_DISK)
         try:
@@ -91,18 +123,11 @@ def fit_fm(pairs: DataFrame, n_users: int, n_items: int, config: Config, context
     state = {
         name: np.array(values) for r in told if r["kind"] == "state" for name, values in json.loads(r["log"]).items()
     }
-    w0 = state["w0"]
-    width = len(w0) * (fm.rank + 1)
+    samples, width = len(state["w0"]), fm.rank + 1
     common = kept.where(F.col("kind") == "everywhere").select("idx", "factor", F.lit(0.0).cast("float").alias("bias"))
-    table = collect_factors(common, plan.everywhere, width)[0].reshape(plan.everywhere, len(w0), fm.rank + 1)
+    table = collect_factors(common, plan.everywhere, samples * width)[0].reshape(plan.everywhere, samples, width)
     state["everywhere"] = np.ascontiguousarray(table.transpose(1, 0, 2))
-    state["sizes"] = np.array([f.size for f in plan.fields])
-    everywhere = share(spark, everywhere=state["everywhere"])
-    user, item = (
-        _folded(kept, name, frame, w0, everywhere, plan)
-        for name, frame in (("user", features.user), ("item", features.item))
-    )
-    return Fit(user, item, log, kept, state=state, features=_feature_factors(kept, plan, len(w0)))
+    return Learned(kept, log, state)
 
 
 def _received_rows(batches: Iterable[Any]) -> list[FMRows]:
@@ -122,17 +147,10 @@ def _received_rows(batches: Iterable[Any]) -> list[FMRows]:
             part.column(c).to_numpy().astype(t) for c, t in zip(("row", "col", "value", "key"), ROW_TYPES, strict=True)
         ]
         feat, val = (part.column(c).combine_chunks() for c in ("feat", "val"))
-        ptr = np.concatenate([[0], np.cumsum(_lengths(feat), dtype=np.int64)])
+        ptr = np.concatenate([[0], np.cumsum(lengths(feat), dtype=np.int64)])
         lists = (c.flatten().to_numpy(zero_copy_only=False).astype(t) for c, t in zip((feat, val), LISTS, strict=True))
         parts.append(FMRows(*plain, ptr, *lists))
     return parts
-
-
-def _lengths(column: Any) -> NDArray[Any]:
-    import pyarrow.compute as pc
-
-    lengths: NDArray[Any] = pc.list_value_length(column).fill_null(0).to_numpy(zero_copy_only=False)
-    return lengths
 
 
 def _result(samples: list[Sample], log: list[dict[str, Any]], plan: FMPlan, gang: Gang) -> Iterator[Any]:
@@ -177,65 +195,3 @@ def _lines(kind: str, lines: list[str]) -> Any:
     n = len(lines)
     nothing = (pa.nulls(n, pa.int32()), pa.nulls(n, pa.list_(pa.float32())))
     return pa.RecordBatch.from_arrays([pa.array([kind] * n), *nothing, pa.array(lines)], names=COLUMNS)
-
-
-def _folded(kept: DataFrame, name: str, features: DataFrame, w0: F64, shared: SharedArrays, plan: FMPlan) -> DataFrame:
-    """idx, factor, bias of all users or items that have features or an id."""
-    own = kept.where(F.col("kind") == name).select(F.col("idx").alias(f"{name}_idx"), F.col("factor").alias("own"))
-    has_ids = any(f.side == KINDS.index(name) for f in plan.fields)
-    width = (len(w0), plan.config.rank + 1)
-
-    def work(batches: Iterable[Any]) -> Iterator[Any]:
-        import pyarrow as pa
-
-        (everywhere,) = shared.open()
-        for batch in batches:
-            for first in range(0, batch.num_rows, BATCH):
-                part = batch.slice(first, BATCH)
-                listed = part.column("features")
-                ptr = np.concatenate([[0], np.cumsum(_lengths(listed), dtype=np.int64)])
-                feat, val = (column.to_numpy(zero_copy_only=False) for column in listed.flatten().flatten())
-                entries = (ptr, feat.astype(np.int32), val.astype(np.float32))
-                ids = None
-                if has_ids:
-                    ids = vectors_of(part.column("own"), width[0] * width[1])[1].reshape(-1, *width)
-                vectors = folded(name == "item", ids, entries, w0, everywhere, plan)
-                columns = [part.column(0), vectors_to_arrow(vectors), pa.array(np.zeros(len(vectors), np.float32))]
-                yield pa.RecordBatch.from_arrays(columns, names=["idx", "factor", "bias"])
-
-    joined_rows = features.join(own, on=f"{name}_idx", how="left").select(f"{name}_idx", "features", "own")
-    return joined_rows.mapInArrow(work, "idx int, factor array<float>, bias float")
-
-
-def _feature_factors(kept: DataFrame, plan: FMPlan, samples: int) -> DataFrame:
-    """field, feature_idx, factor, bias of every feature: the mean over the samples."""
-    names = np.array([f.name for f in plan.fields], object)
-    starts = [(start, number) for number, start in enumerate(plan.starts()) if start >= 0]
-    located = {KINDS[f.side]: f.name for f in plan.fields if f.side is not None}
-
-    def work(batches: Iterable[Any]) -> Iterator[Any]:
-        import pyarrow as pa
-
-        for batch in batches:
-            if batch.num_rows == 0:
-                continue
-            idx = batch.column("idx").to_numpy()
-            flat = batch.column("factor").flatten().to_numpy(zero_copy_only=False)
-            means = flat.reshape(len(idx), samples, -1).mean(axis=1, dtype=np.float64).astype(np.float32)
-            fields = np.array([located.get(kind, "") for kind in batch.column("kind").to_pylist()], object)
-            everywhere = fields == ""
-            if everywhere.any():
-                at = np.searchsorted([start for start, _ in starts], idx[everywhere], side="right") - 1
-                fields[everywhere] = names[[starts[place][1] for place in at]]
-                idx = idx.copy()
-                idx[everywhere] -= np.array([starts[place][0] for place in at], idx.dtype)
-            columns = [
-                pa.array(fields.tolist()),
-                pa.array(idx),
-                vectors_to_arrow(means[:, :-1]),
-                pa.array(means[:, -1]),
-            ]
-            yield pa.RecordBatch.from_arrays(columns, names=["field", "feature_idx", "factor", "bias"])
-
-    rows = kept.where(F.col("factor").isNotNull()).select("kind", "idx", "factor")
-    return rows.mapInArrow(work, "field string, feature_idx int, factor array<float>, bias float")

@@ -56,6 +56,13 @@ class FMPlan:
             begin += f.size if f.side is None else 0
         return starts
 
+    def penalties(self) -> NDArray[np.float64]:
+        """What ALS and SGD make the squares of each field's vectors and weights cost, (fields, 2)."""
+        own = [
+            (self.config.regularization_of(f.name), self.config.linear_regularization_of(f.name)) for f in self.fields
+        ]
+        return np.array(own)
+
     @property
     def everywhere(self) -> int:
         return sum(f.size for f in self.fields if f.side is None)
@@ -67,6 +74,12 @@ def make_plan(
     names = [f.name for f in fields]
     pairs = np.array([[config.interacting(one, other) for other in names] for one in names])
     return FMPlan(config, fields, pairs, n_users, n_items, seed, threads)
+
+
+def part_starts(plan: FMPlan) -> tuple[int, int]:
+    """Where the users' and the items' ids begin, behind the features that stand everywhere."""
+    has_users = any(f.side == USER for f in plan.fields)
+    return plan.everywhere, plan.everywhere + (plan.n_users if has_users else 0)
 
 
 @dataclass

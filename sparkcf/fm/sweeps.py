@@ -24,6 +24,7 @@ from threadpoolctl import threadpool_limits
 from sparkcf.blocks import ITEM, USER
 from sparkcf.config import FMConfig
 from sparkcf.errors import TrainingError
+from sparkcf.fm.links import latent_means
 from sparkcf.fm.rows import Copy, FMPlan, FMRows, Visits, copy_rows, feature_ids, field_visits
 from sparkcf.gang import Gang
 from sparkcf.kernels.fm import draw_features, fill_state, move_feature, predict_rows, sum_feature, sum_features
@@ -125,10 +126,8 @@ def _begin(rows: list[FMRows], plan: FMPlan, gang: Gang) -> State:
     mean = float(gang.sum(np.array([y.sum(dtype=np.float64)]))[0]) / n
     width = config.rank + 1
     hypers = []
-    for f in plan.fields:
-        precision = np.full(width, config.regularization_of(f.name))
-        precision[-1] = config.linear_regularization_of(f.name)
-        hypers.append(Hyper(precision, np.zeros(width)))
+    for penalties in plan.penalties():
+        hypers.append(Hyper(np.repeat(penalties, [config.rank, 1]), np.zeros(width)))
     begin = float(ndtri(np.clip(mean, 1e-3, 1 - 1e-3))) if config.task == "classification" else mean
     state = State(copies, visits, hypers, begin, 1.0, n, np.zeros(len(copies[USER].y)))
     for number, f in enumerate(plan.fields):
@@ -216,15 +215,6 @@ def _latent(copy: Copy, fitted: F64, seed: int, number: int, mcmc: bool) -> F32:
     # By the tail that keeps its digits; so far out that nothing is left of it: at 0.
     drawn = toward - ndtri(np.maximum(u * ndtr(toward), 1e-300))
     return np.asarray(sign * np.maximum(drawn, 0.0), np.float32)
-
-
-def latent_means(y: NDArray[Any], fitted: F64) -> F64:
-    """E z of z ~ N(a(x), 1) cut to the label's side of 0, (n,)."""
-    sign = np.where(y > 0, 1.0, -1.0)
-    toward = sign * fitted
-    above = np.exp(-0.5 * np.square(toward) - 0.5 * np.log(2 * np.pi) - log_ndtr(toward))
-    means: F64 = sign * (toward + above)
-    return means
 
 
 def _draw_hyper(state: State, number: int, plan: FMPlan, gang: Gang, rng: np.random.Generator) -> None:

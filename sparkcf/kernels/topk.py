@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import numpy as np
 from numpy.typing import NDArray
 
@@ -113,17 +115,74 @@ def rank_block(
     if user_vectors.shape[1] != item_vectors.shape[1]:
         raise ValueError(f"user_vectors have rank {user_vectors.shape[1]}, item_vectors {item_vectors.shape[1]}")
     _check_seen(seen_indptr, seen_indices, n, m)
-    indices, best = _padding(n, k)
-    if n == 0 or m == 0:
-        return indices, best
     offset = _item_offset(item_vectors, item_bias, eligible)
     scorable = np.isfinite(user_vectors).all(axis=1)
-    rows = min(n, max(1, score_bytes // (4 * m)))
-    buffer = np.empty((rows, m), dtype=np.float32)
-    for start in range(0, n, rows):
+    buffer = np.empty((max(1, min(n, score_bytes // (4 * m) if m else 1)), m), dtype=np.float32)
+
+    def score_block(users: slice) -> Float32:
+        return np.dot(user_vectors[users], item_vectors.T, out=buffer[: users.stop - users.start])
+
+    return _rank(score_block, scorable, m, offset, seen_indptr, seen_indices, k, len(buffer))
+
+
+def rank_scores(
+    score_block: Callable[[slice], Float32],
+    n: int,
+    m: int,
+    eligible: NDArray[np.bool_] | None,
+    seen_indptr: Int64,
+    seen_indices: Int32,
+    k: int,
+    score_bytes: int = SCORE_BYTES,
+) -> tuple[Int32, Float32]:
+    """Rank all items for n users by whatever scores there are, such as of a model whose items have a context each.
+
+    Parameters
+    ----------
+    score_block : gives a slice of the users the scores float32 (users, m), in memory that may be written to.
+    eligible, seen_indptr, seen_indices, k, score_bytes : see `rank_block`.
+
+    Returns
+    -------
+    indices, scores
+        See `rank_block`; a score that is NaN is not listed.
+
+    Raises
+    ------
+    ValueError
+        If k < 1, or the arrays or a block of scores do not fit together.
+    """
+    _check_k(k)
+    _check_seen(seen_indptr, seen_indices, n, m)
+    offset = _item_offset(np.empty((m, 0), np.float32), None, eligible)
+
+    def checked(users: slice) -> Float32:
+        scores = score_block(users)
+        _check_float32("scores", scores, 2)
+        if scores.shape != (users.stop - users.start, m):
+            raise ValueError(f"score_block gave {scores.shape} for {users.stop - users.start} users and {m} items")
+        return np.ascontiguousarray(scores)
+
+    rows = max(1, min(n, score_bytes // (4 * m) if m else 1))
+    return _rank(checked, np.ones(n, dtype=np.bool_), m, offset, seen_indptr, seen_indices, k, rows)
+
+
+def _rank(
+    score_block: Callable[[slice], Float32],
+    scorable: NDArray[np.bool_],
+    m: int,
+    offset: Float32,
+    seen_indptr: Int64,
+    seen_indices: Int32,
+    k: int,
+    rows: int,
+) -> tuple[Int32, Float32]:
+    """Lists of all users, `rows` of them at a time."""
+    n = len(scorable)
+    indices, best = _padding(n, k)
+    for start in range(0, n if m else 0, rows):
         end = min(start + rows, n)
-        scores = buffer[: end - start]
-        np.dot(user_vectors[start:end], item_vectors.T, out=scores)
+        scores = score_block(slice(start, end))
         _select_rows(
             scores,
             scorable[start:end],

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
+from typing import Any
 
 import torch
 from torch import nn
 
-from sparkcf.config import MultDAEConfig, MultVAEConfig
+from sparkcf.config import FMConfig, MultDAEConfig, MultVAEConfig
+from sparkcf.nets.fm import FactorizationMachine
 from sparkcf.nets.multvae import MultVAE
 from sparkcf.nets.parts import initialize
 
@@ -22,6 +24,23 @@ NETS: dict[str, Callable[[int, Configured], nn.Module]] = {
     "multvae": lambda n_items, config: _multvae(n_items, config, True),
     "multdae": lambda n_items, config: _multvae(n_items, config, False),
 }
+
+
+def net_of(data: Mapping[str, Any], config: Configured | FMConfig, seed: int) -> nn.Module:
+    """The net for what is known of the data: `n_items`; of a factorization machine, see `fm.descent.told`."""
+    if not isinstance(config, FMConfig):
+        return build_net(int(data["n_items"]), config, seed)
+    machine = FactorizationMachine(
+        data["sizes"],
+        config.rank,
+        data["pairs"],
+        float(data["mean"]),
+        data["penalty"],
+        config.task == "classification",
+        config.intercept,
+    )
+    machine.initialize(config.init_sd, torch.Generator().manual_seed(seed))
+    return machine
 
 
 def build_net(n_items: int, config: Configured, seed: int) -> nn.Module:

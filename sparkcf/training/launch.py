@@ -26,12 +26,13 @@ IGNORE_TLS = "pytorch.spark.distributor.ignoreSsl"
 
 @dataclass(frozen=True)
 class Job:
-    """What every process is told. `config` is the model's section as JSON, `train` and `validation` lists of files."""
+    """What every process is told. `config` is the model's section as JSON, `data` what `net_of` must know of the data,
+    `train` and `validation` lists of files."""
 
     model: str
     config: str
     seed: int
-    n_items: int
+    data: dict[str, Any]
     id_column: str
     train: tuple[str, ...]
     validation: tuple[str, ...]
@@ -129,22 +130,24 @@ def run_job(told: str) -> dict[str, Any]:
     from sparkcf.training.group import joined_from_environment
 
     job = Job(**json.loads(told))
-    config = _section(job)
-    with joined_from_environment(config.timeout_s, job.threads) as group:
+    section = _section(job)
+    with joined_from_environment(section.gradient.timeout_s, job.threads) as group:
         reporter = Reporter(*job.report_to) if job.report_to and group.is_main else None
         heard = reporter.send if reporter else lambda entry: None
         try:
-            return {"log": _train(job, config, group, heard)}
+            return {"log": _train(job, section, group, heard)}
         except SparkcfError as error:
             return {"error": str(error)}
 
 
-def _train(job: Job, config: Any, group: Any, heard: Callable[[dict[str, Any]], None]) -> list[dict[str, Any]]:
-    from sparkcf.nets.registry import build_net
+def _train(job: Job, section: Any, group: Any, heard: Callable[[dict[str, Any]], None]) -> list[dict[str, Any]]:
+    from sparkcf.nets.registry import net_of
     from sparkcf.rows import PackedRows, fold_in_and_heldout
     from sparkcf.training.checkpoint import Checkpoints
     from sparkcf.training.feed import PetastormFeed
     from sparkcf.training.loop import train
+
+    config = section.gradient
 
     def feed(files: Sequence[str], repeats: bool) -> PetastormFeed:
         batch = -(-config.batch_size // group.size)
@@ -157,7 +160,7 @@ def _train(job: Job, config: Any, group: Any, heard: Callable[[dict[str, Any]], 
 
     with contextlib.ExitStack() as open_feeds:
         fed, held = feed(job.train, repeats=False), feed(job.validation, repeats=True)
-        net = build_net(job.n_items, config, job.seed)
+        net = net_of(job.data, section, job.seed)
         measured = validation if job.validation else None
         return train(net, fed, config, job.seed, group, measured, Checkpoints(job.saved), heard)
 

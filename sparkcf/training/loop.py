@@ -18,7 +18,7 @@ from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 from torch.optim import Adam
 
-from sparkcf.config import NetConfig
+from sparkcf.config import GradientConfig
 from sparkcf.errors import TrainingError
 from sparkcf.kernels.metrics import ranking_measures
 from sparkcf.nets.parts import Rows
@@ -54,7 +54,7 @@ class Objective(nn.Module):
 def train(
     net: nn.Module,
     feed: Feed,
-    config: NetConfig,
+    config: GradientConfig,
     seed: int,
     group: Group,
     validation: Validation | None = None,
@@ -119,7 +119,7 @@ def _step(
     optimizer: Adam,
     batch: Batch,
     kl_weight: float,
-    config: NetConfig,
+    config: GradientConfig,
     group: Group,
     place: tuple[int, int],
 ) -> float:
@@ -140,7 +140,7 @@ def _step(
     return total
 
 
-def _blame(own: float, batch: Batch, config: NetConfig, place: tuple[int, int]) -> str:
+def _blame(own: float, batch: Batch, config: GradientConfig, place: tuple[int, int]) -> str:
     if np.isfinite(own):
         return ""
     users = ", ".join(map(str, batch.rows.ids[:NAMED]))

@@ -197,9 +197,13 @@ def frappe(peer: peers.MachinePeer | None, arguments: argparse.Namespace, goals:
         clip = (-1.0, 1.0) if task == "regression" else (0.0, 1.0)
         case = Case(frappe_rows(train, task), frappe_rows(test, task), fields, clip)
         config = mcmc(32, 100, task=task)
-        exact = {"learner": "als", "iterations": 30, "regularization": 3.0, "linear_regularization": 3.0}
+        exact = {"learner": "als", "iterations": 10, "regularization": 25.0, "linear_regularization": 10.0}
         als = FMConfig.model_validate({"rank": 32, "task": task} | exact)
-        found = {"sparkcf mcmc": case.ours(config, 0)[1], "sparkcf als": case.ours(als, 0)[1]}
+        slope = {"regularization": 1.0, "linear_regularization": 1.0, "init_sd": 0.05}
+        slope["sgd"] = {"epochs": 12, "batch_size": 500, "learning_rate": 0.005}
+        sgd = FMConfig.model_validate({"rank": 32, "task": task, "learner": "sgd"} | slope)
+        found = {"sparkcf mcmc": case.ours(config, 0)[1]}
+        found |= {"sparkcf als": case.ours(als, 0)[1], "sparkcf sgd": case.ours(sgd, 0)[1]}
         if peer:
             found["myFM mcmc"] = case.theirs(peer, config, 0)[1]
         figures = {system: figures_of(p, case.test.y, task) for system, p in found.items()}

@@ -10,7 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 
-from sparkcf.kernels.topk import rank_block, select_top
+from sparkcf.kernels.topk import rank_block, rank_scores, select_top
 
 INF = np.inf
 
@@ -175,6 +175,25 @@ def test_rank_block_equals_mask_and_sort(
     expected_indices, expected_scores = sort_all(expected, k)
     np.testing.assert_array_equal(indices, expected_indices)
     np.testing.assert_array_equal(scores, expected_scores)
+
+
+@pytest.mark.parametrize("score_bytes", [1, 100, 1 << 20])
+def test_scores_from_anywhere_are_ranked_as_those_of_vectors(score_bytes: int) -> None:
+    rng = np.random.default_rng(4)
+    users, items = (rng.normal(size=(n, 3)).astype(np.float32) for n in (7, 9))
+    eligible, seen = rng.random(9) < 0.7, csr([[1], [], [0, 3, 1], [], [8], [2], [5]])
+    asked: list[int] = []
+
+    def score_block(block: slice) -> np.ndarray:
+        asked.append(block.stop - block.start)
+        return users[block] @ items.T
+
+    found = rank_scores(score_block, 7, 9, eligible, *seen, k=4, score_bytes=score_bytes)
+    for one, other in zip(found, rank_block(users, items, None, eligible, *seen, k=4), strict=True):
+        np.testing.assert_array_equal(one, other)
+    assert sum(asked) == 7 and max(asked) == {1: 1, 100: 2, 1 << 20: 7}[score_bytes]
+    with pytest.raises(ValueError, match=r"score_block gave \(2, 9\) for 7 users and 9 items"):
+        rank_scores(lambda block: users[:2] @ items.T, 7, 9, None, *seen, k=4)
 
 
 @pytest.mark.parametrize("bad", [np.nan, INF, -INF])

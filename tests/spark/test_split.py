@@ -248,14 +248,17 @@ def test_pairs_weigh_each_user_and_item_once(
 
 def test_indexed_gives_each_event_its_dense_indices(spark: SparkSession) -> None:
     at = START
-    log = spark.createDataFrame([("ann", "tea", "buy", 2.0, at), ("bob", "tea", "view", 1.0, at)], _LOG_SCHEMA)
+    log = spark.createDataFrame(
+        [("ann", "tea", "buy", 2.0, at, None), ("bob", "tea", "view", 1.0, at, {"device": "tv"})], _LOG_SCHEMA
+    )
     users = spark.createDataFrame(
         [("ann", 7, at), ("bob", 3, at)], "user_id string, user_idx int, first_seen timestamp"
     )
     items = spark.createDataFrame([("tea", 5)], "item_id string, item_idx int")
     found = indexed(log, users, items)
-    assert found.columns == ["user_idx", "item_idx", "event", "value", "ts"]
-    assert sorted(tuple(row)[:4] for row in found.collect()) == [(3, 5, "view", 1.0), (7, 5, "buy", 2.0)]
+    assert found.columns == ["user_idx", "item_idx", "event", "value", "ts", "context"]
+    rows = sorted((*row[:4], row["context"]) for row in found.collect())
+    assert rows == [(3, 5, "view", 1.0, {"device": "tv"}), (7, 5, "buy", 2.0, None)]
 
 
-_LOG_SCHEMA = "user_id string, item_id string, event string, value double, ts timestamp"
+_LOG_SCHEMA = "user_id string, item_id string, event string, value double, ts timestamp, context map<string,string>"
