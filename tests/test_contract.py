@@ -32,6 +32,7 @@ CASES = {
     "hals, non-negative": ("model=hals", "hals.nonnegative=true", "hals.form=frobenius"),
     "fm, als": ("model=fm", "fm.learner=als"),
     "fm, mcmc": ("model=fm",),
+    "fm, sgd": ("model=fm", "fm.learner=sgd"),
     "fm, its items alone": ("model=fm", "fm.learner=als", "fm.fields=[{name: had, of: history}, {name: i, of: item}]"),
     "multvae": ("model=multvae", "multvae.hidden=[6]", "multvae.anneal_cap=0.01"),
     "multvae, Gaussian": ("model=multvae", "multvae.hidden=[]", "multvae.likelihood=gaussian"),
@@ -40,7 +41,7 @@ CASES = {
 }
 SMALL = ("rank=2", "iterations=4", "regularization=0.1", "workers=1")
 BASE = ("ds=2024-01-31", "input.path=none", *(f"{section}.{key}" for section in ("als", "fm", "hals") for key in SMALL))
-BASE += ("fm.burn_in=1", "fm.samples=2")
+BASE += ("fm.burn_in=1", "fm.samples=2", "fm.sgd={epochs: 9, batch_size: 2, learning_rate: 0.05, workers: 1}")
 BRIEF = (
     "latent_dim=2",
     "epochs=9",

@@ -27,7 +27,7 @@ spark, _ = open_session()
 spark.range(1).count()  # as reading tables does: then the executors are there
 workers = check_launch(spark, None, "multdae")
 config = MultDAEConfig(latent_dim=4, epochs=2, batch_size=8)
-job = Job("multdae", config.model_dump_json(), 1, 40, "user_idx", tuple(sys.argv[2:]), (), sys.argv[1])
+job = Job("multdae", config.model_dump_json(), 1, {"n_items": 40}, "user_idx", tuple(sys.argv[2:]), (), sys.argv[1])
 log = launch(spark, job, workers, lambda entry: None)
 owned = spark.sparkContext.parallelize(range(2), 2).mapPartitions(addresses).collect()
 print(json.dumps({"workers": workers, "gpus": gpus_a_task(spark), "epochs": len(log), "owned": owned}))

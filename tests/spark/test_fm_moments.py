@@ -9,7 +9,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from pyspark.sql import SparkSession
+from pyspark.sql import Row, SparkSession
 from pyspark.sql import functions as F
 
 from sparkcf.config import Config, load_config
@@ -247,7 +247,7 @@ def test_vectors_of_unchanged_users_stay_and_changed_ones_are_near(spark, folder
 def test_fields_and_moments_that_do_not_fit_are_refused_in_a_line(spark, folder, lake) -> None:
     def refused(match: str, *overrides: str) -> None:
         with pytest.raises(ConfigError, match=match):
-            train_model(spark, configured(folder, *overrides))
+            train_model(spark, configured(folder, "fm.pairs=null", *overrides))
 
     shoe = [*FIELDS[:2], {"name": "shoe", "of": "attribute", "column": "shoe", "table": "users"}]
     refused(
@@ -283,3 +283,28 @@ def test_descent_learns_the_moments_too(spark, folder, lake, tmp_path) -> None:
     figures = evaluate_run(spark, configured(folder, *sgd, *q3))["figures"]
     assert figures["model:rmse"] < figures["popularity:rmse"]
     assert lake.read("example_rows").select("snapshot").distinct().count() == 1  # that of the evaluation is gone
+
+
+def test_a_user_with_first_events_is_folded_in_with_attributes(spark, folder, lake, run_id) -> None:
+    """Who likes everything better than other cooks do, on a day after the training."""
+    day = DAY + dt.timedelta(days=1)
+    lines = [
+        {"user_id": "new", "item_id": ITEMS[item], "ts": f"{day}T{item:02}:00:00", "device": device, "wait": 3}
+        | {"value": 5.5 + (2.0 if device == "tv" else -2.0) * (item / 4 - 1)}
+        for item, device in enumerate(["tv", "phone"] * 4)
+    ]
+    (folder / "next.jsonl").write_text("\n".join(map(json.dumps, lines)) + "\n")
+    config = configured(folder, f"ds={day}", f"input.path={folder}/next.jsonl")
+    assert clean_day(spark, config)["counts"]["inserted"] == len(ITEMS)
+    counts = (folded := fold_in_users(spark, config.model_copy(update={"run_id": run_id})))["counts"]
+    assert (counts["users_folded_in"], counts["users_kept"]) == (1, len(USERS))
+    scores = {}
+    items = {r["item_idx"]: np.array(r["factor"]) for r in factors(lake, "item", run_id)}
+    for run in (run_id, folded["run_id"]):
+        vector = next(np.array(r["factor"]) for r in factors(lake, "user", run) if r["user_id"] == "new")
+        scores[run] = np.mean([vector @ items[n] for n in range(len(ITEMS))])
+    assert scores[run_id] + 0.3 < scores[folded["run_id"]] < 6.2
+
+
+def factors(lake: LakeTables, side: str, run_id: str) -> list[Row]:
+    return lake.read(f"{side}_factors").where(F.col("run_id") == run_id).collect()

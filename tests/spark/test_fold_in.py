@@ -24,6 +24,7 @@ from sparkcf.preferences import pairs
 from sparkcf.publish import append_published
 from sparkcf.recommend import recommend_run
 from sparkcf.runs import find_run
+from sparkcf.schemas import TABLES
 from sparkcf.train import of_run, read_events, train_model
 from tests.dense_als import Problem, solve_users
 
@@ -87,14 +88,15 @@ def write(tables: LakeTables, values: dict[dt.date, dict[tuple[str, str], float]
     noon = {day: dt.datetime(day.year, day.month, day.day, 12) for day in values}
     rows = [(*pair, "rating", value, noon[day], "log", day) for day in values for pair, value in values[day].items()]
     names = ["user_id", "item_id", "event", "value", "ts", "source", "ds"]
-    tables.replace("interactions", tables.spark.createDataFrame(rows, names), "true")
+    events = tables.spark.createDataFrame(rows, names)
+    tables.replace("interactions", events.withColumn("context", F.lit(None).cast("map<string,string>")), "true")
     for column, side in enumerate(("user", "item")):
         known = {row[0] for row in tables.read(f"{side}s").collect()}
         ids = list(dict.fromkeys(row[column] for row in rows if row[column] not in known))
         given = [(id_, len(known) + n, noon[max(noon)]) for n, id_ in enumerate(ids)]
         frame = tables.spark.createDataFrame(given, f"{side}_id string, {side}_idx int, first_seen timestamp")
-        attributes = {"title": "string", "categories": "array<string>", "numbers": "map<string,double>"}
-        tables.append(f"{side}s", frame.select("*", *(F.lit(None).cast(t).alias(n) for n, t in attributes.items())))
+        attributes = (f for f in TABLES[f"{side}s"].schema.fields if f.name not in frame.columns)
+        tables.append(f"{side}s", frame.select("*", *(F.lit(None).cast(f.dataType).alias(f.name) for f in attributes)))
 
 
 @pytest.fixture(scope="module")

@@ -35,7 +35,9 @@ def tables(spark, tmp_path: Path) -> LakeTables:
 
 def users(spark, *names: str, day: int = 5) -> DataFrame:
     rows = [(name, f"2024-01-{day:02} 09:00:00") for name in names]
-    return spark.createDataFrame(rows, "user_id string, ts string").selectExpr("user_id", "timestamp(ts) AS first_seen")
+    frame = spark.createDataFrame(rows, "user_id string, ts string")
+    none = (f"CAST(null AS map<string,{of}>) AS {name}" for name, of in (("attributes", "string"), ("numbers", "double")))
+    return frame.selectExpr("user_id", "timestamp(ts) AS first_seen", *none)
 
 
 def numbers(tables: LakeTables) -> dict[str, int]:
@@ -103,7 +105,13 @@ def test_tasks_that_are_attempted_again_change_neither_counts_nor_ids(spark, con
 def events(spark, *rows: tuple[str, float, str]) -> DataFrame:
     frame = spark.createDataFrame(rows, "user_id string, value double, at string").coalesce(1)
     return frame.selectExpr(
-        "user_id", "'tea' AS item_id", "'buy' AS event", "value", "timestamp(at) AS ts", "'file:/in.csv' AS source"
+        "user_id",
+        "'tea' AS item_id",
+        "'buy' AS event",
+        "value",
+        "timestamp(at) AS ts",
+        "CAST(null AS map<string,string>) AS context",
+        "'file:/in.csv' AS source",
     )
 
 
