@@ -30,8 +30,8 @@ if TYPE_CHECKING:
     import pandas as pd
 
 TABLE_NAMES = tuple(
-    "interactions quarantine users items features user_rows item_rows example_rows user_factors item_factors feature_factors"
-    " recommendations predictions similar_items runs metrics published".split()
+    "interactions quarantine users items features user_rows item_rows example_rows user_factors item_factors"
+    " feature_factors recommendations predictions similar_items runs metrics published".split()
 )
 # The columns that queries need; where a table is not named here, all of them.
 COLUMNS = {

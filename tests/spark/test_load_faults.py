@@ -36,8 +36,12 @@ def tables(spark, tmp_path: Path) -> LakeTables:
 def users(spark, *names: str, day: int = 5) -> DataFrame:
     rows = [(name, f"2024-01-{day:02} 09:00:00") for name in names]
     frame = spark.createDataFrame(rows, "user_id string, ts string")
-    none = (f"CAST(null AS map<string,{of}>) AS {name}" for name, of in (("attributes", "string"), ("numbers", "double")))
-    return frame.selectExpr("user_id", "timestamp(ts) AS first_seen", *none)
+    return frame.selectExpr(
+        "user_id",
+        "timestamp(ts) AS first_seen",
+        "CAST(null AS map<string,string>) AS attributes",
+        "CAST(null AS map<string,double>) AS numbers",
+    )
 
 
 def numbers(tables: LakeTables) -> dict[str, int]:

@@ -108,7 +108,8 @@ def test_a_loss_that_is_not_finite_is_named_and_nothing_is_written(spark: SparkS
 def test_a_killed_process_fails_the_job_soon_and_the_rerun_goes_on(spark: SparkSession, root: Path, tmp_path) -> None:
     snapshot = write_rows(LakeTables(spark, str(root)), spark_pairs(spark), "user", "kill", config(root))
     section = config(root, "multdae.epochs=100000", "multdae.patience=0").multdae
-    job = Job("multdae", section.model_dump_json(), 1, {"n_items": M}, "user_idx", tuple(snapshot.train), (), str(tmp_path / "p"))
+    data, saved = {"n_items": M}, str(tmp_path / "p")
+    job = Job("multdae", section.model_dump_json(), 1, data, "user_idx", tuple(snapshot.train), (), saved)
     heard: list[dict[str, Any]] = []
     killed: list[float] = []
 
