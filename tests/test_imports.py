@@ -23,7 +23,7 @@ NO_SPARK = ("sparkcf.query", "sparkcf.cli")  # they answer on machines without J
 HEAVY = {"pyspark", "torch", "numba", "delta"}
 NETS = [name for name in LIBRARY if name.startswith("sparkcf.nets")]
 TRAINING = [name for name in LIBRARY if name.startswith("sparkcf.training") and name != "sparkcf.training.launch"]
-TORCH = {"sparkcf.gang", "sparkcf.autoencoders"}  # beside the nets and their training
+TORCH = {"sparkcf.gang", "sparkcf.autoencoders", "sparkcf.fm.descent"}  # beside the nets and their training
 READERS = {"sparkcf.lake", "sparkcf.ingest"}  # tables; raw input and listings that the configuration names
 WRITERS = {"sparkcf.lake"}
 JOB_LINES = 15

@@ -26,12 +26,14 @@ from sparkcf.rows import PackedRows
 from sparkcf.training.checkpoint import Checkpoints, Progress
 from sparkcf.training.feed import Batch, Feed
 from sparkcf.training.group import Group
+from sparkcf.training.shared_gradients import shared_gradients
 
 Heard = Callable[[dict[str, Any]], None]
 Validation = Callable[[], Iterable[tuple[PackedRows, PackedRows]]]  # rows to fold in, and what to find
 AT = 100  # of the NDCG that stops the training
 NAMED = 5  # users in a message
 BUCKET_MB = 2  # of gradient that travels at once: small, so that it travels while the rest is computed
+SHARED_BUCKET_MB = 1024  # nothing travels: all at once
 
 
 class Objective(nn.Module):
@@ -84,10 +86,7 @@ def train(
     net.to(group.device)
     objective: nn.Module = Objective(net)
     if group.size > 1:
-        ids = [group.device.index] if group.device.type == "cuda" else None
-        objective = DistributedDataParallel(
-            objective, device_ids=ids, gradient_as_bucket_view=True, bucket_cap_mb=BUCKET_MB
-        )
+        objective = synchronised(objective, group)
     optimizer = Adam(net.parameters(), config.learning_rate, weight_decay=config.weight_decay, fused=True)
     progress = (saved.resume(net, optimizer, group, heard) if saved else None) or Progress()
     while progress.epoch < config.epochs and not progress.is_over(config.patience):
@@ -112,6 +111,19 @@ def train(
             heard(entry)
     progress.restore(net)
     return progress.log
+
+
+def synchronised(objective: nn.Module, group: Group) -> nn.Module:
+    """The objective whose gradients are averaged over the ranks: by nccl, by gloo, or in the memory of one machine."""
+    if group.device.type == "cuda":
+        return DistributedDataParallel(objective, device_ids=[group.device.index], gradient_as_bucket_view=True)
+    shared = shared_gradients(group, sum(p.numel() for p in objective.parameters() if p.requires_grad))
+    wrapped = DistributedDataParallel(
+        objective, gradient_as_bucket_view=True, bucket_cap_mb=SHARED_BUCKET_MB if shared else BUCKET_MB
+    )
+    if shared:
+        wrapped.register_comm_hook(None, shared.hook)
+    return wrapped
 
 
 def _step(
