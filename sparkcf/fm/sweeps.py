@@ -27,7 +27,15 @@ from sparkcf.errors import TrainingError
 from sparkcf.fm.links import latent_means
 from sparkcf.fm.rows import Copy, FMPlan, FMRows, Visits, copy_rows, feature_ids, field_visits
 from sparkcf.gang import Gang
-from sparkcf.kernels.fm import draw_features, fill_state, move_feature, predict_rows, sum_feature, sum_features
+from sparkcf.kernels.fm import (
+    draw_features,
+    fill_state,
+    move_feature,
+    predict_rows,
+    solve_features,
+    sum_feature,
+    sum_features,
+)
 from sparkcf.kernels.random import normal_rows, uniform_rows
 from sparkcf.sweeps import in_threads
 
@@ -237,6 +245,8 @@ def _solve_field(state: State, number: int, plan: FMPlan, gang: Gang, sweep: int
     """All features of a one-hot field, in slices whose normal equations fit into memory."""
     f, visits, width = plan.fields[number], state.visits[number], plan.config.rank + 1
     copy = state.copies[f.side or USER]
+    if f.side is not None and not _uneven(visits.starts, plan.threads):
+        return _solve_own(state, number, plan, gang, sweep)
     step = max(1, SUM_BYTES // (8 * width * width))
     size = len(visits.present)
     for low in range(0, size, step):
@@ -247,6 +257,27 @@ def _solve_field(state: State, number: int, plan: FMPlan, gang: Gang, sweep: int
         _draw(state, number, slice(low, high), a, b, plan, gang, sweep)
 
 
+def _solve_own(state: State, number: int, plan: FMPlan, gang: Gang, sweep: int) -> None:
+    """All features of a field that lives here, each summed and solved at once; threads take nearly equal visits."""
+    f, all_visits, hyper = plan.fields[number], state.visits[number], state.hypers[number]
+    copy = state.copies[f.side or USER]
+    starts, size = all_visits.starts, len(all_visits.present)
+    out = np.zeros((size, plan.config.rank + 1), np.float32)
+    normal = _noise(state, number, slice(0, size), plan, gang, sweep)
+    cuts = np.searchsorted(starts, np.linspace(0, starts[-1], plan.threads + 1))
+    cuts[-1] = size
+    drawn = (state.noise_precision, hyper.precision, hyper.mean)
+
+    def share(thread: int) -> int:
+        part = slice(cuts[thread], cuts[thread + 1])
+        at = (starts[part.start : part.stop + 1], all_visits.rows, all_visits.entries, copy.targets, copy.entries)
+        rest = (copy.table, copy.fields, plan.pairs, state.w0, number, drawn, normal[part], out[part])
+        return int(solve_features(*at, *rest))
+
+    state.singular += sum(in_threads(plan.threads, share))
+    _set(state, number, slice(0, size), out, plan)
+
+
 def _sum_slice(state: State, number: int, copy: Copy, plan: FMPlan, low: int, high: int) -> tuple[F64, F64]:
     """The normal equations of features low to high; threads take nearly equal numbers of visits.
 
@@ -255,7 +286,7 @@ def _sum_slice(state: State, number: int, copy: Copy, plan: FMPlan, low: int, hi
     all_visits, threads, width = state.visits[number], plan.threads, plan.config.rank + 1
     starts = all_visits.starts[low : high + 1]
     cuts = np.linspace(starts[0], starts[-1], threads + 1).astype(np.int64)
-    apart = int(np.diff(starts).max()) * 4 * threads > starts[-1] - starts[0]
+    apart = _uneven(starts, threads)
     if not apart:
         cuts[1:-1] = starts[np.searchsorted(starts, cuts[1:-1])]
     a = np.zeros((threads if apart else 1, high - low, width, width))
@@ -270,17 +301,29 @@ def _sum_slice(state: State, number: int, copy: Copy, plan: FMPlan, low: int, hi
     return (a.sum(axis=0), b.sum(axis=0)) if apart and threads > 1 else (a[0], b[0])
 
 
+def _uneven(starts: I64, threads: int) -> bool:
+    """Whether a feature has so many visits that the other threads would wait for the one that takes them."""
+    return threads > 1 and int(np.diff(starts).max(initial=0)) * 4 * threads > starts[-1] - starts[0]
+
+
+def _noise(state: State, number: int, where: slice, plan: FMPlan, gang: Gang, sweep: int) -> F32:
+    """What MCMC adds to the means of features, float32 (n, k + 1); zeros for ALS."""
+    shape = where.stop - where.start, plan.config.rank + 1
+    if plan.config.learner != "mcmc":
+        return np.zeros(shape, np.float32)
+    ids = feature_ids(plan.fields[number], plan, gang)[where]
+    normal = normal_rows(plan.seed, 4096 * sweep + number, ids, shape[1], 1.0)
+    normal[~state.visits[number].present[where]] = 0.0  # what no row has stays at the field's mean
+    return normal
+
+
 def _draw(
     state: State, number: int, where: slice, a: F64, b: F64, plan: FMPlan, gang: Gang, sweep: int
 ) -> tuple[F32, F32]:
     """Draw (or solve) features from their normal equations and write them down; returns them, before and after."""
-    config, f, hyper = plan.config, plan.fields[number], state.hypers[number]
+    f, hyper = plan.fields[number], state.hypers[number]
     out = np.zeros(b.shape, np.float32)
-    normal = np.zeros(b.shape, np.float32)
-    if config.learner == "mcmc":
-        ids = feature_ids(f, plan, gang)[where]
-        normal = normal_rows(plan.seed, 4096 * sweep + number, ids, b.shape[1], 1.0)
-        normal[~state.visits[number].present[where]] = 0.0  # what no row has stays at the field's mean
+    normal = _noise(state, number, where, plan, gang, sweep)
 
     def share(thread: int) -> int:
         part = slice(thread * len(b) // plan.threads, (thread + 1) * len(b) // plan.threads)

@@ -46,43 +46,14 @@ def sum_features(visits, entries, groups, y, rows, table, field, pairs, w0, own,
     groups : int64 (v,), ascending: the place of its sums in `a` float64 (g, k + 1, k + 1) and `b` float64 (g, k + 1).
     y : float32 (n,), targets. rows : (rowptr, feat, val).
     """
-    rowptr, feat, val = rows
-    width = table.shape[1]
-    k = width - 1
-    whole = pairs.all()
-    sums = np.zeros((1 if whole else pairs.shape[0], k), np.float32)
-    squares = np.zeros(len(sums), np.float32)
-    h = np.empty((CHUNK, width), np.float32)
-    t = np.empty(CHUNK, np.float32)
-    product = np.empty((width, width), np.float32)
-    place = 0
-    while place < visits.size:
-        group = groups[place]
-        size = 0
-        while size < CHUNK and place < visits.size and groups[place] == group:
-            row, entry = visits[place], entries[place]
-            begin, end = rowptr[row], rowptr[row + 1]
-            x, slope = val[entry], h[size]
-            if whole and end - begin == 2:  # one other feature, which interacts with this one alone
-                other = begin if entry > begin else begin + 1
-                vector, scale = table[feat[other]], val[other]
-                g = w0 + np.float64(scale * vector[k])
-                scale *= x
-                for d in range(k):
-                    slope[d] = scale * vector[d]
-            else:
-                sums[:] = 0.0
-                squares[:] = 0.0
-                rest = _add_entries(begin, end, entry, feat, val, table, field, whole, sums, squares)
-                g = w0 + rest + _interactions(sums, squares, pairs, whole)
-                _context(sums, pairs, own, whole, slope)
-                for d in range(k):
-                    slope[d] *= x
-            slope[k] = x
-            t[size] = y[row] - g
-            size += 1
-            place += 1
-        _add_products(h[:size], t, product, a[group], b[group])
+    begin = 0
+    while begin < visits.size:
+        group, end = groups[begin], begin + 1
+        while end < visits.size and groups[end] == group:
+            end += 1
+        at = visits[begin:end], entries[begin:end]
+        _sum_visits(at, y, rows, table, field, pairs, w0, own, a[group], b[group])
+        begin = end
 
 
 @kernel(fastmath=FAST)
@@ -102,56 +73,132 @@ def draw_features(a, b, noise_precision, precision, mean, normal, out):
     int
         Features whose matrix is singular: their unknowns without curvature stay as they are.
     """
-    n, width = b.shape
     singular = 0
-    factor = np.empty((width, width))
+    factor = np.empty(a.shape[1:])
+    for feature in range(len(b)):
+        given = (noise_precision, precision, mean, normal[feature])
+        singular += _draw(a[feature], b[feature], given, factor, out[feature])
+    return singular
+
+
+@kernel(fastmath=FAST)
+def solve_features(starts, visits, entries, y, rows, table, field, pairs, w0, own, drawn, normal, out):
+    """`sum_features` and `draw_features` of features all of whose visits are here, one feature after the other.
+
+    Parameters
+    ----------
+    starts : int64 (g + 1,), where each feature's visits begin and end. drawn : (noise_precision, precision, mean).
+    The others, and what is returned, as there.
+    """
+    singular = 0
+    width = table.shape[1]
+    a, b, factor = np.empty((width, width)), np.empty(width), np.empty((width, width))
+    for feature in range(len(out)):
+        begin, end = starts[feature], starts[feature + 1]
+        a[:] = 0.0
+        b[:] = 0.0
+        at = visits[begin:end], entries[begin:end]
+        _sum_visits(at, y, rows, table, field, pairs, w0, own, a, b)
+        given = (drawn[0], drawn[1], drawn[2], normal[feature])
+        singular += _draw(a, b, given, factor, out[feature])
+    return singular
+
+
+@kernel(fastmath=FAST)
+def _sum_visits(at, y, rows, table, field, pairs, w0, own, a, b):
+    """Add the normal equations of one feature over its visits: `at` has their rows and entries."""
+    visits, entries = at
+    rowptr, feat, val = rows
+    width = table.shape[1]
+    k = width - 1
+    whole = pairs.all()
+    sums = np.zeros((1 if whole else pairs.shape[0], k), np.float32)
+    squares = np.zeros(len(sums), np.float32)
+    h = np.empty((min(CHUNK, visits.size), width), np.float32)
+    t = np.empty(len(h), np.float32)
+    product = np.empty((width, width), np.float32)
+    for start in range(0, visits.size, CHUNK):
+        size = min(CHUNK, visits.size - start)
+        for s in range(size):
+            row, entry = visits[start + s], entries[start + s]
+            begin, end = rowptr[row], rowptr[row + 1]
+            x, slope = val[entry], h[s]
+            if whole and end - begin == 2:  # one other feature, which interacts with this one alone
+                other = begin if entry > begin else begin + 1
+                vector, scale = table[feat[other]], val[other]
+                g = w0 + np.float64(scale * vector[k])
+                scale *= x
+                for d in range(k):
+                    slope[d] = scale * vector[d]
+            else:
+                sums[:] = 0.0
+                squares[:] = 0.0
+                rest = _add_entries(begin, end, entry, feat, val, table, field, whole, sums, squares)
+                g = w0 + rest + _interactions(sums, squares, pairs, whole)
+                _context(sums, pairs, own, whole, slope)
+                for d in range(k):
+                    slope[d] *= x
+            slope[k] = x
+            t[s] = y[row] - g
+        _add_products(h[:size], t, product, a, b)
+
+
+@kernel(fastmath=FAST)
+def _draw(a, b, given, factor, out):
+    """One feature of `draw_features`; `given` is (alpha, lambda, mu, z), `factor` room for a's factor."""
+    noise_precision, precision, mean, normal = given
+    width = b.size
     x = np.empty(width)
-    for feature in range(n):
-        diagonal = 0.0
-        for i in range(width):
-            for j in range(i + 1):
-                factor[i, j] = noise_precision * a[feature, i, j]
-            factor[i, i] += precision[i]
-            diagonal = max(diagonal, factor[i, i])
-            x[i] = noise_precision * b[feature, i] + precision[i] * mean[i]
-        fixed = False
-        for i in range(width):
-            row = factor[i]
-            for j in range(i - i % 2):
-                if j % 2 == 0:  # two columns at a time: their sums run side by side over the same row
-                    s0, s1 = row[j], row[j + 1]
-                    f0, f1 = factor[j], factor[j + 1]
-                    for s in range(j):
-                        s0 -= row[s] * f0[s]
-                        s1 -= row[s] * f1[s]
-                    row[j] = s0 / f0[j]
-                    row[j + 1] = (s1 - row[j] * f1[j]) / f1[j + 1]
-            if i % 2:
-                total = row[i - 1]
-                for s in range(i - 1):
-                    total -= row[s] * factor[i - 1, s]
-                row[i - 1] = total / factor[i - 1, i - 1]
-            pivot = factor[i, i]
-            for s in range(i):
-                pivot -= factor[i, s] * factor[i, s]
-            if pivot <= diagonal * 1e-13 + 1e-300:  # no curvature: an infinite pivot holds the unknown at zero
-                fixed = True
-                pivot = 1e30 * (1.0 + diagonal)
-            factor[i, i] = np.sqrt(pivot)
-        singular += fixed
-        for i in range(width):
-            total = x[i]
-            for s in range(i):
-                total -= factor[i, s] * x[s]
-            x[i] = total / factor[i, i]
-        for i in range(width):
-            x[i] += normal[feature, i]
-        for i in range(width - 1, -1, -1):
-            x[i] /= factor[i, i]
-            for s in range(i):
-                x[s] -= factor[i, s] * x[i]
-        for i in range(width):
-            out[feature, i] = x[i]
+    diagonal = 0.0
+    for i in range(width):
+        for j in range(i + 1):
+            factor[i, j] = noise_precision * a[i, j]
+        factor[i, i] += precision[i]
+        diagonal = max(diagonal, factor[i, i])
+        x[i] = noise_precision * b[i] + precision[i] * mean[i]
+    singular = 0
+    for i in range(width):
+        row = factor[i]
+        fours = i - i % 4
+        for j in range(0, fours, 4):  # four columns at a time: their sums run side by side over the same row
+            f0, f1, f2, f3 = factor[j], factor[j + 1], factor[j + 2], factor[j + 3]
+            s0, s1, s2, s3 = 0.0, 0.0, 0.0, 0.0
+            for s in range(j):
+                v = row[s]
+                s0 += v * f0[s]
+                s1 += v * f1[s]
+                s2 += v * f2[s]
+                s3 += v * f3[s]
+            v0 = (row[j] - s0) / f0[j]
+            v1 = (row[j + 1] - s1 - v0 * f1[j]) / f1[j + 1]
+            v2 = (row[j + 2] - s2 - v0 * f2[j] - v1 * f2[j + 1]) / f2[j + 2]
+            v3 = row[j + 3] - s3 - v0 * f3[j] - v1 * f3[j + 1] - v2 * f3[j + 2]
+            row[j], row[j + 1], row[j + 2], row[j + 3] = v0, v1, v2, v3 / f3[j + 3]
+        for j in range(fours, i):
+            total = row[j]
+            for s in range(j):
+                total -= row[s] * factor[j, s]
+            row[j] = total / factor[j, j]
+        pivot = row[i]
+        for s in range(i):
+            pivot -= row[s] * row[s]
+        if pivot <= diagonal * 1e-13 + 1e-300:  # no curvature: an infinite pivot holds the unknown at zero
+            singular = 1
+            pivot = 1e30 * (1.0 + diagonal)
+        row[i] = np.sqrt(pivot)
+    for i in range(width):
+        total = x[i]
+        for s in range(i):
+            total -= factor[i, s] * x[s]
+        x[i] = total / factor[i, i]
+    for i in range(width):
+        x[i] += normal[i]
+    for i in range(width - 1, -1, -1):
+        x[i] /= factor[i, i]
+        for s in range(i):
+            x[s] -= factor[i, s] * x[i]
+    for i in range(width):
+        out[i] = x[i]
     return singular
 
 

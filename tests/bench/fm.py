@@ -255,7 +255,7 @@ def als(peer: peers.MachinePeer | None, arguments: argparse.Namespace, goals: li
     end in two optima, on ml-1m 1e-4 apart at 10.
     """
     case = without_features(synthetic(QUICK)) if arguments.quick else movielens("ml-1m", False)
-    rank, sweeps, regularization = 8 if arguments.quick else 32, 40 if arguments.quick else 200, 10.0 if arguments.quick else 25.0
+    rank, sweeps, regularization = (8, 40, 10.0) if arguments.quick else (32, 200, 25.0)
     data = case.train
     ours = FMConfig(
         learner="als", rank=rank, iterations=sweeps, intercept=False,
