@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import datetime as dt
 import os
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 
@@ -31,6 +31,19 @@ class Group:
         total = torch.tensor(values, dtype=torch.float64, device=self.device)
         dist.all_reduce(total)
         return total.tolist()
+
+    def summing(self, value: torch.Tensor) -> Callable[[], float]:
+        """The sum of a number over the ranks, on its way while other work is done; called, it is waited for."""
+        total = value.detach().to(torch.float64, copy=True).reshape(1)
+        if self.size == 1:
+            return total.item
+        under_way = dist.all_reduce(total, async_op=True)
+
+        def waited() -> float:
+            under_way.wait()
+            return float(total.item())
+
+        return waited
 
     def from_main(self, value: int) -> int:
         """The main rank's value."""

@@ -141,11 +141,11 @@ def _step(
     optimizer.zero_grad(set_to_none=True)
     with torch.autocast("cuda", torch.bfloat16) if mixed else nullcontext():
         loss = objective(rows, kl_weight)
+    summed = group.summing(loss)
     (loss * (group.size / batch.total)).backward()  # DDP divides by the number of ranks
-    own = float(loss.detach())
-    total = group.sum(own)[0]
+    total = summed()
     if not np.isfinite(total):
-        raise TrainingError(group.first_of(_blame(own, batch, config, place)))
+        raise TrainingError(group.first_of(_blame(float(loss.detach()), batch, config, place)))
     if config.clip_norm is not None:
         nn.utils.clip_grad_norm_(objective.parameters(), config.clip_norm)
     optimizer.step()

@@ -313,3 +313,10 @@ def test_arrays_of_other_shapes_are_refused_by_name(tmp_path: Path) -> None:
 def test_groups_speak_with_one_voice() -> None:
     assert ALONE.sum(1, 2.5) == [1, 2.5] and ALONE.first_of("x") == "x" and ALONE.is_main
     assert not replace(ALONE, rank=1).is_main
+    assert _summed(ALONE) == [2.5, 2.5]
+    assert in_processes(2, _summed) == [[6.0, 2.5], [6.0, 3.5]]
+
+
+def _summed(group: Group) -> list[float]:
+    value = torch.tensor(2.5 + group.rank, dtype=torch.float64)
+    return [group.summing(value)(), value.item()]
