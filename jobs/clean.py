@@ -5,8 +5,8 @@
 Reads the input and, where configured, the items' attributes. Writes users, items, quarantine, interactions, runs.
 """
 
-from sparkcf.job import main
-from sparkcf.load import clean_day
+from sparkcf.jobs.clean import clean_day
+from sparkcf.jobs.frame import main
 
 if __name__ == "__main__":
     main("clean", clean_day)

@@ -6,8 +6,8 @@ Reads runs, published, metrics, interactions, users, items and the run's factors
 Writes user_factors, item_factors, metrics, runs. Then evaluate, recommend and publish as after train.
 """
 
-from sparkcf.fold_in import fold_in_users
-from sparkcf.job import main
+from sparkcf.jobs.fold_in import fold_in_users
+from sparkcf.jobs.frame import main
 
 if __name__ == "__main__":
     main("fold_in", fold_in_users)

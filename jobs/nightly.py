@@ -5,8 +5,8 @@
 Reads the input. Writes every table. Run it again at will: the same day gives the same rows.
 """
 
-from sparkcf.job import main
-from sparkcf.nightly import nightly
+from sparkcf.jobs.frame import main
+from sparkcf.jobs.nightly import nightly
 
 if __name__ == "__main__":
     main("nightly", nightly)

@@ -5,8 +5,8 @@
 Reads runs, published, user_factors, item_factors. Writes predictions.
 """
 
-from sparkcf.job import main
-from sparkcf.predict import predict_pairs
+from sparkcf.jobs.frame import main
+from sparkcf.jobs.predict import predict_pairs
 
 if __name__ == "__main__":
     main("predict", predict_pairs)

@@ -5,8 +5,8 @@
 Reads interactions, users, items. Writes user_rows, item_rows, runs. Training packs what is missing by itself.
 """
 
-from sparkcf.job import main
-from sparkcf.prepare import prepare
+from sparkcf.jobs.frame import main
+from sparkcf.jobs.prepare import prepare
 
 if __name__ == "__main__":
     main("prepare", prepare)

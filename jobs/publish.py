@@ -5,8 +5,8 @@
 Reads runs, metrics, published. Writes published, runs. Exit code 3: the gate refused; 4: another run was first.
 """
 
-from sparkcf.job import main
-from sparkcf.publish import publish_run
+from sparkcf.jobs.frame import main
+from sparkcf.jobs.publish import publish_run
 
 if __name__ == "__main__":
     main("publish", publish_run)

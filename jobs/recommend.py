@@ -5,8 +5,8 @@
 Reads the run's factors, interactions, users, items. Writes recommendations, similar_items, runs.
 """
 
-from sparkcf.job import main
-from sparkcf.recommend import recommend_run
+from sparkcf.jobs.frame import main
+from sparkcf.jobs.recommend import recommend_run
 
 if __name__ == "__main__":
     main("recommend", recommend_run)

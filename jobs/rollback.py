@@ -5,8 +5,8 @@
 Reads runs, published. Writes published.
 """
 
-from sparkcf.job import main
-from sparkcf.publish import rollback
+from sparkcf.jobs.frame import main
+from sparkcf.jobs.publish import rollback
 
 if __name__ == "__main__":
     main("rollback", rollback)

@@ -5,8 +5,8 @@
 Reads interactions, users, items (and, warm, the published factors). Writes user_factors, item_factors, metrics, runs.
 """
 
-from sparkcf.job import main
-from sparkcf.train import train_model
+from sparkcf.jobs.frame import main
+from sparkcf.jobs.train import train_model
 
 if __name__ == "__main__":
     main("train", train_model)

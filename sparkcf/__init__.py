@@ -12,7 +12,7 @@ __all__ = ["Lake", "__version__"]
 
 def __getattr__(name):
     if name == "Lake":
-        from sparkcf.query import Lake
+        from sparkcf.lake.query import Lake
 
         return Lake
     raise AttributeError("module 'sparkcf' has no attribute %r" % name)  # noqa: UP031

@@ -28,7 +28,7 @@ os.environ["PYSPARK_SUBMIT_ARGS"] = " ".join(
 
 @pytest.fixture(scope="session")
 def spark() -> Iterator:
-    from sparkcf.session import open_session, stop_session
+    from sparkcf.jobs.session import open_session, stop_session
 
     session, started = open_session()
     yield session
@@ -39,7 +39,7 @@ def spark() -> Iterator:
 @pytest.fixture
 def config(tmp_path: Path) -> Callable:
     """Build a configuration for a small input in this test's own lake: `config("als.rank=4", path=…)`."""
-    from sparkcf.config import load_config
+    from sparkcf.config.load import load_config
 
     def build(*overrides: str, path: str | Path = "none.csv") -> object:
         base = ["ds=2024-01-31", f"input.path={path}", f"lake.root={tmp_path / 'lake'}", "evaluation.bootstrap=20"]

@@ -19,13 +19,17 @@ LIBRARY = {
 }
 JOBS = {path.stem: path for path in sorted((ROOT / "jobs").glob("*.py"))}
 KERNELS = [name for name in LIBRARY if name.startswith("sparkcf.kernels")]
-NO_SPARK = ("sparkcf.query", "sparkcf.cli")  # they answer on machines without Java, in a blink
+NO_SPARK = ("sparkcf.lake.query", "sparkcf.cli.main")  # they answer on machines without Java, in a blink
 HEAVY = {"pyspark", "torch", "numba", "delta"}
-NETS = [name for name in LIBRARY if name.startswith("sparkcf.nets")]
+NETS = [name for name in LIBRARY if name.startswith("sparkcf.models.nets")]
 TRAINING = [name for name in LIBRARY if name.startswith("sparkcf.training") and name != "sparkcf.training.launch"]
-TORCH = {"sparkcf.gang", "sparkcf.autoencoders", "sparkcf.fm.descent"}  # beside the nets and their training
-READERS = {"sparkcf.lake", "sparkcf.ingest"}  # tables; raw input and listings that the configuration names
-WRITERS = {"sparkcf.lake"}
+TORCH = {
+    "sparkcf.training.gang",
+    "sparkcf.models.nets.fit",
+    "sparkcf.models.fm.sgd",
+}  # beside the nets and their training
+READERS = {"sparkcf.lake.tables", "sparkcf.data.ingest"}  # tables; raw input and listings that the configuration names
+WRITERS = {"sparkcf.lake.tables"}
 JOB_LINES = 15
 
 
@@ -75,7 +79,7 @@ def foreign_to_kernels(tree: ast.AST) -> list[str]:
 
 def foreign_to_nets(tree: ast.AST) -> list[str]:
     allowed = {"numpy", "torch", *sys.stdlib_module_names}
-    ours = ("sparkcf.nets", "sparkcf.config")
+    ours = ("sparkcf.models.nets", "sparkcf.config")
     return [n for n in imports(tree) if top(n) not in allowed and not n.startswith(ours)]
 
 
@@ -133,7 +137,7 @@ def logic_of_a_job(tree: ast.Module) -> list[str]:
 
 def test_the_library_and_the_jobs_are_found() -> None:
     assert len(LIBRARY) > 30 and len(KERNELS) > 5 and len(JOBS) > 5
-    assert {"sparkcf", "sparkcf.als", "sparkcf.kernels.als", *NO_SPARK, *TORCH, *READERS} <= LIBRARY.keys()
+    assert {"sparkcf", "sparkcf.models.als.fit", "sparkcf.kernels.als", *NO_SPARK, *TORCH, *READERS} <= LIBRARY.keys()
 
 
 @pytest.mark.parametrize("name", KERNELS)
@@ -219,18 +223,18 @@ BREACHES: list[tuple[Callable[..., list[str]], str]] = [
     (writes, "rows.writeStream.start()"),
     (torch, "def f():\n    import torch.distributed as dist"),
     (logic_of_a_job, "'''Doc.'''\nimport os"),
-    (logic_of_a_job, "from sparkcf.job import main\ndef f():\n    pass"),
+    (logic_of_a_job, "from sparkcf.jobs.frame import main\ndef f():\n    pass"),
     (logic_of_a_job, "from pyspark.sql import SparkSession"),
     (logic_of_a_job, "if __name__ == '__main__':\n    x = 1\n    main(x)"),
     (logic_of_a_job, "main('x')"),
 ]
 HARMLESS: list[tuple[Callable[..., list[str]], str]] = [
     (foreign_to_kernels, "import math\nimport numpy as np\nfrom sparkcf.kernels.jit import kernel"),
-    (foreign_to_nets, "import torch\nfrom sparkcf.nets.parts import Rows"),
+    (foreign_to_nets, "import torch\nfrom sparkcf.models.nets.layers import Rows"),
     (unsafe, "np.load(path, allow_pickle=False)\nyaml.safe_load(text)"),
     (reads, "tables.read('users')\nopen('x').read()"),
     (writes, "sys.stdout.write('x')"),
-    (logic_of_a_job, "'''Doc.'''\nfrom sparkcf.job import main\nif __name__ == '__main__':\n    main('x', f)"),
+    (logic_of_a_job, "'''Doc.'''\nfrom sparkcf.jobs.frame import main\nif __name__ == '__main__':\n    main('x', f)"),
 ]
 
 
@@ -245,7 +249,10 @@ def test_no_rule_sees_a_breach_where_there_is_none(rule: Callable[..., list[str]
 
 
 def test_what_is_loaded_is_followed_through_our_own_modules() -> None:
-    library = LIBRARY | {"sparkcf.query": ast.parse("import sparkcf.als"), "sparkcf.als": ast.parse("import pyspark")}
-    assert "pyspark" in loaded("sparkcf.query", library)
-    lazy = LIBRARY | {"sparkcf.query": ast.parse("def f():\n    import pyspark")}
-    assert "pyspark" not in loaded("sparkcf.query", lazy)
+    library = LIBRARY | {
+        "sparkcf.lake.query": ast.parse("import sparkcf.models.als.fit"),
+        "sparkcf.models.als.fit": ast.parse("import pyspark"),
+    }
+    assert "pyspark" in loaded("sparkcf.lake.query", library)
+    lazy = LIBRARY | {"sparkcf.lake.query": ast.parse("def f():\n    import pyspark")}
+    assert "pyspark" not in loaded("sparkcf.lake.query", lazy)

@@ -22,7 +22,7 @@ def statements(engine: str) -> list[str]:
 @pytest.fixture(scope="module")
 def lake(spark, tmp_path_factory) -> Path:
     """Two published runs of one model, the second a day later, and an unpublished third."""
-    from sparkcf.lake import LakeTables
+    from sparkcf.lake.tables import LakeTables
 
     root = tmp_path_factory.mktemp("readme") / "lake"
     tables = LakeTables(spark, str(root))

@@ -5,7 +5,7 @@ For every row u with entries e (weight a_e, target b_e, fixed vector y_e, offset
     x^T G x + sum_e [ a_e (x·y_e)^2 - 2 (b_e - a_e o_e) x·y_e ] + reg_u |x|^2 = x^T A x - 2 b·x
 
 with A = G + sum_e a_e y_e y_e^T + reg_u I and b = sum_e (b_e - a_e o_e) y_e. G is the weighted Gramian of all fixed
-vectors (implicit) or zero (explicit). What a, b, G and reg are for each objective stands in `sparkcf.objective`.
+vectors (implicit) or zero (explicit). `sparkcf.models.als.objective` gives a, b, G and reg of each objective.
 
 The value reached, `loss_u`, comes for nothing: the objective of a sweep is the sum over the rows of the side solved
 last, plus what does not depend on that side. A row without entries gets zeros.

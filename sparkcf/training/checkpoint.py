@@ -16,9 +16,9 @@ from torch import nn
 from torch.optim import Adam
 
 from sparkcf.errors import LakeError, TrainingError
-from sparkcf.folder import Folder
+from sparkcf.lake.arrays import Arrays, Shapes, read_arrays, write_arrays
+from sparkcf.lake.folder import Folder
 from sparkcf.training.group import Group
-from sparkcf.training.weights import Arrays, Shapes, read_arrays, write_arrays
 
 KEPT = 2  # epochs: the newest may be damaged
 MEASURE = "ndcg_at_100"

@@ -23,9 +23,9 @@ from urllib.parse import unquote, urlparse
 import numpy as np
 from numpy.typing import NDArray
 
+from sparkcf.data.packed import NO_ROWS, PackedRows, join, unpack
 from sparkcf.errors import LakeError
-from sparkcf.folder import Folder
-from sparkcf.rows import NO_ROWS, PackedRows, join, unpack
+from sparkcf.lake.folder import Folder
 
 POOL_BATCHES = 8  # batches' worth of rows that are held for shuffling beside the row groups being read
 AHEAD = 2  # row groups read ahead

@@ -14,7 +14,7 @@ from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING, Any
 
 from sparkcf.errors import ConfigError, SparkcfError, TrainingError
-from sparkcf.gang import Reporter, check_slots, listening, worker_threads
+from sparkcf.training.gang import Reporter, check_slots, listening, worker_threads
 
 if TYPE_CHECKING:
     from pyspark.sql import SparkSession
@@ -141,8 +141,8 @@ def run_job(told: str) -> dict[str, Any]:
 
 
 def _train(job: Job, section: Any, group: Any, heard: Callable[[dict[str, Any]], None]) -> list[dict[str, Any]]:
-    from sparkcf.nets.registry import net_of
-    from sparkcf.rows import PackedRows, fold_in_and_heldout
+    from sparkcf.data.packed import PackedRows, fold_in_and_heldout
+    from sparkcf.models.nets.registry import net_of
     from sparkcf.training.checkpoint import Checkpoints
     from sparkcf.training.feed import PetastormFeed
     from sparkcf.training.loop import train
@@ -167,7 +167,7 @@ def _train(job: Job, section: Any, group: Any, heard: Callable[[dict[str, Any]],
 
 def _section(job: Job) -> Any:
     """The model's parameters, checked again: they came as text."""
-    from sparkcf.config import Config
+    from sparkcf.config.root import Config
 
     return Config.model_fields[job.model].annotation.model_validate_json(job.config)  # type: ignore[union-attr]
 

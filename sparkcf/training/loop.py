@@ -18,11 +18,11 @@ from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 from torch.optim import Adam
 
-from sparkcf.config import GradientConfig
+from sparkcf.config.models import GradientConfig
+from sparkcf.data.packed import PackedRows
 from sparkcf.errors import TrainingError
 from sparkcf.kernels.metrics import ranking_measures
-from sparkcf.nets.parts import Rows
-from sparkcf.rows import PackedRows
+from sparkcf.models.nets.layers import Rows
 from sparkcf.training.checkpoint import Checkpoints, Progress
 from sparkcf.training.feed import Batch, Feed
 from sparkcf.training.group import Group

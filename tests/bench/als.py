@@ -20,8 +20,8 @@ from typing import Any
 
 import numpy as np
 
-from sparkcf.als import fit
 from sparkcf.kernels.random import normal_rows
+from sparkcf.models.als.fit import fit
 from tests.bench import cluster, curves, mllib, peers
 from tests.bench.report import finish, print_table
 from tests.bench.setting import (

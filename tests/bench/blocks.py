@@ -16,9 +16,9 @@ import time
 from pathlib import Path
 from typing import Any
 
-from sparkcf.als import fit
-from sparkcf.blocks import worker_bytes
-from sparkcf.config import ALSConfig
+from sparkcf.config.models import ALSConfig
+from sparkcf.models.als.fit import fit
+from sparkcf.training.blocks import worker_bytes
 from tests.bench import mllib
 from tests.bench.report import Goal, finish, print_table
 from tests.bench.setting import SEED, configured

@@ -10,7 +10,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from sparkcf.session import spark_home
+from sparkcf.jobs.session import spark_home
 
 PACKAGE = "org.apache.spark.deploy"
 PATIENCE_S = 60

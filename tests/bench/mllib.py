@@ -37,7 +37,7 @@ def session(master: str = "local[2]", memory: str = "8g") -> Iterator[Any]:
     os.environ["PYSPARK_PYTHON"] = sys.executable
     options = " ".join(f'--conf "{key}={value}"' for key, value in settings.items())
     os.environ["PYSPARK_SUBMIT_ARGS"] = f"--master {master} --driver-memory {memory} {options} pyspark-shell"
-    from sparkcf.session import open_session, stop_session
+    from sparkcf.jobs.session import open_session, stop_session
 
     spark, _ = open_session()
     try:

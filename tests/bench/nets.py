@@ -26,11 +26,11 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import torch
 
-from sparkcf.config import MultDAEConfig, MultVAEConfig
+from sparkcf.config.models import MultDAEConfig, MultVAEConfig
+from sparkcf.data.packed import PackedRows
+from sparkcf.jobs.prepare import EVEN_FILES, LEAST_ROWS
 from sparkcf.kernels.metrics import ranking_measures
-from sparkcf.nets.registry import build_net
-from sparkcf.prepare import EVEN_FILES, LEAST_ROWS
-from sparkcf.rows import PackedRows
+from sparkcf.models.nets.registry import build_net
 from sparkcf.training.feed import MemoryFeed, PetastormFeed
 from sparkcf.training.group import Group, joined_from_environment
 from sparkcf.training.loop import to_tensors, train
@@ -210,9 +210,9 @@ def _peak(files: list[str], n_items: int, answers: Any) -> None:
 
 def preparing(data: Interactions, rounds: int, quick: bool, goals: list[Goal]) -> None:
     """20 M pairs packed into rows of users, by a driver of 4 GB."""
-    from sparkcf.config import load_config
-    from sparkcf.lake import LakeTables
-    from sparkcf.prepare import write_rows
+    from sparkcf.config.load import load_config
+    from sparkcf.jobs.prepare import write_rows
+    from sparkcf.lake.tables import LakeTables
 
     large = interactions("L")
     with tempfile.TemporaryDirectory() as folder, mllib.session(memory="4g") as spark:

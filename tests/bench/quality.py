@@ -19,11 +19,11 @@ from typing import Any
 
 import numpy as np
 
-from sparkcf.als import Factors, fit_arrays, fold_in
-from sparkcf.config import ALSConfig
+from sparkcf.config.models import ALSConfig
 from sparkcf.kernels.csr import build_csr
 from sparkcf.kernels.metrics import ranking_measures
 from sparkcf.kernels.topk import rank_block
+from sparkcf.models.als.fit import Factors, fit_arrays, fold_in
 from tests.bench.report import Goal, finish, print_table
 
 SPLITS = Path(__file__).resolve().parents[2].parent / "shared" / "data" / "splits"

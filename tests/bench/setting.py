@@ -10,8 +10,8 @@ from typing import Any
 
 import numpy as np
 
-from sparkcf.als import fit, fit_arrays
-from sparkcf.config import ALSConfig, HALSConfig
+from sparkcf.config.models import ALSConfig, HALSConfig
+from sparkcf.models.als.fit import fit, fit_arrays
 from tests.bench import mllib, peers
 from tests.bench.report import Goal
 from tests.bench.synthetic import Interactions

@@ -19,7 +19,7 @@ from threadpoolctl import threadpool_limits
 
 from sparkcf.kernels.random import normal_rows
 from sparkcf.kernels.topk import rank_block
-from sparkcf.topk import ItemSide, ranked_lists
+from sparkcf.ranking.topk import ItemSide, ranked_lists
 from tests.bench import mllib, peers
 from tests.bench.report import Goal, finish, print_table
 from tests.bench.synthetic import QUICK, SIZES, Interactions, interactions

@@ -22,11 +22,11 @@ from typing import Any
 
 import pytest
 
-from sparkcf.config import load_config
-from sparkcf.lake import LakeTables
-from sparkcf.nightly import nightly
-from sparkcf.session import spark_home
-from sparkcf.train import train_model
+from sparkcf.config.load import load_config
+from sparkcf.jobs.nightly import nightly
+from sparkcf.jobs.session import spark_home
+from sparkcf.jobs.train import train_model
+from sparkcf.lake.tables import LakeTables
 
 pytestmark = pytest.mark.slow
 
@@ -41,7 +41,7 @@ WHERE = """
 import sys
 
 import sparkcf
-from sparkcf.job import main
+from sparkcf.jobs.frame import main
 
 def where(spark, config):
     def imported(_):

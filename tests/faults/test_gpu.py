@@ -18,9 +18,9 @@ ROOT = Path(__file__).resolve().parents[2]
 BIN = Path(sys.executable).parent
 TRAIN = """
 import json, sys
-from sparkcf.config import MultDAEConfig
-from sparkcf.gang import task_slots
-from sparkcf.session import open_session, stop_session
+from sparkcf.config.models import MultDAEConfig
+from sparkcf.training.gang import task_slots
+from sparkcf.jobs.session import open_session, stop_session
 from sparkcf.training.launch import Job, check_launch, gpus_a_task, launch
 
 spark, _ = open_session()

@@ -27,8 +27,8 @@ from deltalake import DeltaTable
 
 from sparkcf import Lake
 from sparkcf.errors import LakeError
-from sparkcf.lake import LakeTables
-from sparkcf.schemas import TABLES
+from sparkcf.lake.schemas import TABLES
+from sparkcf.lake.tables import LakeTables
 
 pytestmark = pytest.mark.slow
 

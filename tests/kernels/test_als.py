@@ -7,15 +7,15 @@ import mmap
 import numpy as np
 import pytest
 
-from sparkcf.blocks import positive_counts
-from sparkcf.config import ALSConfig, HALSConfig
+from sparkcf.config.models import ALSConfig, HALSConfig
 from sparkcf.kernels.als import gramian, solve_summed, work_order
 from sparkcf.kernels.als import normal_equations as summed
 from sparkcf.kernels.cholesky import CHUNK
 from sparkcf.kernels.csr import build_csr
-from sparkcf.objective import Objective
-from sparkcf.sweeps import solve_rows
-from tests.dense_als import FORMS, Problem, normal_equations, random_problem, settings, solve_users
+from sparkcf.models.als.objective import Objective
+from sparkcf.models.als.sweeps import solve_rows
+from sparkcf.training.blocks import positive_counts
+from tests.models.als.dense_als import FORMS, Problem, normal_equations, random_problem, settings, solve_users
 
 KERNELS = ("cholesky", "cg", "subspace", "hals")
 EXACT = {"cholesky": {}, "cg": {"cg_steps": 60}, "subspace": {"subspace_size": 64}, "hals": {"passes": 1500}}

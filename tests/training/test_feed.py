@@ -13,8 +13,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from sparkcf.data.packed import PackedRows
 from sparkcf.errors import LakeError
-from sparkcf.rows import PackedRows
 from sparkcf.training.feed import Batch, MemoryFeed, PetastormFeed, local_path, step_counts
 
 RANKS = (1, 2, 3)

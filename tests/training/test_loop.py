@@ -16,16 +16,16 @@ import numpy as np
 import pytest
 import torch
 
-from sparkcf.config import MultDAEConfig, MultVAEConfig
+from sparkcf.config.models import MultDAEConfig, MultVAEConfig
+from sparkcf.data.packed import NO_ROWS, PackedRows, fold_in_and_heldout
 from sparkcf.errors import LakeError, TrainingError
-from sparkcf.folder import Folder
-from sparkcf.nets.registry import build_net
-from sparkcf.rows import NO_ROWS, PackedRows, fold_in_and_heldout
+from sparkcf.lake.arrays import read_arrays, write_arrays
+from sparkcf.lake.folder import Folder
+from sparkcf.models.nets.registry import build_net
 from sparkcf.training.checkpoint import Checkpoints, arrays_of
 from sparkcf.training.feed import MemoryFeed
 from sparkcf.training.group import Group, joined_from_environment
 from sparkcf.training.loop import train, validate
-from sparkcf.training.weights import read_arrays, write_arrays
 
 N, M, SEED = 40, 12, 3
 ALONE = Group(0, 1, torch.device("cpu"))

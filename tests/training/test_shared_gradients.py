@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 import torch
 
-from sparkcf.nets.registry import build_net
+from sparkcf.models.nets.registry import build_net
 from sparkcf.training import shared_gradients as module
 from sparkcf.training.group import Group
 from sparkcf.training.loop import Objective, synchronised

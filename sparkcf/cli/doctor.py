@@ -1,0 +1,276 @@
+"""Checks of this machine and of a lake, each finding with its cure. Starts Spark only where that is asked for."""
+
+from __future__ import annotations
+
+import importlib.metadata
+import importlib.util
+import json
+import os
+import re
+import shutil
+import sys
+import tempfile
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+from deltalake import DeltaTable
+from deltalake.exceptions import TableNotFoundError
+from deltalake.fs import DeltaStorageHandler
+from pyarrow.fs import FileSelector, FileType, PyFileSystem
+
+from sparkcf import runtime
+from sparkcf.errors import ConfigError
+from sparkcf.lake.query import CURE, TABLE_NAMES, Lake, first_line, foreign_features
+
+MODULES = {"delta-spark": "delta", "PyYAML": "yaml"}  # where the module is not named as the package
+SETUP = "run `make setup`"
+FREE = 5 * 2**30  # bytes
+LOG_FILE = re.compile(r"(?:^|/)(\d{20})\.(json|checkpoint\..*parquet)$")
+
+
+@dataclass(frozen=True)
+class Check:
+    """One finding. `status` is ok, warn or fail; `cure` is empty where all is well."""
+
+    check: str
+    status: str
+    found: str
+    cure: str = ""
+
+
+def diagnose(root: str = "./lake", spark: bool = False, storage_options: dict[str, str] | None = None) -> list[Check]:
+    """Check Python, Java, packages, Delta's jars, slots, the lake with its tables, and disks.
+
+    Parameters
+    ----------
+    root : the lake; see `sparkcf.lake.query.Lake`.
+    spark : also open a session and report what it gives to tasks.
+    storage_options : credentials and settings of an object store.
+
+    Raises
+    ------
+    SparkcfError
+        The root cannot be meant as a lake at all.
+    """
+    lake = Lake(root, storage_options)
+    checks = [check_python(), check_java(), check_packages(), check_jars(), check_slots()]
+    checks += check_spark() if spark else []
+    checks.append(check_root(lake))
+    for name in TABLE_NAMES:
+        checks += check_table(lake, name)
+    return [*checks, *check_disks(lake)]
+
+
+def check_python() -> Check:
+    found = f"Python {sys.version_info.major}.{sys.version_info.minor} at {sys.executable}"
+    if sys.version_info[:2] != runtime.PYTHON:
+        return Check("python", "fail", found, f"{SETUP} with Python {runtime.PYTHON[0]}.{runtime.PYTHON[1]}")
+    return Check("python", "ok", found)
+
+
+def check_java() -> Check:
+    if problem := runtime.java_problem():
+        found, _, cure = problem.rpartition(": ")
+        return Check("java", "fail", found, cure)
+    return Check("java", "ok", f"Java {runtime.java_version()} at {runtime.java_executable()}")
+
+
+def check_packages() -> Check:
+    """Whether each package that sparkcf pins is there, in that version."""
+    try:
+        requirements = importlib.metadata.requires("sparkcf") or []
+    except importlib.metadata.PackageNotFoundError:
+        return Check("packages", "warn", "sparkcf is not installed as a package, its pins are unknown", SETUP)
+    pins = [m.groups() for r in requirements if (m := re.fullmatch(r"([\w.-]+)==([^\s;]+)", r))]
+    problems = [problem for name, pin in pins if (problem := _package_problem(name, pin))]
+    if problems:
+        return Check("packages", "fail", ", ".join(problems), SETUP)
+    return Check("packages", "ok", f"{len(pins)} packages as pinned")
+
+
+def _package_problem(name: str, pin: str) -> str:
+    try:
+        version = importlib.metadata.version(name)
+    except importlib.metadata.PackageNotFoundError:
+        return f"{name} is missing (pinned {pin})"
+    if version.split("+")[0] != pin:  # a local part such as +cpu does not count
+        return f"{name} is {version} (pinned {pin})"
+    if importlib.util.find_spec(MODULES.get(name, name)) is None:
+        return f"{name} {version} cannot be imported"
+    return ""
+
+
+def check_jars() -> Check:
+    """Whether Delta's jars lie among Spark's own. Finds pyspark without importing it."""
+    spec = importlib.util.find_spec("pyspark")
+    home = os.environ.get("SPARK_HOME") or (os.path.dirname(spec.origin) if spec and spec.origin else None)
+    if home is None:
+        return Check("delta jars", "fail", "pyspark is missing", SETUP)
+    jars = sorted(jar.name for jar in Path(home, "jars").glob("delta-spark_*.jar"))
+    if not jars:
+        cure = f"{SETUP}, or give spark-submit `--packages io.delta:delta-spark_2.12:3.3.3`"
+        return Check("delta jars", "warn", f"none in {home}/jars", cure)
+    if len(jars) > 1:
+        return Check("delta jars", "fail", ", ".join(jars), f"leave one of them in {home}/jars")
+    return Check("delta jars", "ok", jars[0])
+
+
+def check_slots() -> Check:
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    return Check("task slots", "ok", f"{cores} cores: local[*] runs {cores} tasks at once")
+
+
+def check_spark() -> list[Check]:
+    """What a session gives to tasks."""
+    from sparkcf.jobs.session import open_session
+
+    try:
+        spark, started = open_session()
+    except ConfigError as error:
+        found, _, cure = str(error).partition(": ")
+        return [Check("spark", "fail", found, cure)]
+    try:
+        context, conf = spark.sparkContext, spark.sparkContext.getConf()
+        task_cpus = int(conf.get("spark.task.cpus", "1"))
+        slots = context.defaultParallelism // task_cpus
+        dynamic = conf.get("spark.dynamicAllocation.enabled", "false") == "true"
+        gpus = {
+            key: amount
+            for key in ("spark.executor.resource.gpu.amount", "spark.task.resource.gpu.amount")
+            if (amount := conf.get(key, None))
+        }
+        return [
+            Check("spark", "ok", f"Spark {spark.version} at {context.master}"),
+            Check("spark slots", "ok", f"{slots} at once, spark.task.cpus={task_cpus}")
+            if slots
+            else Check("spark slots", "fail", f"none: spark.task.cpus={task_cpus}", "lower spark.task.cpus"),
+            Check("dynamic allocation", "warn", "on", "set spark.dynamicAllocation.enabled=false to train")
+            if dynamic
+            else Check("dynamic allocation", "ok", "off"),
+            _check_gpus(gpus),
+        ]
+    finally:
+        if started:
+            spark.stop()
+
+
+def _check_gpus(amounts: dict[str, str]) -> Check:
+    if not amounts:
+        return Check("gpu", "ok", "none asked for")
+    found = ", ".join(f"{key}={amount}" for key, amount in amounts.items())
+    if not all(amount.isdigit() for amount in amounts.values()):  # TorchDistributor takes int() of it
+        return Check("gpu", "fail", found, "give whole GPUs: TorchDistributor cannot share one")
+    if len(amounts) == 1:
+        return Check("gpu", "warn", found, "set both spark.executor.resource.gpu.amount and the task's")
+    return Check("gpu", "ok", found)
+
+
+def check_root(lake: Lake) -> Check:
+    """Whether the lake's folder can be written; an object store is only tried by its tables."""
+    if lake.folder is None:
+        return Check("lake", "ok", f"{lake.root}: an object store, writing is not tried")
+    if not os.path.exists(lake.folder):
+        return Check("lake", "warn", f"there is none at {lake.root} yet", f"{CURE}, or name another with --lake")
+    if not os.path.isdir(lake.folder):
+        return Check("lake", "fail", f"{lake.root} is a file", "name a folder with --lake")
+    try:
+        with tempfile.NamedTemporaryFile(dir=lake.folder, prefix=".sparkcf-probe-"):
+            pass
+    except OSError as error:
+        return Check("lake", "fail", f"{lake.root} is not writable: {error}", "change its rights, or free space")
+    return Check("lake", "ok", f"{lake.root} is writable")
+
+
+def check_table(lake: Lake, name: str) -> Iterator[Check]:
+    """A table's newest version, its last good one, and whether that one's files are all there."""
+    what = f"table {name}"
+    try:
+        versions = _versions(lake, name)
+    except TableNotFoundError:
+        return  # not made yet
+    except Exception as error:
+        yield Check(what, "fail", f"its log cannot be listed: {first_line(error)}", "check address and rights")
+        return
+    if not versions:
+        if lake.folder and os.path.exists(lake.address(name)):
+            yield Check(what, "fail", "a folder without a log", "restore the log, or remove the folder")
+        return
+    problems: dict[int, str] = {}
+    for version in versions:
+        try:
+            _check_entry(lake, name, version)
+            table = DeltaTable(lake.address(name), version, lake.storage_options)
+        except Exception as error:
+            problems[version] = first_line(error)
+        else:
+            yield _found(what, table, version, problems)
+            yield from _check_files(lake, name, table)
+            return
+    found = f"version {versions[0]}: {problems[versions[0]]}; no version is good"
+    yield Check(what, "fail", found, "restore its log from a backup")
+
+
+def _found(what: str, table: DeltaTable, version: int, problems: dict[int, str]) -> Check:
+    """The row of a table of which `version` is good and the newer ones, if any, have problems."""
+    if problems:
+        newest = max(problems)
+        bad = f"version {newest}" if len(problems) == 1 else f"versions {min(problems)} to {newest}"
+        found = f"version {newest} is corrupt ({problems[newest]}): last good version {version}"
+        cure = f"stop writers, move the files of {bad} out of its _delta_log, run the jobs since then again"
+        return Check(what, "fail", found, cure)
+    if features := foreign_features(table):
+        return Check(what, "warn", f"version {version} uses {features}", "drop the feature: only Spark reads it")
+    return Check(what, "ok", f"version {version} is good, {len(table.file_uris())} files")
+
+
+def _log_files(lake: Lake, name: str) -> PyFileSystem:
+    return PyFileSystem(DeltaStorageHandler(lake.address(name), lake.storage_options))
+
+
+def _versions(lake: Lake, name: str) -> list[int]:
+    """The versions that the log names, newest first."""
+    listed = _log_files(lake, name).get_file_info(FileSelector("_delta_log", allow_not_found=True))
+    return sorted({int(m[1]) for file in listed if (m := LOG_FILE.search(file.path))}, reverse=True)
+
+
+def _check_entry(lake: Lake, name: str, version: int) -> None:
+    """Raise ValueError where a commit's file is cut off. delta-rs itself takes an empty one for a version."""
+    files, path = _log_files(lake, name), f"_delta_log/{version:020}.json"
+    if files.get_file_info(path).type == FileType.NotFound:  # cleaned away, a checkpoint stands for it
+        return
+    with files.open_input_stream(path) as stream:
+        lines = [line for line in stream.read().splitlines() if line.strip()]
+    if not lines:
+        raise ValueError("its log entry is empty")
+    for number, line in enumerate(lines, 1):
+        try:
+            json.loads(line)
+        except ValueError:
+            raise ValueError(f"line {number} of its log entry is not JSON") from None
+
+
+def _check_files(lake: Lake, name: str, table: DeltaTable) -> Iterator[Check]:
+    if lake.folder is None:
+        return
+    files = lake.files(table)
+    missing = [path for path in files if not os.path.exists(os.path.join(lake.folder, name, path))]
+    if missing:
+        found = f"{len(missing)} of {len(files)} files are missing, such as {missing[0]}"
+        cure = "restore them, or run Delta's FSCK REPAIR or the jobs that wrote them"
+        yield Check(f"files of {name}", "fail", found, cure)
+
+
+def check_disks(lake: Lake) -> Iterator[Check]:
+    """Free space where the lake is and where Spark spills."""
+    scratch = os.environ.get("SPARK_LOCAL_DIRS", "").split(",")[0] or tempfile.gettempdir()
+    for place in dict.fromkeys(filter(None, (lake.folder, scratch))):
+        existing = Path(place)
+        while not existing.exists() and existing != existing.parent:
+            existing = existing.parent
+        free = shutil.disk_usage(existing).free
+        found = f"{free / 2**30:.1f} GiB free at {place}"
+        if free < FREE:
+            yield Check("disk", "warn", found, f"free space there: {FREE / 2**30:.0f} GiB are wanted")
+        else:
+            yield Check("disk", "ok", found)

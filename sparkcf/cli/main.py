@@ -1,0 +1,309 @@
+"""The console command `sparkcf`: what is published and what has run, without Spark.
+
+    sparkcf recommend --user 1 --k 5
+    sparkcf similar --item 50 --model als --format json
+    sparkcf doctor --lake ./lake
+
+Exit codes: 0 done; 1 an unknown user, item, model or run, or a failed check; 2 usage, or an unreadable lake.
+"""
+
+from __future__ import annotations
+
+import datetime as dt
+import os
+import sys
+from typing import TYPE_CHECKING, Annotated, Any, Literal, NoReturn
+
+import typer
+from typer.exceptions import TyperException
+
+from sparkcf.errors import SparkcfError
+
+if TYPE_CHECKING:
+    import pyarrow as pa
+
+    from sparkcf.lake.query import Lake
+
+# Everything heavier than typer is imported where it is needed: `--help` and a refused option answer at once.
+Record = dict[str, Any]
+DEFAULT_LAKE = "./lake"
+RUN_COLUMNS = ["run_id", "job", "model", "ds", "state", "started_at", "updated_at", "reason"]
+STATUS_STYLES = {"ok": "green", "warn": "yellow", "fail": "bold red"}
+
+LakeOption = Annotated[
+    str | None,
+    typer.Option("--lake", metavar="PATH", help=f"The lake: a folder or an address; by default {DEFAULT_LAKE}."),
+]
+FormatOption = Annotated[
+    Literal["table", "json", "csv"], typer.Option("--format", help="json and csv give the data as it is.")
+]
+ModelOption = Annotated[str | None, typer.Option("--model", help="A published model; by default als, if there.")]
+DayOption = Annotated[
+    str | None,
+    typer.Option("--ds", metavar="YYYY-MM-DD", help="Logical date; by default the latest published."),
+]
+CountOption = Annotated[int, typer.Option("--k", min=1, help="Length of the list.")]
+LimitOption = Annotated[int, typer.Option("--limit", min=1, help="Rows at most.")]
+
+app = typer.Typer(
+    help="Ask a sparkcf lake what is published and what has run. Needs no Spark and no Java.",
+    add_completion=False,
+    pretty_exceptions_enable=False,
+)
+
+
+def main(arguments: list[str] | None = None) -> NoReturn:
+    """Run the command and end the process; an expected error is one line on standard error.
+
+    Parameters
+    ----------
+    arguments : as on the command line, without the program's name; by default those of the process.
+    """
+    given = sys.argv[1:] if arguments is None else arguments
+    try:
+        "".join(given).encode()  # the names in a lake are UTF-8, so others cannot be meant
+        code = app(given or ["--help"], prog_name="sparkcf", standalone_mode=False)
+        sys.stdout.flush()
+    except SparkcfError as error:
+        code = _complain(str(error), error.exit_code)
+    except TyperException as error:
+        code = _complain(f"{error.format_message().rstrip('.')} (see `sparkcf --help`)", error.exit_code)
+    except UnicodeEncodeError:
+        code = _complain("an argument is not valid UTF-8", 2)
+    except BrokenPipeError:  # the reader, such as `head`, has seen enough
+        code = _without_stdout(0)
+    except OSError as error:
+        code = _without_stdout(_complain(str(error), 2))
+    raise SystemExit(code or 0)
+
+
+@app.callback()
+def common(context: typer.Context, lake: LakeOption = None) -> None:
+    context.obj = lake
+
+
+@app.command()
+def recommend(
+    context: typer.Context,
+    user: Annotated[str, typer.Option("--user", help="External id of the user.")],
+    k: CountOption = 10,
+    model: ModelOption = None,
+    ds: DayOption = None,
+    form: FormatOption = "table",
+    lake: LakeOption = None,
+) -> None:
+    """Show a user's published list."""
+    rows = _open(context, lake).recommend_rows(user, k, model, ds)
+    _show(_records(rows), rows.column_names, form, _origin(rows))
+
+
+@app.command()
+def similar(
+    context: typer.Context,
+    item: Annotated[str, typer.Option("--item", help="External id of the item.")],
+    k: CountOption = 10,
+    model: ModelOption = None,
+    ds: DayOption = None,
+    form: FormatOption = "table",
+    lake: LakeOption = None,
+) -> None:
+    """Show the items nearest to an item."""
+    rows = _open(context, lake).similar_rows(item, k, model, ds)
+    _show(_records(rows), rows.column_names, form, _origin(rows))
+
+
+@app.command()
+def history(
+    context: typer.Context,
+    user: Annotated[str, typer.Option("--user", help="External id of the user.")],
+    limit: LimitOption = 20,
+    form: FormatOption = "table",
+    lake: LakeOption = None,
+) -> None:
+    """Show a user's interactions, newest first."""
+    rows = _open(context, lake).history_rows(user, limit)
+    _show(_records(rows), rows.column_names, form)
+
+
+@app.command()
+def runs(
+    context: typer.Context,
+    limit: LimitOption = 20,
+    model: Annotated[str | None, typer.Option("--model", help="Runs of this model only.")] = None,
+    form: FormatOption = "table",
+    lake: LakeOption = None,
+) -> None:
+    """Show the newest runs, failed ones too."""
+    rows = _open(context, lake).run_rows(limit, model)
+    _show(_records(rows), RUN_COLUMNS if form == "table" else rows.column_names, form)
+
+
+@app.command()
+def metrics(
+    context: typer.Context,
+    run_id: Annotated[str | None, typer.Option("--run-id", help="A run; by default the published one.")] = None,
+    model: ModelOption = None,
+    form: FormatOption = "table",
+    lake: LakeOption = None,
+) -> None:
+    """Show the measures of a run."""
+    rows = _open(context, lake).metric_rows(run_id, model)
+    columns = [name for name in rows.column_names if form != "table" or name != "run_id"]
+    _show(_records(rows), columns, form, _origin(rows) or f"run {run_id}")
+
+
+@app.command()
+def doctor(
+    context: typer.Context,
+    spark: Annotated[bool, typer.Option("--spark/--no-spark", help="Also start Spark and look inside.")] = False,
+    form: FormatOption = "table",
+    lake: LakeOption = None,
+) -> None:
+    """Check this machine and the lake; each finding with its cure."""
+    from dataclasses import asdict
+
+    from sparkcf.cli.doctor import diagnose
+
+    checks = diagnose(_root(context, lake), spark)
+    _show([asdict(check) for check in checks], ["check", "status", "found", "cure"], form)
+    raise typer.Exit(1 if any(check.status == "fail" for check in checks) else 0)
+
+
+def _root(context: typer.Context, lake: str | None) -> str:
+    """The option after the command wins over the one before it."""
+    return next((root for root in (lake, context.obj) if root is not None), DEFAULT_LAKE)
+
+
+def _open(context: typer.Context, lake: str | None) -> Lake:
+    from sparkcf.lake.query import Lake
+
+    return Lake(_root(context, lake))
+
+
+def _origin(rows: pa.Table) -> str:
+    run = {name.decode(): value.decode() for name, value in (rows.schema.metadata or {}).items()}
+    return f"{run['model']}, published for {run['ds']}, run {run['run_id']}" if run else ""
+
+
+def _records(rows: pa.Table) -> list[Record]:
+    """Rows as dictionaries: maps as dictionaries, a float32 as the shortest decimal that means it."""
+    import numpy as np
+    import pyarrow as pa
+
+    columns = []
+    for column in rows.columns:
+        values = column.to_pylist()
+        if pa.types.is_map(column.type):
+            values = [None if v is None else dict(v) for v in values]
+        elif pa.types.is_float32(column.type):
+            values = [None if v is None else float(str(np.float32(v))) for v in values]
+        columns.append(values)
+    return [dict(zip(rows.column_names, values, strict=True)) for values in zip(*columns, strict=True)]
+
+
+def _show(records: list[Record], columns: list[str], form: str, caption: str = "") -> None:
+    if hasattr(sys.stdout, "reconfigure"):  # not a stand-in for it, as in tests
+        sys.stdout.reconfigure(encoding="utf-8", errors="backslashreplace" if form == "table" else "strict")
+    if form == "json":
+        _print_json(records)
+    elif form == "csv":
+        _print_csv(records, columns)
+    else:
+        _print_table(records, columns, caption)
+
+
+def _print_json(records: list[Record]) -> None:
+    import json
+    import math
+    import re
+
+    def plain(value: Any) -> Any:
+        return None if isinstance(value, float) and not math.isfinite(value) else value
+
+    text = json.dumps(
+        [{name: plain(value) for name, value in record.items()} for record in records],
+        ensure_ascii=False,
+        default=lambda value: value.isoformat(),
+    )
+    # JSON escapes only the controls below the space; a terminal also obeys those from 7f to 9f.
+    print(re.sub("[\x7f-\x9f]", lambda c: f"\\u{ord(c[0]):04x}", text))
+
+
+def _print_csv(records: list[Record], columns: list[str]) -> None:
+    import csv
+    import json
+
+    def plain(value: Any) -> Any:
+        if isinstance(value, dt.date):
+            return value.isoformat()
+        return json.dumps(value, ensure_ascii=False) if isinstance(value, dict) else value
+
+    minimal = csv.writer(sys.stdout, lineterminator="\n")
+    quoting = csv.writer(sys.stdout, lineterminator="\n", quoting=csv.QUOTE_ALL)
+    minimal.writerow(columns)
+    for record in records:
+        row = [plain(record[name]) for name in columns]
+        # With this line end the module would leave a bare carriage return unquoted, and readers break on it.
+        (quoting if any("\r" in v for v in row if isinstance(v, str)) else minimal).writerow(row)
+
+
+def _print_table(records: list[Record], columns: list[str], caption: str) -> None:
+    from rich import box
+    from rich.console import Console
+    from rich.table import Table
+    from rich.text import Text
+
+    # A pipe has no width: nothing is folded there, so that every id stays in one piece on one line.
+    console = Console(highlight=False, width=None if sys.stdout.isatty() else 1_000_000)
+    table = Table(box=box.SIMPLE_HEAD, pad_edge=False)
+    cells = []
+    for name in columns:
+        values = [record[name] for record in records]
+        numeric = any(isinstance(v, int | float) for v in values)
+        table.add_column(name, justify="right" if numeric else "left", overflow="fold")
+        cells.append(_cells(values))
+    for row in zip(*cells, strict=True):
+        styles = [
+            STATUS_STYLES.get(cell, "") if name == "status" else "" for name, cell in zip(columns, row, strict=True)
+        ]
+        table.add_row(*(Text(cell, style) for cell, style in zip(row, styles, strict=True)))
+    if caption:
+        console.print(Text(_visible(caption)))
+    console.print(table)
+
+
+def _cells(values: list[Any]) -> list[str]:
+    whole = all(v.is_integer() for v in values if isinstance(v, float))
+
+    def cell(value: Any) -> str:
+        if value is None:
+            return ""
+        if isinstance(value, float):
+            return f"{value:.0f}" if whole else f"{value:.4g}" if abs(value) < 0.001 else f"{value:.4f}"
+        if isinstance(value, dt.datetime):
+            return f"{value:%Y-%m-%d %H:%M:%S}"
+        return _visible(value)
+
+    return [cell(value) for value in values]
+
+
+def _visible(text: object) -> str:
+    """Text on one line, with its control characters shown instead of obeyed."""
+    from sparkcf.progress import printable
+
+    return printable(text).replace("\n", "\\n").replace("\t", "\\t")
+
+
+def _complain(message: str, code: int) -> int:
+    print(f"sparkcf: {_visible(message)}", file=sys.stderr)
+    return code
+
+
+def _without_stdout(code: int) -> int:
+    """Keep the interpreter from failing once more when it flushes at its end."""
+    os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+    return code
+
+
+if __name__ == "__main__":
+    main()

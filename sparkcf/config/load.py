@@ -1,0 +1,110 @@
+"""Read, merge and check a configuration.
+
+Precedence: the defaults < `--config` files in their order < `key=value` on the command line.
+"""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from typing import Any
+
+import yaml
+from pydantic import BaseModel, ValidationError
+
+from sparkcf.config.root import Config
+from sparkcf.errors import ConfigError
+
+
+def load_config(files: Iterable[str | Path] = (), overrides: Iterable[str] = ()) -> Config:
+    """Read the files, lay the overrides over them and check the whole.
+
+    Parameters
+    ----------
+    files : paths of YAML files; a later one wins, key by key.
+    overrides : `dotted.key=value` strings; the value is read as YAML.
+
+    Raises
+    ------
+    ConfigError
+        A file is missing or no YAML mapping; a key is unknown; a value has the wrong type or range.
+    """
+    merged: dict[str, Any] = {}
+    for file in files:
+        _merge(merged, _read_yaml(Path(file)))
+    for override in overrides:
+        key, sign, text = override.partition("=")
+        if not sign or not key.strip():
+            raise ConfigError(f"argument {override!r} is not key=value, for example als.rank=64")
+        try:
+            value = yaml.safe_load(text) if text.strip() else None
+        except (yaml.YAMLError, ValueError):  # such as a day that no calendar has: the key's own check will say so
+            value = text
+        _merge(merged, _nest(key.strip().split("."), value))
+    return parse_config(merged)
+
+
+def parse_config(values: Mapping[str, Any]) -> Config:
+    try:
+        return Config.model_validate(values)
+    except ValidationError as error:
+        raise ConfigError(_explain(error)) from None
+
+
+def _read_yaml(path: Path) -> dict[str, Any]:
+    try:
+        loaded = yaml.safe_load(path.read_text(encoding="utf-8"))
+    except OSError as error:
+        raise ConfigError(f"configuration file {path}: {error.strerror or error}") from None
+    except (yaml.YAMLError, ValueError) as error:
+        raise ConfigError(f"configuration file {path} is not YAML: {' '.join(str(error).split())}") from None
+    if loaded is None:
+        return {}
+    if not isinstance(loaded, dict):
+        raise ConfigError(f"configuration file {path}: expected `key: value` lines, found a {type(loaded).__name__}")
+    return loaded
+
+
+def _nest(keys: list[str], value: Any) -> dict[str, Any]:
+    for key in reversed(keys):
+        value = {key: value}
+    return value
+
+
+def _merge(into: dict[str, Any], new: Mapping[str, Any]) -> None:
+    for key, value in new.items():
+        if isinstance(value, Mapping) and isinstance(into.get(key), dict):
+            _merge(into[key], value)
+        else:
+            into[key] = dict(value) if isinstance(value, Mapping) else value
+
+
+def _explain(error: ValidationError) -> str:
+    return "; ".join(_explain_one(e) for e in error.errors())
+
+
+def _explain_one(e: Any) -> str:
+    loc = [str(part) for part in e["loc"]]
+    key = ".".join(loc)
+    if e["type"] == "extra_forbidden":
+        near = difflib.get_close_matches(loc[-1], known := _known_keys(loc[:-1]), n=1)
+        hint = f"did you mean {'.'.join([*loc[:-1], near[0]])}?" if near else f"known here: {', '.join(known)}"
+        return f"unknown configuration key {key}: {hint}"
+    if e["type"] == "missing":
+        return f"configuration key {key} is missing: set it in a --config file or as {key}=…"
+    message = e["msg"].removeprefix("Value error, ")
+    if not key:
+        return f"configuration: {message}"
+    shown = repr(e.get("input"))
+    shown = "" if isinstance(e.get("input"), dict) else f"={shown if len(shown) < 80 else shown[:77] + '…'}"
+    return f"configuration key {key}{shown}: {message[0].lower() + message[1:]}"
+
+
+def _known_keys(loc: list[str]) -> list[str]:
+    section: Any = Config
+    for part in loc:
+        field = section.model_fields[part].annotation
+        options = [field, *getattr(field, "__args__", ())]
+        section = next(o for o in options if isinstance(o, type) and issubclass(o, BaseModel))
+    return list(section.model_fields)

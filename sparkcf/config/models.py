@@ -1,0 +1,275 @@
+"""The models' own parameters: a section for each, and `SECTIONS`, the list of them."""
+
+from __future__ import annotations
+
+import math
+from typing import Annotated, ClassVar, Literal
+
+from pydantic import Field, model_validator
+
+from sparkcf.config.section import NonNegative, Positive, Section
+
+
+class FactorizationConfig(Section):
+    """What ALS and HALS have in common."""
+
+    section: ClassVar[str] = ""  # the key that it stands under
+
+    mode: Literal["implicit", "explicit"] = "implicit"
+    form: Literal["ials", "hu_koren", "implicit", "frobenius"] = "ials"  # implicit objective: sparkcf/objective.py
+    rank: Annotated[int, Field(ge=1, le=4096)] = 64
+    iterations: Positive = 16
+    regularization: NonNegative = 0.003
+    regularization_exponent: NonNegative = 1.0
+    unobserved_weight: NonNegative = 0.1  # alpha0, form ials
+    alpha: Annotated[float, Field(gt=0, allow_inf_nan=False)] = 1.0  # forms hu_koren and implicit
+    biases: bool = False  # explicit only
+    nonnegative: bool = False
+    init_sd: Annotated[float, Field(gt=0, allow_inf_nan=False)] = 0.1  # entries ~ N(0, init_sd / sqrt(rank))
+    tolerance: NonNegative = 0.0  # stop when the objective falls by a smaller share in a sweep; 0: never
+    save_every: Annotated[int, Field(ge=0)] = 5  # sweeps between savings of progress; 0: never
+    workers: Positive | None = None  # size of the gang; None: all task slots
+    timeout_s: Positive = 60  # a peer silent for longer is taken for dead
+
+    @model_validator(mode="after")
+    def _consistent(self) -> FactorizationConfig:
+        if self.biases and self.mode == "implicit":
+            raise ValueError("biases go with mode explicit: set biases to false or mode to explicit")
+        if self.biases and self.nonnegative:
+            raise ValueError("biases may be negative: set biases or nonnegative to false")
+        return self
+
+    @property
+    def width(self) -> int:
+        """Columns of a stored row: the vector, and the bias where there is one."""
+        return self.rank + self.biases
+
+
+class ALSConfig(FactorizationConfig):
+    section: ClassVar[str] = "als"
+
+    solver: Literal["cg", "cholesky", "subspace"] = "cg"  # the first to an objective at every rank: tests/bench/als.py
+    cg_steps: Positive = 3
+    subspace_size: Positive = 64  # dimensions that the subspace solver solves at a time
+
+    @model_validator(mode="after")
+    def _solvable(self) -> ALSConfig:
+        if self.nonnegative and self.solver != "cholesky":
+            raise ValueError(f"nonnegative goes with solver=cholesky, not {self.solver}, or with model=hals")
+        return self
+
+    @property
+    def steps(self) -> int:
+        """The solver's own count: steps of conjugate gradient, or dimensions in a block."""
+        return self.cg_steps if self.solver == "cg" else min(self.subspace_size, self.width)
+
+
+class HALSConfig(FactorizationConfig):
+    section: ClassVar[str] = "hals"
+
+    passes: Positive = 1  # over all dimensions of a row in a half-sweep
+
+    @property
+    def solver(self) -> str:
+        return "hals"
+
+    @property
+    def steps(self) -> int:
+        return self.passes
+
+
+class GradientConfig(Section):
+    """How parameters are trained by gradient: Adam over mini-batches."""
+
+    section: ClassVar[str] = ""  # the key that it stands under
+
+    epochs: Positive = 100
+    batch_size: Positive = 500  # rows that all workers have together in a step
+    learning_rate: Annotated[float, Field(gt=0, allow_inf_nan=False)] = 0.001
+    weight_decay: NonNegative = 0.0
+    clip_norm: Annotated[float, Field(gt=0, allow_inf_nan=False)] | None = None  # of a step's gradient; None: as it is
+    patience: Annotated[int, Field(ge=0)] = 10  # epochs without a better validation that end the training; 0: never
+    mixed_precision: bool = True  # on CUDA: bfloat16 where it is safe
+    workers: Positive | None = None  # processes; None: all task slots
+    timeout_s: Positive = 50  # a peer silent for longer is taken for dead
+
+    def kl_weight(self, update: int) -> float:
+        """beta at an update, from 0."""
+        return 0.0
+
+
+class NetConfig(GradientConfig):
+    """What the nets over users' rows have in common."""
+
+    hidden: tuple[Positive, ...] = (600,)  # widths between a row and the latent vector; the decoder has them reversed
+    latent_dim: Positive = 200
+    dropout: Annotated[float, Field(ge=0, lt=1)] = 0.5  # of a row's entries, while training
+    validation_share: Annotated[float, Field(ge=0, lt=1)] = 0.1  # of users, kept from training; 0: last epoch is kept
+
+    @property
+    def gradient(self) -> GradientConfig:
+        return self
+
+
+class MultVAEConfig(NetConfig):
+    section: ClassVar[str] = "multvae"
+
+    likelihood: Literal["multinomial", "gaussian", "logistic"] = "multinomial"
+    anneal_cap: NonNegative = 0.2  # beta rises to it from 0
+    anneal_steps: Annotated[int, Field(ge=0)] = 20_000  # over so many updates; 0: it is the cap from the start
+
+    def kl_weight(self, update: int) -> float:
+        return self.anneal_cap * min(1.0, update / self.anneal_steps) if self.anneal_steps else self.anneal_cap
+
+
+class MultDAEConfig(NetConfig):
+    section: ClassVar[str] = "multdae"
+
+    likelihood: Literal["multinomial", "gaussian", "logistic"] = "multinomial"
+    hidden: tuple[Positive, ...] = ()
+    weight_decay: NonNegative = 0.00002
+
+
+class FMField(Section):
+    """A group of features of a factorization machine, see `sparkcf/fm/features.py`."""
+
+    name: str = Field(..., pattern=r"^[A-Za-z][A-Za-z0-9_]{0,39}$")
+    # user, item: the id; categories: the item's; attribute: a text, number: a number, both of `table`; history: the
+    # user's items, each with the weight 1 / sqrt(how many); hour, weekday: of the timestamp, UTC; previous: the item
+    # that the user had before
+    of: Literal["user", "item", "categories", "attribute", "number", "history", "hour", "weekday", "previous"]
+    column: str | None = None  # attribute, number: its name
+    table: Literal["users", "items", "interactions"] = "items"  # attribute, number: whose it is
+    regularization: NonNegative | None = None  # of this field's vectors; None: fm.regularization
+    linear_regularization: NonNegative | None = None  # of its weights; None: fm.linear_regularization
+
+    @model_validator(mode="after")
+    def _complete(self) -> FMField:
+        if (self.of in ("attribute", "number")) != (self.column is not None):
+            raise ValueError("column goes with of: attribute or number, and these with it")
+        return self
+
+    @property
+    def side(self) -> Literal["user", "item", "context"]:
+        """Whose features these are: a user's, an item's, or of the moment when they meet."""
+        if self.of in ("attribute", "number"):
+            sides: dict[str, Literal["user", "item", "context"]]
+            sides = {"users": "user", "items": "item", "interactions": "context"}
+            return sides[self.table]
+        if self.of in ("user", "history"):
+            return "user"
+        return "item" if self.of in ("item", "categories") else "context"
+
+    @property
+    def dictionary(self) -> str | None:
+        """What the numbers of its texts are filed under; None: it has no texts."""
+        if self.of == "categories":
+            return "categories"
+        return f"{self.table}.{self.column}" if self.of == "attribute" else None
+
+    @property
+    def whose(self) -> str:
+        """What a row of its table is."""
+        return {"users": "user", "items": "item", "interactions": "event"}[self.table]
+
+    @property
+    def source_key(self) -> str:
+        """The configuration's key that brings it into the lake."""
+        if self.of == "categories":
+            return "input.items.columns.categories"
+        if self.table == "interactions":
+            return "input.columns.context"
+        return f"input.{self.table}.columns.{'numbers' if self.of == 'number' else 'attributes'}"
+
+
+class SGDConfig(GradientConfig):
+    """Of a factorization machine that learns by gradient; its penalties are fm.regularization's."""
+
+    section: ClassVar[str] = "fm.sgd"
+
+    epochs: Positive = 20
+    batch_size: Positive = 1000
+    learning_rate: Annotated[float, Field(gt=0, allow_inf_nan=False)] = 0.003
+
+
+class FMConfig(Section):
+    """Factorization machine: ALS solves each feature's (v, w), MCMC draws it, SGD goes down the gradient."""
+
+    section: ClassVar[str] = "fm"
+
+    fields: Annotated[tuple[FMField, ...], Field(min_length=1)] = (
+        FMField(name="user", of="user"),
+        FMField(name="item", of="item"),
+    )
+    pairs: tuple[tuple[str, str], ...] | None = None  # names of fields that interact; None: all, and with themselves
+    task: Literal["regression", "classification"] = "regression"  # classification: yes or no, by probit; sgd: logistic
+    learner: Literal["mcmc", "als", "sgd"] = "mcmc"
+    rank: Annotated[int, Field(ge=1, le=1024)] = 32
+    iterations: Positive = 120
+    burn_in: Annotated[int, Field(ge=0)] = 20  # mcmc: sweeps before the first sample
+    samples: Positive = 20  # mcmc: kept, evenly thinned; predictions are their mean
+    regularization: NonNegative = 1.0  # als, sgd: of vectors
+    linear_regularization: NonNegative = 1.0  # als, sgd: of weights
+    intercept: bool = True  # w_0 is fitted; False: it is the mean
+    # The moment that vectors, and so lists, are made for: by field, a text, a number, or an hour; previous is every
+    # user's last item. A field of the moment that is not named adds nothing.
+    context: dict[str, str | float] = {}
+    init_sd: Annotated[float, Field(gt=0, allow_inf_nan=False)] = 0.1
+    tolerance: NonNegative = 0.0  # als: stop when the objective falls by a smaller share in a sweep; 0: never
+    workers: Positive | None = None  # size of the gang; None: all task slots
+    timeout_s: Positive = 60  # a peer silent for longer is taken for dead
+    sgd: SGDConfig = SGDConfig()
+
+    @property
+    def gradient(self) -> GradientConfig:
+        return self.sgd
+
+    @model_validator(mode="after")
+    def _consistent(self) -> FMConfig:
+        names = [f.name for f in self.fields]
+        if len(set(names)) < len(names):
+            raise ValueError(f"fields {names} name one twice: name each once")
+        for name in (name for pair in self.pairs or () for name in pair):
+            if name not in names:
+                raise ValueError(f"pairs name {name!r}, which is none of the fields {names}")
+        for name, told in self.context.items():
+            field = next((f for f in self.fields if f.name == name), None)
+            if field is None or field.side != "context" or field.of == "previous":
+                raise ValueError(f"context names {name!r}, which is no field of the moment: leave it out")
+            least, size = {"number": (-math.inf, math.inf), "hour": (0, 24), "weekday": (0, 7)}.get(field.of, (0, 0))
+            if size and not (isinstance(told, float) and least <= told < size):
+                raise ValueError(
+                    f"context gives {told!r} for {name}, a field of {field.of}: give a number in its range"
+                )
+        if self.learner == "mcmc" and self.burn_in >= self.iterations:
+            raise ValueError(f"burn_in={self.burn_in} leaves no sample of {self.iterations} iterations: lower it")
+        return self
+
+    def interacting(self, one: str, other: str) -> bool:
+        """Whether two fields interact, by their names."""
+        return self.pairs is None or (one, other) in self.pairs or (other, one) in self.pairs
+
+    @property
+    def contextual(self) -> bool:
+        """Whether any field is of the moment."""
+        return any(f.side == "context" for f in self.fields)
+
+    def kept_sweeps(self) -> list[int]:
+        """Numbers of the sweeps, from 1, whose state is kept: evenly spaced to the last one."""
+        if self.learner != "mcmc":
+            return []
+        n = self.iterations - self.burn_in
+        count = min(self.samples, n)
+        return [self.burn_in + (place + 1) * n // count for place in range(count)]
+
+    def regularization_of(self, name: str) -> float:
+        own = next((f.regularization for f in self.fields if f.name == name), None)
+        return self.regularization if own is None else own
+
+    def linear_regularization_of(self, name: str) -> float:
+        own = next((f.linear_regularization for f in self.fields if f.name == name), None)
+        return self.linear_regularization if own is None else own
+
+
+class PopularityConfig(Section):
+    by: Literal["users", "weight"] = "users"  # distinct users, or the sum of the pairs' weights

@@ -1,0 +1,139 @@
+"""The whole configuration but for the models' sections, see `sparkcf.config.models`."""
+
+from __future__ import annotations
+
+import datetime as dt
+import json
+from typing import Annotated, Any, Literal
+
+from pydantic import Field, field_validator, model_validator
+
+from sparkcf.config.input import CleanConfig, InputConfig, PreferenceConfig
+from sparkcf.config.models import ALSConfig, FMConfig, HALSConfig, MultDAEConfig, MultVAEConfig, PopularityConfig
+from sparkcf.config.section import Positive, Section, Share
+
+
+class LakeConfig(Section):
+    root: Annotated[str, Field(min_length=1)] = "./lake"  # a folder or a file:, s3a:, abfss:, hdfs: address
+
+
+class TrainConfig(Section):
+    warm_start: bool = False  # from the published run's factors, where rank and model agree
+    progress: str | None = None  # folder where sweeps are saved until a run ends; None: _progress under lake.root
+
+
+class EvaluationConfig(Section):
+    protocol: Literal["q1", "q2", "q3", "q4"] = "q4"  # strong, weak, ratings, by time
+    holdout_share: Annotated[float, Field(gt=0, lt=1)] = (
+        0.1  # of users (q1), of a user's items (q2), of pairs (q3), of events (q4)
+    )
+    foldin_share: Annotated[float, Field(gt=0, lt=1)] = 0.8  # q1: of a held-out user's items
+    min_user_items: Positive = 5  # q1, q2: users with fewer positives are left out
+    ks: tuple[Positive, ...] = (10, 20, 50, 100)
+    bootstrap: Annotated[int, Field(ge=0, le=10_000)] = 200  # replicates for the 95 % bounds
+
+
+class TopKConfig(Section):
+    k: Positive = 20
+    exclude_seen: bool = True
+    users: tuple[str, ...] = ()  # only these users; empty: all
+    ineligible: str | None = None  # a table (csv, parquet, delta) with a column item_id never to recommend
+    categories: tuple[str, ...] = ()  # only items of one of these; empty: all
+    exclude_categories: tuple[str, ...] = ()
+    similar_items: Annotated[int, Field(ge=0)] = 20  # neighbours an item; 0: none
+
+    @field_validator("users", mode="before")
+    @classmethod
+    def _ids_are_text(cls, value: Any) -> Any:
+        return [str(v) for v in value] if isinstance(value, list | tuple) else value
+
+
+class PredictConfig(Section):
+    path: str | None = None  # a table (csv, parquet, delta) of pairs to predict, with columns user_id and item_id
+
+
+class GateConfig(Section):
+    metric: str = "ndcg_at_k"
+    at: Positive | None = 100  # its k; None for measures without one
+    max_fall: Share = 0.1  # against the published run's figure
+    min_user_coverage: Share = 0.5  # users with a recommendation from the model, among all
+    max_fallback_share: Share = 1.0
+
+
+class SparkConfig(Section):
+    app_name: str = "sparkcf"
+    log_level: Literal["OFF", "ERROR", "WARN", "INFO"] = "ERROR"
+
+
+ModelName = Literal["als", "hals", "fm", "multvae", "multdae", "popularity"]
+
+
+class Config(Section):
+    ds: dt.date  # the logical date: never taken from the clock
+    input: InputConfig
+    lake: LakeConfig = LakeConfig()
+    seed: Annotated[int, Field(ge=0, lt=2**31)] = 42
+    model: ModelName = "als"
+    models: tuple[ModelName, ...] = ()  # nightly: all of these, one after the other; empty: `model`
+    # evaluate, recommend, publish: the run; None: the newest unpublished. fold_in, predict: None: the published run.
+    run_id: str | None = Field(None, pattern=r"^[A-Za-z0-9._-]{1,80}$")
+    clean: CleanConfig = CleanConfig()
+    preference: PreferenceConfig = PreferenceConfig()
+    train: TrainConfig = TrainConfig()
+    als: ALSConfig = ALSConfig()
+    hals: HALSConfig = HALSConfig()
+    multvae: MultVAEConfig = MultVAEConfig()
+    multdae: MultDAEConfig = MultDAEConfig()
+    fm: FMConfig = FMConfig()
+    popularity: PopularityConfig = PopularityConfig()
+    evaluation: EvaluationConfig = EvaluationConfig()
+    topk: TopKConfig = TopKConfig()
+    predict: PredictConfig = PredictConfig()
+    gate: GateConfig = GateConfig()
+    spark: SparkConfig = SparkConfig()
+
+    @model_validator(mode="after")
+    def _consistent(self) -> Config:
+        if self.gate.at is not None and self.gate.at not in self.evaluation.ks:
+            raise ValueError(f"gate.at={self.gate.at} is not among evaluation.ks={list(self.evaluation.ks)}")
+        if len(set(self.models)) < len(self.models):
+            raise ValueError(f"models={list(self.models)} names a model twice: name each once")
+        return self
+
+    @property
+    def factorization(self) -> ALSConfig | HALSConfig | None:
+        """The parameters of the model where it is a factorization."""
+        if self.model == "als":
+            return self.als
+        return self.hals if self.model == "hals" else None
+
+    @property
+    def net(self) -> MultVAEConfig | MultDAEConfig | None:
+        """The parameters of the model where it is trained by gradient."""
+        if self.model == "multvae":
+            return self.multvae
+        return self.multdae if self.model == "multdae" else None
+
+    @property
+    def fed(self) -> bool:
+        """Whether the model trains on packed rows, in processes of its own."""
+        return self.net is not None or (self.model == "fm" and self.fm.learner == "sgd")
+
+    @property
+    def explicit(self) -> bool:
+        """Whether the model predicts values, rather than what a user will take up."""
+        if self.model == "fm":
+            return self.fm.task == "regression"
+        return self.factorization is not None and self.factorization.mode == "explicit"
+
+    def to_json(self) -> str:
+        """The resolved configuration, as it is stored with the run."""
+        return json.dumps(self.model_dump(mode="json"), sort_keys=True)
+
+    def shown(self) -> str:
+        """What differs from the defaults, for people."""
+        return json.dumps(self.model_dump(mode="json", exclude_defaults=True), ensure_ascii=False)
+
+    @property
+    def input_path(self) -> str:
+        return self.input.path.replace("{ds}", self.ds.isoformat())

@@ -1,0 +1,314 @@
+"""Raw rows to clean interactions: every row ends in `interactions`, as a counted duplicate, or in quarantine.
+
+    raw ──parse──▶ rules, first reason wins ──▶ users and items out of bounds ──▶ one row a key
+                         └── quarantine ◀──────────────┘                            └── duplicates, counted
+
+All of it is Spark SQL expressions. Nothing here writes; `sparkcf.jobs.clean` does.
+"""
+
+from __future__ import annotations
+
+import datetime as dt
+import unicodedata
+from dataclasses import dataclass
+from functools import cache
+
+from pyspark import StorageLevel
+from pyspark.sql import Column, DataFrame, Observation, Window
+from pyspark.sql import functions as F
+
+from sparkcf.config.input import CleanConfig, InputConfig
+from sparkcf.errors import GateRefused, InputError
+
+KEY = ("user_id", "item_id", "event", "ts")
+REASONS = (
+    "malformed_line",
+    "missing_user_id",
+    "missing_item_id",
+    "user_id_too_long",
+    "item_id_too_long",
+    "unknown_event",
+    "unparseable_timestamp",
+    "timestamp_too_old",
+    "future_timestamp",
+    "value_not_a_number",
+    "value_not_finite",
+    "value_out_of_range",
+    "too_many_events_of_user",
+    "too_few_events_of_user",
+    "too_few_events_of_item",
+)
+NUMBER = r"^[+-]?(\d+\.?\d*|\.\d+)([eE][+-]?\d+)?$"
+NOT_FINITE = r"(?i)^[+-]?(nan|inf|infinity)$"
+ISO8601 = r"^\d{4}-\d{2}-\d{2}([T ]\d{2}:\d{2}(:\d{2}(\.\d{1,9})?)?)?( ?(Z|UTC|[+-]\d{2}(:?\d{2})?))?$"
+NO_SECONDS = r"^(.{10}[T ]\d{2}:\d{2})( ?[ZU+-].*)$"
+EPOCH_MICROS = {"epoch_s": 10**6, "epoch_ms": 10**3, "epoch_us": 1, "epoch_ns": None}
+FARTHEST = 250_000_000_000_000_000  # microseconds: the year 9892; what is farther is as far
+WHITE_SPACE = "".join(c for c in map(chr, range(0x10000)) if unicodedata.category(c) in ("Zs", "Zl", "Zp", "Cc"))
+ZERO_WIDTH = "\ufeff\u200b\u200c\u200d\u2060\u00ad"
+
+
+@dataclass(frozen=True)
+class Cleaned:
+    """A cleaned input. `release` frees what is kept for it."""
+
+    interactions: DataFrame  # user_id, item_id, event, value, ts, context, source: one row a key
+    quarantine: DataFrame  # reason, raw, source
+    counts: dict[str, int]  # read, clean, exact_duplicates, superseded, quarantined
+    reasons: dict[str, int]  # quarantined rows by reason
+    kept: tuple[DataFrame, ...]
+
+    def release(self) -> None:
+        for frame in self.kept:
+            frame.unpersist()
+
+
+def clean(raw: DataFrame, input_config: InputConfig, config: CleanConfig, ds: dt.date) -> Cleaned:
+    """Partition the raw rows into interactions, duplicates and quarantine.
+
+    Parameters
+    ----------
+    raw : frame of `ingest.RAW_COLUMNS`.
+    ds : logical date; a timestamp after its end (UTC) and the tolerance is in the future.
+
+    Raises
+    ------
+    InputError
+        There is no row, or a mapped column is empty in every row.
+    GateRefused
+        Every row, or more than `max_quarantined_share` of them, would go to quarantine.
+    """
+    observed = Observation("read")
+    raw = raw.observe(observed, F.count(F.lit(1)).alias("rows"), F.count(F.when(F.col("header"), 1)).alias("headers"))
+    checked = raw.transform(lambda rows: parse(rows, input_config, config)).transform(
+        lambda rows: with_reason(rows, input_config, config, ds)
+    )
+    checked = checked.persist(StorageLevel.DISK_ONLY)  # the heap is for sorting; the system keeps hot files itself
+    kept = [checked]
+    try:
+        _check_present(checked, input_config)  # fills the cache: the one pass over the input
+        bounded = checked.transform(lambda rows: with_bounds(rows, config))
+        first_headers = _repeated_headers(checked)
+        rejected = bounded.where(F.col("reason").isNotNull() & ~F.col("header"))
+        quarantine = rejected.select("reason", "raw", "source").unionByName(first_headers)
+        unique = deduplicate(bounded.where(F.col("reason").isNull() & ~F.col("header")))
+        unique = unique.persist(StorageLevel.DISK_ONLY)
+        kept.append(unique)
+        totals = unique.agg(
+            F.count(F.lit(1)).alias("clean"),
+            F.sum("copies").alias("copies"),
+            F.sum("values").alias("values"),
+        ).first()
+        reasons = {r["reason"]: r["count"] for r in quarantine.groupBy("reason").count().collect()}
+        clean_rows, copies, values = (int(totals[name] or 0) for name in ("clean", "copies", "values"))
+        header_lines = observed.get["headers"] - sum(
+            r["count"] for r in first_headers.groupBy("reason").count().collect()
+        )
+        counts = {
+            "read": observed.get["rows"] - header_lines,
+            "clean": clean_rows,
+            "exact_duplicates": copies - values,
+            "superseded": values - clean_rows,
+            "quarantined": sum(reasons.values()),
+        }
+        reasons = {reason: reasons[reason] for reason in REASONS if reason in reasons}
+        _check_counts(counts, reasons, config)
+    except BaseException:
+        for frame in kept:
+            frame.unpersist()
+        raise
+    interactions = unique.drop("copies", "values").withColumn("context", _by_name(input_config.columns.context))
+    return Cleaned(interactions, quarantine, counts, reasons, tuple(kept))
+
+
+def _by_name(names: tuple[str, ...]) -> Column:
+    """The texts of the context as a map; null where there are none."""
+    if not names:
+        return F.lit(None).cast("map<string,string>")
+    return F.map_filter(F.map_from_arrays(F.array(*map(F.lit, names)), "context"), lambda _, text: text.isNotNull())
+
+
+def parse(raw: DataFrame, input_config: InputConfig, config: CleanConfig) -> DataFrame:
+    """Type the text fields: ids normalised, `value` double, `ts` timestamp; the value's text stays beside it."""
+    value = trimmed("value")
+    columns = input_config.columns
+    return raw.select(
+        "raw",
+        "source",
+        "block",
+        "line",
+        "header",
+        "malformed",
+        normalized_id(F.col("user_id"), config).alias("user_id"),
+        normalized_id(F.col("item_id"), config).alias("item_id"),
+        (trimmed("event") if columns.event else F.lit(input_config.default_event)).alias("event"),
+        (value if columns.value else F.lit("1")).alias("value_text"),
+        (F.when(value.rlike(NUMBER), value.cast("double")) if columns.value else F.lit(1.0)).alias("value"),
+        trimmed("ts").alias("ts_text"),
+        parsed_timestamp(trimmed("ts"), input_config.ts_formats).alias("ts"),
+        F.transform("context", lambda text: F.nullif(F.btrim(text, F.lit(WHITE_SPACE)), F.lit(""))).alias("context"),
+    )
+
+
+def trimmed(name: str) -> Column:
+    return F.btrim(F.col(name), F.lit(WHITE_SPACE))
+
+
+def normalized_id(text: Column, config: CleanConfig) -> Column:
+    """An id without the white space around it; unicode and case folded only where asked; null tokens to null."""
+    if config.normalize_unicode:
+        plain, compatible = _compatibility_characters()
+        folded = F.translate(text, compatible + ZERO_WIDTH, plain)
+        text = F.when(text.rlike(r"[^\x00-\x7F]"), folded).otherwise(text)
+    text = F.btrim(text, F.lit(WHITE_SPACE))
+    absent = text.isin("", *config.null_tokens)
+    if config.fold_case:
+        text = F.lower(text)
+    return F.when(~absent, text)
+
+
+@cache
+def _compatibility_characters() -> tuple[str, str]:
+    """Characters of the basic plane that NFKC maps to one other character: (the others, the characters)."""
+    pairs = [
+        (unicodedata.normalize("NFKC", c), c) for c in map(chr, range(0x80, 0xFFFE)) if not 0xD800 <= ord(c) < 0xE000
+    ]
+    pairs = [(plain, c) for plain, c in pairs if plain != c and len(plain) == 1]
+    return "".join(p for p, _ in pairs), "".join(c for _, c in pairs)
+
+
+def parsed_timestamp(text: Column, formats: tuple[str, ...]) -> Column:
+    """The first of the formats that reads the text; null where none does. No zone in the text means UTC."""
+    return F.coalesce(*(_timestamp(text, name) for name in formats))
+
+
+def _timestamp(text: Column, name: str) -> Column:
+    if name == "iso8601":
+        whole = F.regexp_replace(text, NO_SECONDS, "$1:00$2")  # Spark wants seconds before a zone
+        return F.when(text.rlike(ISO8601), whole.cast("timestamp"))
+    if name in EPOCH_MICROS:
+        number = F.when(text.rlike(NUMBER), text.cast("decimal(38,6)"))
+        factor = EPOCH_MICROS[name]
+        micros = number / 1000 if factor is None else number * factor
+        bounded = F.greatest(F.least(micros, F.lit(FARTHEST)), F.lit(-FARTHEST))
+        return F.when(micros.isNotNull(), F.timestamp_micros(bounded.cast("long")))
+    return F.try_to_timestamp(text, F.lit(name))
+
+
+def with_reason(rows: DataFrame, input_config: InputConfig, config: CleanConfig, ds: dt.date) -> DataFrame:
+    """Add `reason`: the first rule that a row breaks, in the order of REASONS; null for a good row."""
+    horizon = dt.datetime.combine(ds, dt.time()) + dt.timedelta(days=1, hours=config.future_tolerance_hours)
+    value, text = F.col("value"), F.col("value_text")
+    rules = {
+        "malformed_line": F.col("malformed"),
+        "missing_user_id": F.col("user_id").isNull(),
+        "missing_item_id": F.col("item_id").isNull(),
+        "user_id_too_long": F.length("user_id") > config.max_id_length,
+        "item_id_too_long": F.length("item_id") > config.max_id_length,
+        "unknown_event": F.col("event").isNull() | (F.col("event") == ""),
+        "unparseable_timestamp": F.col("ts").isNull(),
+        "timestamp_too_old": F.col("ts") < _utc(config.earliest),
+        "future_timestamp": F.col("ts") >= _utc(horizon),
+        "value_not_a_number": text.isNull() | ~(text.rlike(NUMBER) | text.rlike(NOT_FINITE)),
+        "value_not_finite": text.rlike(NOT_FINITE) | value.isin(float("inf"), float("-inf")),
+    }
+    if input_config.events is not None:
+        rules["unknown_event"] |= ~F.col("event").isin(*input_config.events)
+    if input_config.value_range is not None:
+        rules["value_out_of_range"] = ~value.between(*input_config.value_range)
+    reason = F.coalesce(*(F.when(broken, F.lit(name)) for name, broken in rules.items()))
+    return rows.select("*", reason.alias("reason"))
+
+
+def _utc(moment: dt.datetime) -> Column:
+    if moment.tzinfo is not None:
+        moment = moment.astimezone(dt.UTC)
+    return F.lit(moment.strftime("%Y-%m-%dT%H:%M:%S.%fZ")).cast("timestamp")
+
+
+def with_bounds(rows: DataFrame, config: CleanConfig) -> DataFrame:
+    """Reject the rows of users with too many or too few events, then of items with too few."""
+    rows = _reject_outliers(rows, "user_id", config.min_events_per_user, config.max_events_per_user, "user")
+    if config.min_events_per_item > 1:
+        rows = _reject_outliers(rows, "item_id", config.min_events_per_item, None, "item")
+    return rows
+
+
+def _reject_outliers(rows: DataFrame, key: str, low: int, high: int | None, name: str) -> DataFrame:
+    good = F.col("reason").isNull() & ~F.col("header")
+    events = rows.where(good).groupBy(key).agg(F.count(F.lit(1)).alias("_events"))
+    outside = F.col("_events") < low
+    if high is not None:
+        outside |= F.col("_events") > high
+    outliers = events.where(outside)
+    too = F.when(F.col("_events") < low, f"too_few_events_of_{name}").otherwise(f"too_many_events_of_{name}")
+    reason = F.when(good & F.col("_events").isNotNull(), too).otherwise(F.col("reason"))
+    return rows.join(outliers, on=key, how="left").withColumn("reason", reason).drop("_events")
+
+
+def deduplicate(rows: DataFrame) -> DataFrame:
+    """One row a (user, item, event, ts): the last one read. Adds `copies` and distinct `values` of the key.
+
+    "Last" is by file name, then by place in the file.
+    """
+    last = F.max(F.struct("source", "block", "line", "value", "context"))
+    grouped = rows.groupBy(*KEY).agg(
+        last.alias("last"),
+        F.count(F.lit(1)).alias("copies"),
+        F.size(F.collect_set("value")).alias("values"),
+    )
+    return grouped.select(
+        *KEY[:3],
+        F.col("last.value").alias("value"),
+        "ts",
+        F.col("last.context").alias("context"),
+        F.col("last.source").alias("source"),
+        "copies",
+        "values",
+    )
+
+
+def _repeated_headers(rows: DataFrame) -> DataFrame:
+    """Header lines after the first of their file: they are rows that no one can use."""
+    place = F.row_number().over(Window.partitionBy("source").orderBy("block", "line"))
+    again = rows.where("header").select("raw", "source", place.alias("place")).where("place > 1")
+    return again.select(F.lit("malformed_line").alias("reason"), "raw", "source")
+
+
+def _check_present(rows: DataFrame, config: InputConfig) -> None:
+    data = rows.where(~F.col("header"))
+    mapped = {"user_id": "user_id", "item_id": "item_id", "ts": "ts_text"}
+    if config.columns.event:
+        mapped["event"] = "event"
+    if config.columns.value:
+        mapped["value"] = "value_text"
+    present = data.agg(
+        F.count(F.lit(1)).alias("rows"),
+        F.count(F.when(~F.col("malformed"), 1)).alias("readable"),
+        *(F.count(ours).alias(name) for name, ours in mapped.items()),
+    ).first()
+    if present["rows"] == 0:
+        raise InputError(f"input.path={config.path}: no rows")
+    if present["readable"] == 0:
+        return
+    for name in mapped:
+        if present[name] == 0:
+            raise InputError(
+                f"input column {getattr(config.columns, name)!r} (input.columns.{name}) is empty in all "
+                f"{present['rows']:,} rows of {config.path}: is it missing or renamed?"
+            )
+
+
+def _check_counts(counts: dict[str, int], reasons: dict[str, int], config: CleanConfig) -> None:
+    ended = counts["clean"] + counts["exact_duplicates"] + counts["superseded"] + counts["quarantined"]
+    if counts["read"] != ended:
+        raise GateRefused(f"rows do not reconcile: {counts['read']:,} read, {ended:,} accounted for: {counts}")
+    by_reason = ", ".join(f"{reason} {n:,}" for reason, n in reasons.items())
+    if counts["clean"] == 0:
+        raise GateRefused(f"all {counts['read']:,} rows were rejected: {by_reason}")
+    share = counts["quarantined"] / counts["read"]
+    if share > config.max_quarantined_share:
+        raise GateRefused(
+            f"{share:.1%} of {counts['read']:,} rows were rejected, more than "
+            f"clean.max_quarantined_share={config.max_quarantined_share}: {by_reason}"
+        )

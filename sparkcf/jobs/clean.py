@@ -1,0 +1,188 @@
+"""The clean job: read a day's input, clean it, and lay it into the lake without doubling anything."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from pyspark import StorageLevel
+from pyspark.sql import DataFrame, SparkSession
+from pyspark.sql import functions as F
+from pyspark.sql.types import ArrayType, MapType, StringType
+
+from sparkcf.config.root import Config
+from sparkcf.data.clean import KEY, Cleaned, clean, normalized_id
+from sparkcf.data.ingest import decoded, explained, read_items, read_raw, read_users
+from sparkcf.errors import LakeError
+from sparkcf.jobs.session import size_partitions
+from sparkcf.lake.ids import ConcurrentChangeError, merge_changes, register
+from sparkcf.lake.runs import start_run
+from sparkcf.lake.schemas import TABLES
+from sparkcf.lake.tables import LakeTables, retry_conflicts, sql_date
+from sparkcf.progress import say, step
+
+
+def clean_day(spark: SparkSession, config: Config) -> dict[str, Any]:
+    """Load the input of `config.ds` into `users`, `items`, `quarantine` and `interactions`.
+
+    Returns
+    -------
+    dict
+        `counts` (read, clean, exact_duplicates, superseded, quarantined and what changed), `reasons`, `run_id`.
+
+    Raises
+    ------
+    InputError, GateRefused
+        See `read_raw` and `clean`: nothing was written but the failed run's row.
+    """
+    raw, columns = read_raw(spark, config.input, config.input_path)
+    size_partitions(spark, raw)
+    users = read_users(spark, config.input.users) if config.input.users else None
+    items = read_items(spark, config.input.items) if config.input.items else None
+    with step(f"clean {config.ds}", spark) as shown:
+        with explained(config.input_path):
+            cleaned = clean(raw, config.input, config.clean, config.ds)
+        shown.note = summary(cleaned)
+    tables = LakeTables(spark, config.lake.root)
+    run = start_run(tables, "clean", config, {"interactions": tables.version("interactions")})
+    try:
+        with step("give dense indices", spark):
+            register(tables, "users", _seen("user", cleaned.interactions, users, config))
+            register(tables, "items", _seen("item", cleaned.interactions, items, config))
+        with step("write quarantine and interactions", spark) as shown:
+            write_quarantine(tables, cleaned, config)
+            changes = write_interactions(tables, cleaned.interactions, config)
+            shown.note = ", ".join(f"{n:,} {name}" for name, n in changes.items())
+        reasons = {f"reason:{name}": n for name, n in cleaned.reasons.items()}
+        run.update("cleaned", counts=cleaned.counts | changes | reasons)
+    except BaseException as error:
+        run.update("failed", reason=f"{type(error).__name__}: {error}"[:500])
+        raise
+    finally:
+        cleaned.release()
+    note_unused(columns, config)
+    return {"run_id": run.run_id, "counts": cleaned.counts | changes, "reasons": cleaned.reasons}
+
+
+def summary(cleaned: Cleaned) -> str:
+    """The reconciliation in one line."""
+    c = cleaned.counts
+    reasons = ", ".join(f"{reason} {n:,}" for reason, n in cleaned.reasons.items())
+    return (
+        f"{c['read']:,} rows read = {c['clean']:,} clean + {c['exact_duplicates']:,} exact duplicates"
+        f" + {c['superseded']:,} superseded + {c['quarantined']:,} quarantined" + (f" ({reasons})" if reasons else "")
+    )
+
+
+def note_unused(columns: list[str], config: Config) -> None:
+    columns_used = config.input.columns
+    mapped = {*columns_used.context, *columns_used.model_dump(exclude={"context"}).values()} - {None}
+    mapped |= {name.partition(".")[0] for name in mapped}
+    unused = [name for name in columns if name not in mapped]
+    if unused:
+        say(f"  note: input columns not used: {', '.join(unused)}")
+
+
+def _seen(side: str, interactions: DataFrame, given: DataFrame | None, config: Config) -> DataFrame:
+    """The ids of the interactions with their first event, and of `given` with what it tells of them."""
+    idc = f"{side}_id"
+    attributes = {f.name: f.dataType for f in TABLES[f"{side}s"].schema.fields[3:]}
+    seen = interactions.groupBy(idc).agg(F.min("ts").alias("first_seen"))
+    if given is None:
+        return seen.select("*", *(F.lit(None).cast(dtype).alias(name) for name, dtype in attributes.items()))
+    known = given.withColumn(idc, normalized_id(F.col(idc), config.clean)).where(
+        F.col(idc).isNotNull() & (F.length(idc) <= config.clean.max_id_length)
+    )
+    # One row an id, the same one on every run: an id that stands there twice has its largest texts.
+    maps = [name for name, dtype in attributes.items() if isinstance(dtype, MapType)]
+    texts = [F.coalesce(name, F.lit("")) for name, dtype in attributes.items() if isinstance(dtype, StringType)]
+    lists = [F.concat_ws("\u0000", name) for name, dtype in attributes.items() if isinstance(dtype, ArrayType)]
+    order = F.struct(*texts, *lists, *(F.array_sort(F.map_entries(name)).alias(name) for name in maps))
+    one = known.groupBy(idc).agg(F.max_by(F.struct(*attributes), order).alias("a")).select(idc, "a.*")
+    return seen.join(one, on=idc, how="full").select(idc, "first_seen", *attributes)
+
+
+def write_quarantine(tables: LakeTables, cleaned: Cleaned, config: Config) -> None:
+    """Replace the day's rejected rows and check that each of them arrived."""
+    day = F.lit(config.ds)
+    rows = cleaned.quarantine.select(day.alias("ds"), "reason", "raw", decoded(F.col("source")).alias("source"))
+    tables.replace("quarantine", rows, f"ds = {sql_date(config.ds)}")
+    written = tables.read("quarantine").where(f"ds = {sql_date(config.ds)}").count()
+    if written != cleaned.counts["quarantined"]:
+        raise LakeError(
+            f"quarantine of {config.ds}: {written:,} rows written, {cleaned.counts['quarantined']:,} expected"
+        )
+
+
+def write_interactions(tables: LakeTables, clean_rows: DataFrame, config: Config) -> dict[str, int]:
+    """Make the day's partition equal to its clean rows, touching only what changes.
+
+    A key that another day brought first stays there with the same value, and moves to this day with a new one;
+    what a later day brought is left alone. A key that this day brought before and does not bring now is removed.
+    A run that changes nothing makes no commit.
+
+    Returns
+    -------
+    dict
+        Rows `inserted`, `updated`, `deleted` and `unchanged`.
+    """
+    day = sql_date(config.ds)
+    new = clean_rows.withColumn("source", decoded(F.col("source")))
+
+    def merge() -> dict[str, int]:
+        tables.create("interactions")
+        changes = _changes(new, tables.read("interactions", tables.version("interactions")), day)
+        changes = changes.persist(StorageLevel.MEMORY_AND_DISK)  # counted, then merged; released below
+        try:
+            span = (
+                changes.where("op <> 'unchanged'").agg(F.min("ts").cast("string"), F.max("ts").cast("string")).first()
+            )
+            counts = {r["op"]: r["count"] for r in changes.groupBy("op").count().collect()}
+            if span[0] is not None:
+                # The literal bounds let Delta skip the files of other times.
+                within = " AND ".join(
+                    f"t.ts {op} TIMESTAMP'{at} UTC'" for op, at in zip((">=", "<="), span, strict=True)
+                )
+                same = " AND ".join(f"t.{c} = s.{c}" for c in KEY)
+                source = changes.where("op <> 'unchanged'").withColumn("ds", F.expr(day))
+                clauses = []
+                if counts.get("deleted") or counts.get("updated"):
+                    changed = ", ".join(f"{c} = s.{c}" for c in ("value", "context", "source", "ds"))
+                    clauses.append("WHEN MATCHED AND s.op = 'deleted' THEN DELETE")
+                    clauses.append(f"WHEN MATCHED AND s.op = 'updated' THEN UPDATE SET {changed}")
+                names = (*KEY, "value", "context", "source", "ds")
+                clauses.append(
+                    f"WHEN NOT MATCHED AND s.op = 'inserted' THEN INSERT ({', '.join(names)})"
+                    f" VALUES ({', '.join(f's.{c}' for c in names)})"
+                )
+                done = merge_changes(tables, "interactions", source, f"{same} AND {within}", *clauses)
+                _check_merged(done, counts)
+        finally:
+            changes.unpersist()
+        return {name: counts.get(name, 0) for name in ("inserted", "updated", "deleted", "unchanged")}
+
+    return retry_conflicts("merge into interactions", merge)
+
+
+def _changes(new: DataFrame, table: DataFrame, day: str) -> DataFrame:
+    """Key, value, context, source and `op` of every row of the day's input and of its partition."""
+    # As text: a Python datetime would pass through the host's own time zone, where an hour a year comes twice.
+    low, high = new.agg(F.min("ts").cast("string"), F.max("ts").cast("string")).first()
+    near = table.where(f"ts BETWEEN TIMESTAMP'{low} UTC' AND TIMESTAMP'{high} UTC' OR ds = {day}")
+    old = near.select(*KEY, *(F.col(name).alias(f"old_{name}") for name in ("value", "context", "ds")))
+    both = new.select(*KEY, "value", "context", "source").join(old, on=list(KEY), how="full")
+    contexts = (F.array_sort(F.map_entries(name)) for name in ("context", "old_context"))
+    differs = (F.col("value") != F.col("old_value")) | ~next(contexts).eqNullSafe(next(contexts))
+    op = (
+        F.when(F.col("old_ds").isNull(), "inserted")
+        .when(F.col("value").isNull(), F.when(F.expr(f"old_ds = {day}"), "deleted"))
+        .when(differs & F.expr(f"old_ds <= {day}"), "updated")
+        .otherwise("unchanged")
+    )
+    return both.select(*KEY, "value", "context", "source", op.alias("op")).where("op IS NOT NULL")
+
+
+def _check_merged(done: dict[str, int], counts: dict[str, int]) -> None:
+    """Other counts than expected: another writer's commit came between; what it left undone is done next time."""
+    for op, rows in done.items():
+        if rows != counts.get(op, 0):
+            raise ConcurrentChangeError(f"interactions: {rows:,} rows {op}, {counts.get(op, 0):,} expected: {done}")

@@ -1,0 +1,127 @@
+"""What every job shares: arguments, checks before Spark starts, exit codes, signals and the last JSON line."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import signal
+import sys
+from collections.abc import Callable, Sequence
+from typing import Any
+
+from sparkcf.config.load import load_config
+from sparkcf.config.root import Config
+from sparkcf.errors import ConfigError, SparkcfError
+from sparkcf.jobs.session import first_line, open_session, stop_session
+from sparkcf.lake.roots import check_writable
+from sparkcf.progress import flush, job_description, say
+from sparkcf.runtime import check_python, java_problem
+
+Job = Callable[[Any, Config], dict[str, Any]]
+
+
+def run_job(name: str, function: Job, argv: Sequence[str] | None = None) -> int:
+    """Run `function(spark, config)` as a process would: the whole of a job file's `main`.
+
+    Parameters
+    ----------
+    name : the job's name, for Spark's UI and the messages.
+    function : does the work; its dict becomes the last line of standard output.
+    argv : `--config FILE` (repeatable), `--dry-run` and `key=value` overrides; None: the process's own.
+
+    Returns
+    -------
+    int
+        The exit code: see `errors.EXIT_CODES`.
+    """
+    check_python()
+    arguments = _parser(name).parse_intermixed_args(argv)
+    result: dict[str, Any] = {"job": name}
+    try:
+        config = load_config(arguments.config, arguments.overrides)
+        result |= {"ds": config.ds.isoformat()}
+        if problem := java_problem():
+            raise ConfigError(problem)
+        check_writable(config.lake.root)
+        if arguments.dry_run:
+            say(f"{name}: would run with {config.to_json()}")
+            result |= {"status": "dry-run"}
+            code = 0
+        else:
+            say(f"{name}: configuration beside the defaults: {config.shown()}")
+            result |= _run(name, function, config)
+            code = 0
+    except SparkcfError as error:
+        code = error.exit_code
+        result |= {"status": type(error).__name__, "error": str(error)}
+        say(f"sparkcf {name}: {error}")
+    except (Terminated, KeyboardInterrupt) as error:
+        code = 128 + (error.signal if isinstance(error, Terminated) else signal.SIGINT)
+        result |= {"status": "terminated"}
+        say(f"sparkcf {name}: stopped by {signal.Signals(code - 128).name}; nothing more was published")
+    except Exception as error:  # told in one line; the stack is for those who ask for it
+        if os.environ.get("SPARKCF_TRACE"):
+            raise
+        code = 1
+        result |= {"status": "error", "error": f"{type(error).__name__}: {first_line(error)}"}
+        say(f"sparkcf {name}: {result['error']} (set SPARKCF_TRACE=1 for the stack)")
+    result = {"status": "ok", "exit_code": code} | result
+    flush()
+    print(json.dumps(result, default=str), flush=True)
+    return code
+
+
+class Terminated(BaseException):
+    """SIGTERM arrived: what Airflow and a cluster's manager send to end a job."""
+
+    def __init__(self, number: int) -> None:
+        super().__init__(number)
+        self.signal = number
+
+
+def _run(name: str, function: Job, config: Config) -> dict[str, Any]:
+    def terminate(number: int, _frame: Any) -> None:
+        raise Terminated(number)
+
+    before = signal.signal(signal.SIGTERM, terminate)
+    spark, started = open_session(config.spark, f"{name} {config.ds}")
+    group = f"sparkcf-{name}-{os.getpid()}"
+    try:
+        spark.sparkContext.setJobGroup(group, f"{name} {config.ds}", interruptOnCancel=True)
+        with job_description(spark, f"{name} {config.ds}"):
+            return function(spark, config)
+    except BaseException:
+        _cancel(spark)
+        raise
+    finally:
+        signal.signal(signal.SIGTERM, before)
+        if started:
+            _stop(spark)
+
+
+def _cancel(spark: Any) -> None:
+    try:
+        spark.sparkContext.cancelAllJobs()
+    except Exception as error:  # the JVM may be gone already: it was signalled too
+        say(f"  jobs could not be cancelled: {first_line(error)}")
+
+
+def _stop(spark: Any) -> None:
+    try:
+        stop_session(spark)
+    except Exception as error:
+        say(f"  Spark was gone before it was stopped: {first_line(error)}")
+
+
+def _parser(name: str) -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(prog=f"jobs/{name}.py", description=f"sparkcf {name}")
+    parser.add_argument("--config", action="append", default=[], metavar="FILE", help="YAML; a later one wins")
+    parser.add_argument("--dry-run", action="store_true", help="check the configuration and say what would run")
+    parser.add_argument("overrides", nargs="*", metavar="key=value", help="for example als.rank=128")
+    return parser
+
+
+def main(name: str, function: Job) -> None:
+    """Entry point of the job files."""
+    sys.exit(run_job(name, function))

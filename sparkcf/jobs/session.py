@@ -1,0 +1,209 @@
+"""The one Spark session: what the library needs, without touching what spark-submit was given."""
+
+from __future__ import annotations
+
+import logging
+import os
+import shutil
+import sys
+import tempfile
+from pathlib import Path
+
+from sparkcf.config.root import SparkConfig
+from sparkcf.errors import ConfigError
+from sparkcf.runtime import java_problem
+
+DELTA_EXTENSION = "io.delta.sql.DeltaSparkSessionExtension"
+
+PARTITION_BYTES = 16 << 20  # of a shuffle, and half of what a task reads: a few hundred thousand rows in a small heap
+MOST_PARTITIONS = 4000
+# Only where neither spark-submit nor spark-defaults.conf say otherwise.
+DEFAULTS = {
+    "spark.sql.execution.arrow.pyspark.enabled": "true",
+    "spark.sql.execution.arrow.maxRecordsPerBatch": "100000",
+    "spark.sql.adaptive.enabled": "true",
+    "spark.databricks.delta.snapshotPartitions": "2",
+    "spark.ui.showConsoleProgress": "false",
+    "spark.sql.debug.maxToStringFields": "200",
+}
+# Correctness depends on these: days begin and end in UTC on every host.
+REQUIRED = {
+    "spark.sql.session.timeZone": "UTC",
+    "spark.sql.ansi.enabled": "false",
+    "spark.sql.legacy.timeParserPolicy": "CORRECTED",
+}
+
+
+def open_session(config: SparkConfig | None = None, run_name: str = ""):
+    """Get or create the session, with Delta and with the driver's Python for the workers.
+
+    Returns
+    -------
+    (SparkSession, bool)
+        The session, and whether it was started here: only then may the caller stop it.
+
+    Raises
+    ------
+    ConfigError
+        No Java that runs Spark, or Delta's jars are not on the class path.
+    """
+    config = config or SparkConfig()
+    if problem := java_problem():
+        raise ConfigError(problem)
+    os.environ.setdefault("PYSPARK_PYTHON", sys.executable)
+    for name in ("py4j", "pyspark"):
+        logging.getLogger(name).setLevel(logging.ERROR)
+
+    from pyspark import SparkContext
+    from pyspark.sql import SparkSession
+
+    started = SparkContext._active_spark_context is None
+    if ".whl" not in SparkContext.PACKAGE_EXTENSIONS:  # else executors get a wheel of --py-files but do not import it
+        SparkContext.PACKAGE_EXTENSIONS = (*SparkContext.PACKAGE_EXTENSIONS, ".whl")
+    builder = SparkSession.builder
+    if started:
+        builder = _configured(builder, f"{config.app_name} {run_name}".strip())
+    try:
+        spark = builder.getOrCreate()
+    except Exception as error:
+        raise ConfigError(f"Spark does not start: {first_line(error)}") from error
+    spark.sparkContext.setLogLevel(config.log_level)
+    _quiet(spark, config.log_level)
+    for key, value in REQUIRED.items():
+        spark.conf.set(key, value)
+    size_partitions(spark)
+    _check_delta(spark)
+    return spark, started
+
+
+def size_partitions(spark, frame=None) -> None:
+    """Shuffles of a few partitions a slot, or of about PARTITION_BYTES each where the frame's files are large.
+
+    What the user gave is left alone.
+    """
+    given = spark.sparkContext.getConf()
+    if given.get("spark.sql.shuffle.partitions") is None:
+        least = max(8, 3 * spark.sparkContext.defaultParallelism)
+        by_size = -(-_input_bytes(frame) // PARTITION_BYTES) if frame is not None else 0
+        spark.conf.set("spark.sql.shuffle.partitions", max(least, min(by_size, MOST_PARTITIONS)))
+    sizes = {
+        "spark.sql.adaptive.advisoryPartitionSizeInBytes": PARTITION_BYTES,  # or Spark joins small ones to 64 MB
+        "spark.sql.files.maxPartitionBytes": 2 * PARTITION_BYTES,
+    }
+    for key, value in sizes.items():
+        if given.get(key) is None:
+            spark.conf.set(key, value)
+
+
+def _input_bytes(frame) -> int:
+    """The size of the files that a frame reads, as Spark's planner knows it."""
+    leaves = frame._jdf.queryExecution().optimizedPlan().collectLeaves()
+    return sum(int(leaves.apply(i).stats().sizeInBytes()) for i in range(leaves.size()))
+
+
+def _configured(builder, app_name: str):
+    from pyspark import SparkConf
+    from pyspark.java_gateway import launch_gateway
+
+    by_submit = "PYSPARK_GATEWAY_PORT" in os.environ  # spark-submit has started the JVM already
+    if by_submit:
+        from pyspark import SparkContext
+
+        SparkContext._ensure_initialized(gateway=launch_gateway())
+        given = dict(SparkConf().getAll())
+    else:
+        given = {}
+    for key, value in DEFAULTS.items():
+        if key not in given:
+            builder = builder.config(key, value)
+    if "spark.app.name" not in given or given["spark.app.name"].endswith(".py"):
+        builder = builder.appName(app_name)
+    extensions = [e for e in given.get("spark.sql.extensions", "").split(",") if e]
+    if DELTA_EXTENSION not in extensions:
+        builder = builder.config("spark.sql.extensions", ",".join([*extensions, DELTA_EXTENSION]))
+    if "spark.sql.catalog.spark_catalog" not in given:
+        builder = builder.config("spark.sql.catalog.spark_catalog", "org.apache.spark.sql.delta.catalog.DeltaCatalog")
+    if not by_submit and not delta_is_installed():
+        from delta import configure_spark_with_delta_pip
+
+        builder = configure_spark_with_delta_pip(builder)
+    return builder
+
+
+def delta_is_installed() -> bool:
+    """Whether Delta's jars lie among Spark's own, so that nothing has to be resolved at the start."""
+    return any((spark_home() / "jars").glob("delta-spark_*.jar"))
+
+
+def spark_home() -> Path:
+    from pyspark.find_spark_home import _find_spark_home
+
+    return Path(_find_spark_home())
+
+
+def install_delta() -> None:
+    """Resolve Delta's jars through Ivy once and lay them among Spark's own (part of `make setup`)."""
+    if delta_is_installed():
+        return
+    from delta import configure_spark_with_delta_pip
+    from pyspark.sql import SparkSession
+
+    with tempfile.TemporaryDirectory() as ivy:
+        builder = configure_spark_with_delta_pip(SparkSession.builder.master("local[1]"))
+        spark = builder.config("spark.jars.ivy", ivy).config("spark.ui.enabled", "false").getOrCreate()
+        spark.stop()
+        for jar in Path(ivy, "jars").glob("io.delta_*.jar"):
+            shutil.copy(jar, spark_home() / "jars" / jar.name.removeprefix("io.delta_"))
+
+
+def _check_delta(spark) -> None:
+    try:
+        spark._jvm.java.lang.Thread.currentThread().getContextClassLoader().loadClass(DELTA_EXTENSION)
+    except Exception:
+        raise ConfigError(
+            "Delta's jars are not on Spark's class path: "
+            "add `--packages io.delta:delta-spark_2.12:3.3.3` or `--properties-file conf/spark-defaults.conf`"
+        ) from None
+
+
+def _quiet(spark, level: str) -> None:
+    """Silence the loggers that complain at ERROR about things that we survive and report ourselves."""
+    if level in ("OFF", "ERROR"):
+        log4j = spark._jvm.org.apache.logging.log4j
+        off = log4j.Level.OFF
+        for name in (
+            "org.apache.spark.sql.execution.datasources.FileFormatWriter",
+            "org.apache.spark.scheduler.TaskSetManager",
+            "org.apache.spark.executor.Executor",
+            "org.apache.spark.util.Utils",
+            "org.apache.spark.sql.delta.commands.MergeIntoCommand",  # a conflict: the lake merges again
+        ):
+            log4j.core.config.Configurator.setLevel(name, off)
+
+
+def stop_session(spark) -> None:
+    """Stop a session that we started, and what would keep its JVM alive.
+
+    A barrier stage in local mode leaves a timer thread that is no daemon: spark-submit would wait for it for ever.
+    """
+    jvm = spark._jvm
+    spark.stop()
+    barrier = getattr(jvm, "org.apache.spark.BarrierTaskContext$")
+    getattr(getattr(barrier, "MODULE$"), "org$apache$spark$BarrierTaskContext$$timer")().cancel()
+
+
+def first_line(error: BaseException) -> str:
+    """The one line of a JVM or Python error that a person needs, without the stack."""
+    java = getattr(error, "java_exception", None)
+    if java is not None:
+        while java.getCause() is not None:
+            java = java.getCause()
+        text = java.toString()
+    else:
+        text = str(error)
+    lines = [line.strip() for line in text.splitlines() if line.strip()]
+    return lines[0] if lines else type(error).__name__
+
+
+if __name__ == "__main__":
+    install_delta()

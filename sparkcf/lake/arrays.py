@@ -1,0 +1,74 @@
+"""Arrays in a folder that describe themselves: NAME.safetensors, and NAME.json with the sha256 of it.
+
+Whatever stands in such a folder is data: nothing in it can run, and nothing is read before its size and header fit what
+is expected.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+from safetensors import SafetensorError
+from safetensors.numpy import load, save
+
+from sparkcf.errors import LakeError
+from sparkcf.lake.folder import Folder
+
+Arrays = dict[str, NDArray[Any]]
+Shapes = Mapping[str, tuple[int, ...]]
+LONGEST_HEADER = 1 << 20
+
+
+def write_arrays(folder: Folder, name: str, arrays: Arrays, notes: dict[str, Any]) -> None:
+    """Write the arrays, then what makes them count: the manifest, with `notes` in it."""
+    data = save({key: np.ascontiguousarray(array) for key, array in arrays.items()})
+    folder.write(f"{name}.safetensors", data)
+    manifest = {"sha256": hashlib.sha256(data).hexdigest(), "bytes": len(data), "notes": notes}
+    folder.write(f"{name}.json", json.dumps(manifest).encode())
+
+
+def read_arrays(folder: Folder, name: str, shapes: Shapes) -> tuple[Arrays, dict[str, Any]]:
+    """The arrays and the notes.
+
+    Parameters
+    ----------
+    shapes : the arrays that must be there, and no others.
+
+    Raises
+    ------
+    LakeError
+        A file is missing, damaged, no safetensors file or holds other arrays than these.
+    """
+    where = f"{folder.address}/{name}"
+    try:
+        manifest = folder.read_json(f"{name}.json")
+        _check_header(folder, f"{name}.safetensors", int(manifest["bytes"]), shapes)
+        data = folder.read(f"{name}.safetensors")
+        if hashlib.sha256(data).hexdigest() != manifest["sha256"]:
+            raise ValueError("its sha256 is not the manifest's")
+        return load(data), dict(manifest["notes"])
+    except (OSError, ValueError, KeyError, TypeError, SafetensorError) as error:
+        first = (str(error).splitlines() or [type(error).__name__])[0]
+        raise LakeError(f"{where}.safetensors cannot be used: {first}") from None
+
+
+def _check_header(folder: Folder, name: str, size: int, shapes: Shapes) -> None:
+    """Raise ValueError unless the file's size is the manifest's and its header names arrays of these shapes."""
+    found = folder.size(name)
+    if found != size:
+        raise ValueError(f"it has {found} bytes, its manifest says {size}")
+    with folder.open(name) as file:
+        length = int.from_bytes(file.read(8), "little")
+        if not 2 <= length <= min(LONGEST_HEADER, size - 8):
+            raise ValueError(f"its header would have {length} bytes: no safetensors file")
+        header = json.loads(file.read(length))
+    header.pop("__metadata__", None)
+    have = {key: tuple(entry["shape"]) for key, entry in header.items()}
+    if have != dict(shapes):
+        wrong = sorted(key for key in {*have, *shapes} if have.get(key) != shapes.get(key))[0]
+        raise ValueError(f"array {wrong} is {have.get(wrong)}, expected {shapes.get(wrong)}: another configuration?")

@@ -1,0 +1,119 @@
+"""Dense indices: an id gets the next free one when it is first seen, and keeps it for ever.
+
+The new ids are counted by hash bucket, a bucket's offset is the sum of those before it, and inside a bucket the ids
+stand in order: no id map is collected, and a task that is run again gives the same indices.
+"""
+
+from __future__ import annotations
+
+import uuid
+from itertools import accumulate
+
+from pyspark import StorageLevel
+from pyspark.sql import Column, DataFrame, Window
+from pyspark.sql import functions as F
+from pyspark.sql.types import MapType
+
+from sparkcf.errors import LakeError
+from sparkcf.lake.tables import LakeTables, retry_conflicts
+from sparkcf.lake.schemas import TABLES, Table
+
+BUCKETS = 256
+MOST = 2**31 - 1
+
+
+def register(tables: LakeTables, name: str, rows: DataFrame) -> None:
+    """Merge ids, their first events and attributes into `users` or `items`; known ids keep their index.
+
+    Parameters
+    ----------
+    rows : the table's columns without its index, one row an id. `first_seen` only ever gets earlier; an attribute
+        that is null leaves the one in the table.
+    """
+    table = TABLES[name]
+    id_column, idx_column = table.schema.names[:2]
+
+    def merge() -> None:
+        target = tables.create(name).toDF()
+        last_idx = F.coalesce(F.max(idx_column), F.lit(-1)).alias("last_idx")
+        known = tables.read(name, tables.version(name))
+        last = known.agg(last_idx).first()[0]
+        changed = _changed(table, rows, known).persist(StorageLevel.MEMORY_AND_DISK)  # counted, numbered, merged
+        try:
+            if changed.isEmpty():
+                return
+            numbered = _numbered(changed, id_column, idx_column, last + 1)
+            # Inside the merge `target` is what its transaction reads: where another writer has numbered ids since
+            # we read the last index, nothing is merged and all is done again.
+            numbered = numbered.crossJoin(target.agg(last_idx)).where(f"last_idx = {last}").drop("last_idx")
+            names = ", ".join(table.schema.names)
+            done = merge_changes(
+                tables,
+                name,
+                numbered,
+                f"t.{id_column} = s.{id_column}",
+                f"WHEN MATCHED THEN UPDATE SET {_updates(table)}",
+                f"WHEN NOT MATCHED THEN INSERT ({names}) VALUES ({', '.join(f's.{c}' for c in table.schema.names)})",
+            )
+            if not any(done.values()):
+                raise ConcurrentChangeError(f"{name} has ids after index {last}")
+        finally:
+            changed.unpersist()
+
+    retry_conflicts(f"merge into {name}", merge)
+
+
+def _updates(table: Table) -> str:
+    """What a known id may change: never its index."""
+    attributes = [f"{c} = coalesce(s.{c}, t.{c})" for c in table.schema.names[3:]]
+    return ", ".join(["first_seen = least(s.first_seen, t.first_seen)", *attributes])
+
+
+class ConcurrentChangeError(Exception):
+    """Another writer's commit came between our reading and our writing: `retry_conflicts` does both again."""
+
+
+def merge_changes(tables: LakeTables, name: str, source: DataFrame, same: str, *clauses: str) -> dict[str, int]:
+    """MERGE `source` (s) into a table (t) and return this merge's own counts: rows inserted, updated and deleted."""
+    view = f"changes_{uuid.uuid4().hex}"
+    source.createOrReplaceTempView(view)
+    path = tables.path(name).replace("`", "``")
+    try:
+        row = tables.spark.sql(f"MERGE INTO delta.`{path}` t USING {view} s ON {same} {' '.join(clauses)}").first()
+    finally:
+        tables.spark.catalog.dropTempView(view)
+    return {op: int(row[f"num_{op}_rows"]) for op in ("inserted", "updated", "deleted")}
+
+
+def _changed(table: Table, rows: DataFrame, known: DataFrame) -> DataFrame:
+    """Ids that are new (index null) or have an earlier first event or another attribute."""
+    id_column, idx_column, _, *attributes = table.schema.names
+    old = known.select(F.col(id_column), *(F.col(c).alias(f"old_{c}") for c in known.columns if c != id_column))
+    both = rows.join(old, on=id_column, how="left")
+    first_seen = F.least("first_seen", "old_first_seen")
+    values = {"first_seen": first_seen, **{c: F.coalesce(c, f"old_{c}") for c in attributes}}
+    is_map = {f.name: isinstance(f.dataType, MapType) for f in table.schema.fields}
+    differs = F.col(f"old_{idx_column}").isNull()
+    for c, value in values.items():
+        differs |= ~_comparable(value, is_map[c]).eqNullSafe(_comparable(F.col(f"old_{c}"), is_map[c]))
+    return both.where(differs).select(
+        id_column, F.col(f"old_{idx_column}").alias(idx_column), *(v.alias(c) for c, v in values.items())
+    )
+
+
+def _comparable(value: Column, is_map: bool) -> Column:
+    return F.array_sort(F.map_entries(value)) if is_map else value
+
+
+def _numbered(changed: DataFrame, id_column: str, idx_column: str, next_idx: int) -> DataFrame:
+    is_new = F.col(idx_column).isNull()
+    bucketed = changed.withColumn("bucket", F.pmod(F.xxhash64(id_column), F.lit(BUCKETS)).cast("int"))
+    sizes = {r["bucket"]: r["count"] for r in bucketed.where(is_new).groupBy("bucket").count().collect()}
+    if next_idx + sum(sizes.values()) > MOST:
+        raise LakeError(f"more than {MOST:,} different values of {id_column}: a 32-bit index cannot number them")
+    ordered = [sizes.get(bucket, 0) for bucket in range(BUCKETS)]
+    offsets = [next_idx + before for before in accumulate(ordered, initial=0)][:BUCKETS]
+    offset = F.array(*map(F.lit, offsets))[F.col("bucket")]
+    place = F.row_number().over(Window.partitionBy("bucket", is_new).orderBy(id_column))
+    idx = F.when(is_new, offset + place - 1).otherwise(F.col(idx_column)).cast("int")
+    return bucketed.withColumn(idx_column, idx).drop("bucket")

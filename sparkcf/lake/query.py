@@ -1,0 +1,392 @@
+"""Queries of the lake without Spark: published lists, histories, runs and measures.
+
+Delta's log is read by delta-rs, the parquet files by pyarrow. Of a table partitioned by run only that run's
+files are opened, and of these only the row groups are read whose statistics allow the key.
+"""
+
+from __future__ import annotations
+
+import datetime as dt
+import os
+import re
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from itertools import islice
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+import pyarrow.parquet as pq
+from deltalake import DeltaTable
+from deltalake.exceptions import TableNotFoundError
+
+from sparkcf.errors import ConfigError, LakeError, NotFoundError
+from sparkcf.lake.roots import local_folder
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+TABLE_NAMES = tuple(
+    "interactions quarantine users items features user_rows item_rows example_rows user_factors item_factors"
+    " feature_factors recommendations predictions similar_items runs metrics published".split()
+)
+# The columns that queries need; where a table is not named here, all of them.
+COLUMNS = {
+    "interactions": ("user_id", "item_id", "event", "value", "ts"),
+    "users": ("user_id",),
+    "items": ("item_id", "title"),
+    "recommendations": ("user_id", "position", "item_id", "score", "reason"),
+    "similar_items": ("item_id", "position", "similar_item_id", "score"),
+    "published": ("model", "ds", "sequence", "run_id", "action", "published_by", "published_at"),
+}
+CURE = "run `make nightly` or jobs/nightly.py first"
+DOCTOR = "run `sparkcf doctor` to see its last good version"
+PLAIN_FEATURES = {"timestampNtz"}  # reader features that leave the parquet files readable as they are
+Day = str | dt.date | None
+Partition = Mapping[str, str]  # values of partition columns
+Wanted = tuple[str, list[str]]  # a column and the values wanted of it
+SAMPLE = 10_000  # rows among which ids close to an unknown one are looked for
+
+
+@dataclass(frozen=True)
+class PublishedRun:
+    """The row of `published` that readers follow."""
+
+    model: str
+    ds: dt.date
+    sequence: int
+    run_id: str
+    action: str
+    published_by: str
+    published_at: dt.datetime
+
+    @property
+    def partition(self) -> dict[str, str]:
+        return {"model": self.model, "run_id": self.run_id}
+
+    def __str__(self) -> str:
+        return f"run {self.run_id} (model {self.model}, published for {self.ds})"
+
+
+class Lake:
+    """Read-only view of a lake. Every call sees the newest state of the tables.
+
+    Parameters
+    ----------
+    root : folder, `file:` address or address of an object store (`s3://…`, `abfss://…`).
+    storage_options : credentials and settings of the object store, as delta-rs takes them.
+
+    A method that returns a DataFrame has a twin ending in `_rows` that returns an arrow table: no pandas.
+    The run that answered stands in `frame.attrs` (or the table's metadata): model, run_id, ds.
+    """
+
+    def __init__(self, root: str | Path = "./lake", storage_options: dict[str, str] | None = None) -> None:
+        if not str(root).strip():
+            raise ConfigError("lake='': a folder or an address is needed")
+        self.root = str(root)
+        self.folder = local_folder(self.root)
+        self.storage_options = storage_options
+        if self.folder and re.search("%[0-9A-Fa-f]{2}", self.folder):
+            raise LakeError(f"lake {self.root}: rename the folder: delta-rs cannot read a path with %XX")
+
+    def recommendations(self, user_id: str, k: int = 10, model: str | None = None, ds: Day = None) -> pd.DataFrame:
+        """A user's published list: position, item_id, title, score, reason.
+
+        Raises
+        ------
+        NotFoundError
+            No such user, model or day, or nothing is published yet.
+        LakeError
+            There is no lake, or a table of it cannot be read.
+        """
+        return _frame(self.recommend_rows(user_id, k, model, ds))
+
+    def similar_items(self, item_id: str, k: int = 10, model: str | None = None, ds: Day = None) -> pd.DataFrame:
+        """An item's nearest items: position, item_id, title, score. Raises as `recommendations`."""
+        return _frame(self.similar_rows(item_id, k, model, ds))
+
+    def history(self, user_id: str, limit: int = 20) -> pd.DataFrame:
+        """A user's interactions, newest first: ts, item_id, title, event, value."""
+        return _frame(self.history_rows(user_id, limit))
+
+    def runs(self, limit: int = 20, model: str | None = None) -> pd.DataFrame:
+        """The newest runs of all jobs, failed ones too; of one model where it is named."""
+        return _frame(self.run_rows(limit, model))
+
+    def metrics(self, run_id: str | None = None, model: str | None = None) -> pd.DataFrame:
+        """The measures of a run, the fit's log last; without `run_id` of the published run (of `model`)."""
+        return _frame(self.metric_rows(run_id, model))
+
+    def published(self, model: str | None = None, ds: Day = None) -> PublishedRun:
+        """The run that readers see.
+
+        Parameters
+        ----------
+        model : by default the only published one, or `als` where there are several, or the first by name.
+        ds : logical date; by default the greatest that is published. Its newest row wins.
+        """
+        day = _day(ds)
+        rows = self._read("published").to_pylist()
+        if not rows:
+            raise NotFoundError(f"nothing is published in lake {self.root} yet: {CURE}")
+        models = sorted({row["model"] for row in rows})
+        if model is None:
+            model = "als" if "als" in models else models[0]
+        if model not in models:
+            raise NotFoundError(f"model {_quoted(model)} is not published: published are {_listed(models)}")
+        rows = [row for row in rows if row["model"] == model]
+        days = sorted({row["ds"] for row in rows}, reverse=True)
+        if day is not None and day not in days:
+            raise NotFoundError(f"model {model} is not published for {day}: published are {_listed(days)}")
+        newest = max((row for row in rows if row["ds"] == (day or days[0])), key=lambda row: row["sequence"])
+        return PublishedRun(**newest)
+
+    def recommend_rows(self, user_id: str, k: int = 10, model: str | None = None, ds: Day = None) -> pa.Table:
+        run = self.published(model, ds)
+        rows = self._with_titles(self._top(k, "user", str(user_id), "recommendations", run))
+        return _answered_by(rows.select(["position", "item_id", "title", "score", "reason"]), run)
+
+    def similar_rows(self, item_id: str, k: int = 10, model: str | None = None, ds: Day = None) -> pa.Table:
+        run = self.published(model, ds)
+        rows = self._top(k, "item", str(item_id), "similar_items", run).drop(["item_id"])
+        rows = self._with_titles(rows.rename_columns(["position", "item_id", "score"]))
+        return _answered_by(rows.select(["position", "item_id", "title", "score"]), run)
+
+    def history_rows(self, user_id: str, limit: int = 20) -> pa.Table:
+        user_id, limit = str(user_id), _positive("limit", limit)
+        rows = self._read("interactions", ("user_id", [user_id]))
+        if not rows.num_rows and not self._read("users", ("user_id", [user_id])).num_rows:
+            hint = self._examples("user", user_id, "users", {})
+            raise NotFoundError(f"user {_quoted(user_id)} is not in lake {self.root}{hint}")
+        order = [("ts", "descending"), ("item_id", "ascending"), ("event", "ascending")]
+        rows = self._with_titles(rows.sort_by(order).slice(0, limit))
+        return rows.select(["ts", "item_id", "title", "event", "value"])
+
+    def run_rows(self, limit: int = 20, model: str | None = None) -> pa.Table:
+        limit = _positive("limit", limit)
+        rows = self._read("runs")
+        if model is not None:
+            models = sorted(set(rows["model"].to_pylist()) - {None})
+            rows = rows.filter(pc.is_in(rows["model"], value_set=_strings([str(model)])))
+            if not rows.num_rows:
+                raise NotFoundError(f"model {_quoted(model)} has no runs: there are {_listed(models)}")
+        return rows.sort_by([("started_at", "descending"), ("run_id", "descending")]).slice(0, limit)
+
+    def metric_rows(self, run_id: str | None = None, model: str | None = None) -> pa.Table:
+        if run_id is not None and model is not None:
+            raise ConfigError("give a run or a model, not both: a run is of one model already")
+        run = self.published(model) if run_id is None else None
+        run_id = run.run_id if run else str(run_id)
+        rows = self._read("metrics", ("run_id", [run_id]))
+        if not rows.num_rows:
+            raise NotFoundError(self._without_metrics(run_id))
+        rows = rows.append_column("fit", pc.is_in(rows["protocol"], value_set=_strings(["fit"])))
+        rows = rows.sort_by([(name, "ascending") for name in ("fit", "protocol", "system", "metric", "k")])
+        return _answered_by(rows.drop(["fit"]), run)
+
+    def address(self, name: str) -> str:
+        """Where a table is, as delta-rs wants it."""
+        return os.path.join(self.folder, name) if self.folder else f"{self.root.rstrip('/')}/{name}"
+
+    def open(self, name: str) -> DeltaTable:
+        """The newest version of a table. Raises LakeError, or NotFoundError where it is not made yet."""
+        what = f"table {name} of lake {self.root}"
+        try:
+            table = DeltaTable(self.address(name), storage_options=self.storage_options)
+        except TableNotFoundError as error:
+            raise self._absent(name, error) from None
+        except Exception as error:
+            raise LakeError(f"{what} cannot be read: {first_line(error)}: {DOCTOR}") from None
+        if features := foreign_features(table):
+            raise LakeError(f"{what} uses {features}: only Spark reads that; drop the feature")
+        return table
+
+    def _read(self, name: str, wanted: Wanted | None = None, partition: Partition | None = None) -> pa.Table:
+        """The rows of one partition whose column has one of the wanted values."""
+        table = self.open(name)
+        schema = self._schema(name, table)
+        pieces = [pa.table([pa.nulls(0, f.type) for f in schema], schema=schema)]
+        for path in self.files(table, wanted, partition):
+            with self._parquet(name, path) as file:
+                pieces += _matching_rows(file, schema, wanted)
+        return pa.concat_tables(pieces)
+
+    def _schema(self, name: str, table: DeltaTable) -> pa.Schema:
+        """The wanted columns as Delta declares them. Partition columns are in the paths, not in the files."""
+        declared, partitions = pa.schema(table.schema().to_arrow()), table.metadata().partition_columns
+        wanted = COLUMNS.get(name) or [c for c in declared.names if c not in partitions]
+        if missing := [c for c in wanted if c not in declared.names]:
+            raise LakeError(f"table {name} of lake {self.root} lacks {missing}: it has {declared.names}")
+        return pa.schema([(c, declared.field(c).type) for c in wanted])
+
+    def files(self, table: DeltaTable, wanted: Wanted | None = None, partition: Partition | None = None) -> list[str]:
+        """Files that may hold such rows, relative to the table. Values travel typed, never as SQL text."""
+        filters: list = [(column, "=", value) for column, value in (partition or {}).items()]
+        filters += [(wanted[0], "in", wanted[1])] if wanted else []
+        # delta-rs gives the table's root percent-encoded and the rest as the file is named.
+        root = table.table_uri.removeprefix("file://")
+        return [uri.removeprefix(root) for uri in table.file_uris(file_pruning_predicate=filters or None)]
+
+    @contextmanager
+    def _parquet(self, name: str, path: str) -> Iterator[pq.ParquetFile]:
+        try:
+            if self.folder:
+                source = os.path.join(self.folder, name, path)
+            else:
+                from deltalake.fs import DeltaStorageHandler
+                from pyarrow.fs import PyFileSystem
+
+                handler = DeltaStorageHandler(self.address(name), self.storage_options)
+                source = PyFileSystem(handler).open_input_file(path)
+            # Spark writes INT96 timestamps, which as nanoseconds would overflow beyond the year 2262.
+            with pq.ParquetFile(source, coerce_int96_timestamp_unit="us") as file:
+                yield file
+        except (OSError, pa.ArrowException) as error:
+            problem = f"cannot read {path}: {first_line(error)}"
+            raise LakeError(f"table {name} of lake {self.root}: {problem}: {DOCTOR}") from None
+
+    def _absent(self, name: str, error: Exception) -> LakeError | NotFoundError:
+        if self.folder is None:
+            return LakeError(f"no table {name} in lake {self.root}: {first_line(error)}: {CURE}")
+        if not os.path.exists(self.folder):
+            return LakeError(f"no lake at {self.root}: {CURE}, or name another lake")
+        if not any(os.path.isdir(os.path.join(self.folder, t, "_delta_log")) for t in TABLE_NAMES):
+            return LakeError(f"{self.root} is not a lake (no table in it): {CURE}, or name another lake")
+        if os.path.exists(os.path.join(self.folder, name)):
+            return LakeError(f"table {name} of lake {self.root} has lost its log: {DOCTOR}")
+        if name == "published":
+            return NotFoundError(f"nothing is published in lake {self.root} yet: {CURE}")
+        return NotFoundError(f"lake {self.root} has no table {name} yet: {CURE}")
+
+    def _with_titles(self, rows: pa.Table) -> pa.Table:
+        items = self._read("items", ("item_id", rows["item_id"].unique().to_pylist()))
+        found = pc.index_in(rows["item_id"], value_set=items["item_id"])
+        return rows.append_column("title", items["title"].take(found))
+
+    def _top(self, k: int, kind: str, key: str, name: str, run: PublishedRun) -> pa.Table:
+        """The first k rows of a user's or item's list in a run."""
+        k = _positive("k", k)
+        rows = self._read(name, (f"{kind}_id", [key]), run.partition)
+        if not rows.num_rows:
+            raise self._without_list(kind, key, name, run)
+        return rows.sort_by("position").slice(0, k)
+
+    def _without_list(self, kind: str, key: str, name: str, run: PublishedRun) -> NotFoundError:
+        if not self.files(self.open(name), None, run.partition):
+            return NotFoundError(f"{run} has no rows in table {name}: run its recommend step again")
+        seen = self._read(f"{kind}s", (f"{kind}_id", [key])).num_rows
+        story = "the lake knows it, the run made no list for it" if seen else f"the lake never saw this {kind}"
+        hint = self._examples(kind, key, name, run.partition)
+        return NotFoundError(f"{kind} {_quoted(key)} has no {name.replace('_', ' ')} in {run}: {story}{hint}")
+
+    def _without_metrics(self, run_id: str) -> str:
+        states = {run["run_id"]: run["state"] for run in self.run_rows(limit=2**31).to_pylist()}
+        if run_id in states:
+            return f"run {_quoted(run_id)} has no metrics: its state is {states[run_id]}"
+        return f"no run {_quoted(run_id)} in lake {self.root}: the newest runs are {_listed(list(states))}"
+
+    def _examples(self, kind: str, key: str, name: str, partition: Partition) -> str:
+        """The end of a message: ids close to the wanted one, and ids that are there."""
+        import difflib
+
+        sample = list(dict.fromkeys(islice(self._ids(f"{kind}_id", name, partition), SAMPLE)))
+        close = difflib.get_close_matches(key, sample, n=3, cutoff=0.75) if len(key) <= 100 else []
+        meant = f"; did you mean {_listed(close)}?" if close else ""
+        return f"{meant}; known {kind}s look like {_listed(sample[:3])}" if sample else ""
+
+    def _ids(self, column: str, name: str, partition: Partition) -> Iterator[str]:
+        for path in self.files(self.open(name), None, partition):
+            with self._parquet(name, path) as file:
+                for batch in file.iter_batches(batch_size=SAMPLE, columns=[column]):
+                    yield from batch.column(0).to_pylist()
+
+
+def foreign_features(table: DeltaTable) -> str:
+    """The Delta features of a table that change what its parquet files mean; empty where there are none."""
+    protocol = table.protocol()
+    if protocol.min_reader_version >= 3:
+        return ", ".join(sorted(set(protocol.reader_features or ()) - PLAIN_FEATURES))
+    return "column mapping" if protocol.min_reader_version == 2 else ""
+
+
+def first_line(error: BaseException) -> str:
+    return next((line.strip() for line in str(error).splitlines() if line.strip()), type(error).__name__)[:300]
+
+
+def _matching_rows(file: pq.ParquetFile, schema: pa.Schema, wanted: Wanted | None) -> list[pa.Table]:
+    """A piece for each row group that holds such rows. The key column is read first, the rest on a hit."""
+    here = [name for name in schema.names if name in file.schema_arrow.names]
+    pieces = []
+    for number in range(file.metadata.num_row_groups):
+        mask = None
+        if wanted is not None:
+            column, values = wanted
+            if not _may_hold(file.metadata.row_group(number), column, values):
+                continue
+            keys = file.read_row_group(number, columns=[column])[column]
+            mask = pc.is_in(keys, value_set=_strings(values))
+            if not pc.any(mask).as_py():
+                continue
+        rows = file.read_row_group(number, columns=here)
+        rows = rows if mask is None else rows.filter(mask)
+        nulls = pa.nulls(rows.num_rows)  # of a column that an older file lacks
+        columns = [(rows[f.name] if f.name in here else nulls).cast(f.type) for f in schema]
+        pieces.append(pa.table(columns, schema=schema))
+    return pieces
+
+
+def _may_hold(group: pq.RowGroupMetaData, column: str, values: list[str]) -> bool:
+    """Whether a row group's statistics allow one of the values. They can be absent, never too narrow."""
+    chunks = (group.column(i) for i in range(group.num_columns))
+    stats = next((c.statistics for c in chunks if c.path_in_schema == column), None)
+    if stats is None or not stats.has_min_max:
+        return True
+    try:
+        return any(stats.min <= value <= stats.max for value in values)
+    except UnicodeDecodeError:  # a bound cut within a character
+        return True
+
+
+def _strings(values: list[str]) -> pa.Array:
+    """An arrow array of text. Here `pa.array` would import pandas, a quarter of the time of a query."""
+    data = [value.encode() for value in values]
+    offsets = np.cumsum([0, *map(len, data)], dtype=np.int32)
+    return pa.StringArray.from_buffers(len(data), pa.py_buffer(offsets), pa.py_buffer(b"".join(data)))
+
+
+def _answered_by(rows: pa.Table, run: PublishedRun | None) -> pa.Table:
+    return rows.replace_schema_metadata({**run.partition, "ds": str(run.ds)}) if run else rows
+
+
+def _frame(rows: pa.Table) -> pd.DataFrame:
+    frame = rows.replace_schema_metadata(None).to_pandas(maps_as_pydicts="strict")
+    frame.attrs = {name.decode(): value.decode() for name, value in (rows.schema.metadata or {}).items()}
+    return frame
+
+
+def _day(ds: Day) -> dt.date | None:
+    if isinstance(ds, dt.date):
+        return dt.date(ds.year, ds.month, ds.day)
+    try:
+        return None if ds is None else dt.date.fromisoformat(ds)
+    except (TypeError, ValueError):
+        raise ConfigError(f"ds={_quoted(ds)}: a day is written YYYY-MM-DD") from None
+
+
+def _positive(name: str, value: int) -> int:
+    if not isinstance(value, int) or value < 1:
+        raise ConfigError(f"{name}={value!r}: a whole number from 1 is needed")
+    return value
+
+
+def _quoted(text: object) -> str:
+    text = str(text)
+    return repr(text if len(text) <= 60 else text[:60] + "…")
+
+
+def _listed(things: Sequence[object], most: int = 5) -> str:
+    shown = ", ".join(str(t) if isinstance(t, dt.date) else _quoted(t) for t in things[:most])
+    return shown + (f" and {len(things) - most} more" if len(things) > most else "") or "none"

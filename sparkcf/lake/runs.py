@@ -1,0 +1,116 @@
+"""The history of runs: one row each in `runs`, from its start to what became of it."""
+
+from __future__ import annotations
+
+import datetime as dt
+import json
+import os
+import secrets
+from dataclasses import dataclass, field
+from typing import Any
+
+from pyspark.sql import functions as F
+
+from sparkcf import __version__
+from sparkcf.config.load import parse_config
+from sparkcf.config.root import Config
+from sparkcf.errors import NotFoundError
+from sparkcf.lake.tables import LakeTables, sql_date
+from sparkcf.progress import say
+from sparkcf.lake.schemas import TABLES
+
+FITS = ("train", "fold_in")  # jobs whose runs have factors
+SHAPES_FIT = ("seed", "preference", "als", "hals", "fm", "multvae", "multdae", "popularity")
+
+
+@dataclass
+class Run:
+    """A run in progress: `update` writes its row."""
+
+    tables: LakeTables
+    row: dict[str, Any]
+    counts: dict[str, int] = field(default_factory=dict)
+
+    @property
+    def run_id(self) -> str:
+        return str(self.row["run_id"])
+
+    @property
+    def state(self) -> str:
+        return str(self.row["state"])
+
+    def fitted_with(self, config: Config) -> Config:
+        """The configuration with everything that shaped the run's fit taken from the run itself.
+
+        So `evaluate` and `recommend` cannot be asked about another model than the one that was trained.
+        """
+        own = parse_config(json.loads(self.row["config"]))
+        changes = {name: getattr(own, name) for name in SHAPES_FIT if getattr(own, name) != getattr(config, name)}
+        if changes:
+            say(f"  note: {', '.join(changes)} as run {self.run_id} was trained with")
+        return config.model_copy(update=changes)
+
+    def update(self, state: str, reason: str | None = None, counts: dict[str, int] | None = None) -> None:
+        """Write the run's new state; counts are added to those it has."""
+        self.counts.update({name: int(n) for name, n in (counts or {}).items()})
+        self.row |= {"state": state, "reason": reason, "updated_at": _now(), "counts": self.counts}
+        schema = TABLES["runs"].schema
+        values = [tuple(self.row[name] for name in schema.names)]
+        self.tables.upsert("runs", self.tables.spark.createDataFrame(values, schema))
+
+
+def start_run(tables: LakeTables, job: str, config: Config, inputs: dict[str, int]) -> Run:
+    """A new run with its row written. `inputs`: the version of every table that it reads."""
+    model = None if job == "clean" else config.model
+    row = {
+        "run_id": new_run_id(model or job, config.ds),
+        "job": job,
+        "model": model,
+        "ds": config.ds,
+        "config": config.to_json(),
+        "code_version": __version__,
+        "inputs": inputs,
+        "seed": config.seed,
+        "started_at": _now(),
+    }
+    run = Run(tables, row)
+    run.update("running")
+    return run
+
+
+def new_run_id(name: str, ds: dt.date) -> str:
+    return f"{name}-{ds:%Y%m%d}-{_now():%Y%m%dT%H%M%S}-{secrets.token_hex(3)}"
+
+
+def find_run(tables: LakeTables, config: Config, states: tuple[str, ...]) -> Run:
+    """The run that the configuration names, or the newest one of the model and day in one of the states.
+
+    Raises NotFoundError where there is none.
+    """
+    runs = tables.read("runs").where(F.col("job").isin(*FITS) & (F.col("model") == config.model))
+    if config.run_id:
+        found = runs.where(F.col("run_id") == config.run_id).collect()
+        if not found:
+            newest = [r["run_id"] for r in runs.orderBy(F.desc("started_at")).select("run_id").limit(3).collect()]
+            raise NotFoundError(f"no run {config.run_id!r} of model {config.model}: the newest are {newest}")
+        if found[0]["state"] not in states:
+            raise NotFoundError(
+                f"run {config.run_id} is {found[0]['state']}: needed is one that is {' or '.join(states)}"
+            )
+    else:
+        here = runs.where(f"ds = {sql_date(config.ds)}").where(F.col("state").isin(*states))
+        found = here.orderBy(F.desc("started_at"), F.desc("run_id")).limit(1).collect()
+        if not found:
+            raise NotFoundError(
+                f"no run of model {config.model} for {config.ds} that is {' or '.join(states)}: run jobs/train.py first"
+            )
+    row = found[0].asDict(recursive=True)
+    return Run(tables, row, dict(row["counts"] or {}))
+
+
+def who() -> str:
+    return os.environ.get("USER") or os.environ.get("LOGNAME") or "unknown"
+
+
+def _now() -> dt.datetime:
+    return dt.datetime.now(dt.UTC).replace(tzinfo=None)

@@ -1,0 +1,202 @@
+"""The lake: the only place where tables are created, read and written with Spark."""
+
+from __future__ import annotations
+
+import datetime as dt
+import time
+from collections.abc import Callable
+from typing import TypeVar
+
+from delta.tables import DeltaTable, DeltaTableBuilder
+from py4j.java_gateway import JavaObject
+from pyspark.sql import DataFrame, SparkSession
+from pyspark.sql.types import MapType
+
+from sparkcf.errors import ConflictError, LakeError
+from sparkcf.lake.roots import resolve_root
+from sparkcf.lake.schemas import TABLES, Table
+from sparkcf.jobs.session import first_line
+
+ATTEMPTS = 6
+PROPERTIES = {  # readable by every Delta client
+    "delta.enableDeletionVectors": "false",
+    "delta.columnMapping.mode": "none",
+    "delta.deletedFileRetentionDuration": "interval 30 days",
+    "delta.logRetentionDuration": "interval 90 days",
+}
+CONFLICTS = ("Concurrent", "ProtocolChanged", "MetadataChanged")
+UNFINISHED = "DELTA_TABLE_NOT_FOUND"  # what Delta says of a log folder without a commit
+ABANDONED_AFTER = 60  # seconds; a table is created in one
+T = TypeVar("T")
+
+
+class LakeTables:
+    """Delta tables under one root, by name.
+
+    Parameters
+    ----------
+    spark : the session.
+    root : folder or address; see `resolve_root`.
+    """
+
+    def __init__(self, spark: SparkSession, root: str) -> None:
+        self.spark = spark
+        self.root = resolve_root(root)
+
+    def path(self, name: str) -> str:
+        return f"{self.root}/{TABLES[name].name}"
+
+    def exists(self, name: str) -> bool:
+        """Whether the table's log holds a commit. A log folder alone is a table that is being created, or was."""
+        return _committed(*self._log(name))
+
+    def create(self, name: str) -> DeltaTable:
+        """The table; where it does not exist, made empty with comments and constraints in one commit."""
+
+        def execute() -> None:
+            _clear_abandoned(*self._log(name))
+            self._builder(name).execute()
+
+        if not self.exists(name):
+            retry_conflicts(f"create table {name} in {self.root}", execute)
+        return self._table(name)
+
+    def _log(self, name: str) -> tuple[JavaObject, JavaObject]:
+        """Hadoop's file system of the table, and the path of its log."""
+        folder = self.spark._jvm.org.apache.hadoop.fs.Path(self.path(name), "_delta_log")
+        return folder.getFileSystem(self.spark._jsparkSession.sessionState().newHadoopConf()), folder
+
+    def _builder(self, name: str) -> DeltaTableBuilder:
+        table = TABLES[name]
+        builder = DeltaTable.createIfNotExists(self.spark).location(self.path(name)).comment(table.comment)
+        builder = builder.addColumns(table.schema)
+        if table.partition_by:
+            builder = builder.partitionedBy(*table.partition_by)
+        constraints = {f"delta.constraints.{key}": condition for key, condition in table.constraints.items()}
+        for key, value in (PROPERTIES | constraints).items():
+            builder = builder.property(key, value)
+        return builder
+
+    def read(self, name: str, version: int | None = None) -> DataFrame:
+        """The table's rows at a version; an empty frame of its schema where it does not exist yet."""
+        if not self.exists(name):
+            return self.spark.createDataFrame([], TABLES[name].schema)
+        reader = self.spark.read.format("delta")
+        if version is not None:
+            reader = reader.option("versionAsOf", version)
+        return _explained(f"read table {name} version {version}", lambda: reader.load(self.path(name)))
+
+    def live_files(self, name: str, partition: dict[str, str], version: int) -> list[str]:
+        """Addresses, percent-encoded, of the files that hold a partition's rows in a version.
+
+        A folder may hold dead files and files never committed; these are neither.
+        """
+        wanted = "/" + "/".join(f"{column}={value}" for column, value in partition.items()) + "/"
+        files = _explained(f"list the files of {name}", lambda: self.read(name, version).inputFiles())
+        return sorted(file for file in files if wanted in file)
+
+    def version(self, name: str) -> int:
+        """The table's newest version; -1 where it does not exist."""
+        if not self.exists(name):
+            return -1
+        row = _explained(f"read the history of {name}", lambda: self._table(name).history(1).first())
+        return int(row["version"])
+
+    def last_metrics(self, name: str) -> dict[str, int]:
+        """Delta's own counts of the newest commit, for example numOutputRows."""
+        row = self._table(name).history(1).select("operationMetrics").first()
+        return {k: int(v) for k, v in (row[0] or {}).items() if str(v).isdigit()}
+
+    def append(self, name: str, rows: DataFrame) -> None:
+        self.create(name)
+        selected = _select(TABLES[name], rows)
+        _explained(f"append to {name}", lambda: selected.write.format("delta").mode("append").save(self.path(name)))
+
+    def replace(self, name: str, rows: DataFrame, where: str) -> None:
+        """Replace exactly the rows that match `where` (literal partition predicates), in one commit."""
+        self.create(name)
+        writer = _select(TABLES[name], rows).write.format("delta").mode("overwrite").option("replaceWhere", where)
+        retry_conflicts(f"replace {where} in {name}", lambda: writer.save(self.path(name)))
+
+    def upsert(self, name: str, rows: DataFrame) -> None:
+        """Insert new keys and update changed rows. Keys of `rows` must be unique."""
+        table = TABLES[name]
+        same_key = " AND ".join(f"t.{c} <=> s.{c}" for c in table.key)
+        maps = any(isinstance(f.dataType, MapType) for f in table.schema.fields)  # Spark cannot compare maps
+        values = [c for c in table.schema.names if c not in table.key]
+        changed = None if maps else " OR ".join(f"NOT (t.{c} <=> s.{c})" for c in values)
+        selected = _select(table, rows)
+
+        def merge() -> None:
+            target = self.create(name).alias("t").merge(selected.alias("s"), same_key)
+            target.whenMatchedUpdateAll(condition=changed).whenNotMatchedInsertAll().execute()
+
+        retry_conflicts(f"merge into {name}", merge)
+
+    def _table(self, name: str) -> DeltaTable:
+        return DeltaTable.forPath(self.spark, self.path(name))
+
+
+def sql_date(day: dt.date) -> str:
+    return f"DATE'{day.isoformat()}'"
+
+
+def retry_conflicts(what: str, write: Callable[[], T]) -> T:
+    """Run a write again where another writer's commit came between; after some attempts a ConflictError."""
+    for attempt in range(ATTEMPTS):
+        try:
+            return write()
+        except Exception as error:
+            if not is_conflict(error):
+                raise LakeError(f"cannot {what}: {first_line(error)}") from error
+            if attempt == ATTEMPTS - 1:
+                raise ConflictError(
+                    f"cannot {what}: other writers were first {ATTEMPTS} times; run again when they are done"
+                ) from error
+            time.sleep(0.2 * 2**attempt)
+    raise AssertionError("unreachable")
+
+
+def is_conflict(error: BaseException) -> bool:
+    name = type(error).__name__
+    java = getattr(error, "java_exception", None)
+    return UNFINISHED in str(error) or any(
+        c in name or (java is not None and c in java.getClass().getName()) for c in CONFLICTS
+    )
+
+
+def _committed(files: JavaObject, log: JavaObject) -> bool:
+    return bool(files.globStatus(log.suffix("/[0-9]*")))
+
+
+def _clear_abandoned(files: JavaObject, log: JavaObject) -> None:
+    """Remove a log folder whose writer was killed before the table's first commit.
+
+    Delta would refuse to create the table for ever. Only what was listed is removed and folders only
+    when empty, so a commit that comes in between stays.
+    """
+    if not files.exists(log):
+        return
+    parts = list(files.listStatus(log))
+    newest = max(part.getModificationTime() for part in (*parts, files.getFileStatus(log))) / 1000
+    if _committed(files, log) or time.time() - newest < ABANDONED_AFTER:
+        return
+    for part in parts:
+        files.delete(part.getPath(), False)
+    files.delete(log, False)
+
+
+def _select(table: Table, rows: DataFrame) -> DataFrame:
+    missing = [c for c in table.schema.names if c not in rows.columns]
+    if missing:
+        raise LakeError(f"table {table.name} wants columns {table.schema.names}, got {rows.columns}: lacks {missing}")
+    return rows.select(*(rows[f.name].cast(f.dataType).alias(f.name) for f in table.schema.fields))
+
+
+def _explained(what: str, action: Callable[[], T]) -> T:
+    try:
+        return action()
+    except LakeError:
+        raise
+    except Exception as error:
+        raise LakeError(f"cannot {what}: {first_line(error)}") from error

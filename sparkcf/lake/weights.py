@@ -1,0 +1,31 @@
+"""The weights of published and other runs, for models that need more than factors to fold users in.
+
+_models/RUN_ID/weights.safetensors, weights.json      under the lake's root
+"""
+
+from __future__ import annotations
+
+from sparkcf.errors import LakeError
+from sparkcf.models.contract import Arrays
+from sparkcf.lake.folder import Folder
+from sparkcf.lake.arrays import Shapes, read_arrays, write_arrays
+
+NAME = "weights"
+
+
+def write_state(root: str, run_id: str, state: Arrays) -> None:
+    """Write a run's weights. Raises LakeError where the lake's files cannot be written but by Spark."""
+    try:
+        write_arrays(Folder(_address(root, run_id)), NAME, state, {"run_id": run_id})
+    except OSError as error:
+        first = str(error).splitlines()[0]
+        raise LakeError(f"the weights of run {run_id} cannot be written under {root}: {first}") from None
+
+
+def read_state(root: str, run_id: str, shapes: Shapes) -> Arrays:
+    """A run's weights. Raises LakeError for what is missing, damaged or of other shapes."""
+    return read_arrays(Folder(_address(root, run_id)), NAME, shapes)[0]
+
+
+def _address(root: str, run_id: str) -> str:
+    return f"{root}/_models/{run_id}"

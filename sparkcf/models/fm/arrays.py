@@ -1,0 +1,168 @@
+"""A factorization machine fitted in this process, for notebooks, tests and small data."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from sparkcf.config.models import FMConfig
+from sparkcf.kernels.fm import predict_rows
+from sparkcf.models.als.sweeps import in_threads
+from sparkcf.models.fm.links import answers
+from sparkcf.models.fm.rows import Field, FMPlan, FMRows, make_plan, part_starts
+from sparkcf.models.fm.sweeps import Sample, train_fm
+from sparkcf.training.gang import Alone
+
+F32 = NDArray[np.float32]
+F64 = NDArray[np.float64]
+I32 = NDArray[np.int32]
+I64 = NDArray[np.int64]
+
+
+@dataclass(frozen=True)
+class FMData:
+    """Rows in this process: `users`, `items` int32 (n,), `y` float32 (n,), and what the other fields have as
+    compressed rows: `ptr` int64 (n + 1,), `feat` int32 into the fields other than user and item, one after the other,
+    `val` float32."""
+
+    users: I32
+    items: I32
+    y: F32
+    ptr: I64
+    feat: I32
+    val: F32
+
+    @classmethod
+    def of_pairs(cls, users: NDArray[Any], items: NDArray[Any], y: NDArray[Any]) -> FMData:
+        """Rows of a user and an item, and nothing else."""
+        nothing = np.zeros(len(y) + 1, np.int64), np.empty(0, np.int32), np.empty(0, np.float32)
+        return cls(users.astype(np.int32), items.astype(np.int32), y.astype(np.float32), *nothing)
+
+
+@dataclass(frozen=True)
+class FMFit:
+    """A fit in this process: its samples as w_0 and the table of all features, field after field, float32 (m, k + 1),
+    [v_j, w_j] each; `log` has an entry a sweep."""
+
+    plan: FMPlan
+    samples: list[tuple[float, F32]]
+    log: list[dict[str, Any]]
+
+    def predict(self, data: FMData) -> tuple[F64, F64]:
+        """Values or probabilities of rows, and their standard deviation over the samples; float64 (n,). Indices from
+        the field's size on, and below 0, are unseen: they add nothing."""
+        return predicted(self.samples, *entries_of(data, self.plan), self.plan)
+
+    def scorer(self, candidates: Callable[[slice], FMData]) -> Callable[[slice], F32]:
+        """A `score_block` for `kernels.topk.rank_scores`, where the context differs from item to item.
+
+        Parameters
+        ----------
+        candidates : gives a slice of the users their rows with every item, user after user.
+        """
+
+        def score_block(users: slice) -> F32:
+            values, _ = self.predict(candidates(users))
+            return values.astype(np.float32).reshape(users.stop - users.start, -1)
+
+        return score_block
+
+
+def fit_fm_arrays(
+    data: FMData,
+    fields: tuple[Field, ...],
+    n_users: int,
+    n_items: int,
+    config: FMConfig,
+    seed: int,
+    threads: int = 1,
+    heard: Callable[[dict[str, Any]], None] | None = None,
+) -> FMFit:
+    """Fit in this process.
+
+    Parameters
+    ----------
+    fields : all fields in the order of their tables; those with a `side` take their features from users and items.
+    """
+    plan = make_plan(config, fields, n_users, n_items, seed, threads)
+    if config.learner == "sgd":
+        return _descended(data, plan, heard)
+    key = np.arange(len(data.y), dtype=np.int64)
+    rest = (data.y, key, data.ptr, data.feat, data.val)
+    rows = [FMRows(data.users, data.items, *rest), FMRows(data.items, data.users, *rest)]
+    samples, log = train_fm(rows, plan, Alone(heard))
+    return FMFit(plan, [(sample.w0, whole_table(sample, plan)) for sample in samples], log)
+
+
+def _descended(data: FMData, plan: FMPlan, heard: Callable[[dict[str, Any]], None] | None) -> FMFit:
+    from sparkcf.models.fm.sgd import descend, examples_of
+
+    w0, table, log = descend(examples_of(data, plan), plan, heard or (lambda entry: None))
+    users, items = part_starts(plan)
+    own = [table[start : start + size] for start, size in zip((users, items), plan.sizes, strict=True)]
+    sample = Sample(w0, 1.0, [*own], table[:users], [])
+    return FMFit(plan, [(w0, whole_table(sample, plan))], log)
+
+
+def whole_table(sample: Sample, plan: FMPlan) -> F32:
+    """The table of all features of a sample of a gang of one, field after field."""
+    parts = []
+    for f, start in zip(plan.fields, plan.starts(), strict=True):
+        own = None if f.side is None else sample.own[f.side]
+        parts.append(sample.everywhere[start : start + f.size] if own is None else own)
+    return np.concatenate(parts)
+
+
+def entries_of(data: FMData, plan: FMPlan) -> tuple[tuple[I64, I32, F32], NDArray[np.int16]]:
+    """Rows as `rowptr`, `feat`, `val` into the table of all features, and the field of each of its features."""
+    n, begin = len(data.y), 0
+    fields = np.concatenate([np.full(f.size, number, np.int16) for number, f in enumerate(plan.fields)])
+    rows, feats, vals = [], [], []
+    everywhere = np.zeros(plan.everywhere + 1, np.int32)
+    for f, start in zip(plan.fields, plan.starts(), strict=True):
+        if f.side is None:
+            everywhere[start : start + f.size] = np.arange(begin, begin + f.size)
+        else:
+            index = (data.users, data.items)[f.side]
+            known = np.flatnonzero((index >= 0) & (index < f.size))
+            rows.append(known)
+            feats.append(begin + index[known])
+            vals.append(np.ones(len(known), np.float32))
+        begin += f.size
+    seen = np.flatnonzero((data.feat >= 0) & (data.feat < plan.everywhere))
+    rows.append((np.searchsorted(data.ptr, seen, side="right") - 1).astype(np.int64))
+    feats.append(everywhere[data.feat[seen]])
+    vals.append(data.val[seen])
+    row = np.concatenate(rows)
+    order = np.argsort(row, kind="stable")
+    rowptr = np.concatenate([[0], np.cumsum(np.bincount(row, minlength=n))]).astype(np.int64)
+    return (rowptr, np.concatenate(feats)[order].astype(np.int32), np.concatenate(vals)[order]), fields
+
+
+def predicted(
+    samples: Sequence[tuple[float, F32]], entries: tuple[I64, I32, F32], fields: NDArray[np.int16], plan: FMPlan
+) -> tuple[F64, F64]:
+    """Mean and standard deviation over the samples of predicted values (regression) or probabilities, float64 (n,).
+
+    Parameters
+    ----------
+    samples : w_0 and the table of all features, field after field, float32 (m, k + 1), of each.
+    entries : rowptr, feat, val of the rows; fields : int16 (m,) of the features.
+    """
+    n = len(entries[0]) - 1
+    total, squares, out = np.zeros(n), np.zeros(n), np.empty(n)
+    for w0, table in samples:
+
+        def share(thread: int, table: F32 = table, w0: float = w0) -> None:
+            predict_rows(*entries, table, fields, plan.pairs, w0, thread, plan.threads, out)
+
+        in_threads(plan.threads, share)
+        values = answers(out, plan.config)
+        total += values
+        squares += values**2
+    mean = total / len(samples)
+    return mean, np.sqrt(np.maximum(squares / len(samples) - mean**2, 0.0))

@@ -1,0 +1,203 @@
+"""A factorization machine's samples folded into one vector a user and one an item, whose inner product is a(x).
+
+With the user's fields U and the item's fields I, a(x) = w_0 + b_U + b_I + sum_{f in U, g in I, pair} <s_f, s_g>, where
+s_f sums a field's vectors and b_U, b_I what happens among the fields of one side. Fields of the item that interact
+with the same fields of the user share a part, so for every sample
+
+    user = [sum_{f paired with part 1} s_f, part 2, …, w_0 + b_U, 1] / samples
+    item = [sum_{g in part 1} s_g,          part 2, …, 1,       b_I]
+
+and the inner product of all samples' pieces side by side is the mean of a(x). Top-K is that of every other model.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+from scipy.sparse import csr_matrix
+
+from sparkcf.config.models import FMConfig
+from sparkcf.models.fm.links import working_rows
+from sparkcf.models.fm.rows import Field, FMPlan
+from sparkcf.training.blocks import ITEM, USER
+
+F32 = NDArray[np.float32]
+Entries = tuple[NDArray[np.int64], NDArray[np.int32], F32]
+EM_STEPS = 10
+
+
+def parts_of(config: FMConfig) -> list[tuple[list[str], list[str]]]:
+    """For each part of the vectors: the item's fields whose vectors it sums, and the user's."""
+    items = [f.name for f in config.fields if f.side == "item"]
+    users = [f.name for f in config.fields if f.side != "item"]
+    parts: dict[tuple[str, ...], list[str]] = {}
+    for item in items:
+        met = tuple(user for user in users if config.interacting(user, item))
+        if met:
+            parts.setdefault(met, []).append(item)
+    return [(summed, list(met)) for met, summed in parts.items()]
+
+
+def sample_width(config: FMConfig) -> int:
+    """Numbers of one sample in a vector."""
+    return len(parts_of(config)) * config.rank + 2
+
+
+def sample_count(config: FMConfig) -> int:
+    return max(1, len(config.kept_sweeps()))
+
+
+def folded(
+    side_is_item: bool,
+    own: F32 | None,
+    entries: Entries,
+    w0: NDArray[np.float64],
+    everywhere: F32,
+    plan: FMPlan,
+) -> F32:
+    """Vectors of some users or items, float32 (n, samples * sample_width).
+
+    Parameters
+    ----------
+    own : (n, samples, k + 1), the parameters of their ids; zeros where an id was not in training; None: no such field.
+    entries : indptr (n + 1,), feat, val: their other features, numbered from 0 over the fields that stand everywhere.
+    everywhere : (samples, m, k + 1), these fields' parameters. w0 : of each sample.
+    """
+    config, n = plan.config, len(entries[0]) - 1
+    samples, k = len(w0), config.rank
+    out = np.empty((n, samples, sample_width(config)), np.float32)
+    here = [number for number, f in enumerate(plan.fields) if f.of_item == side_is_item]
+    indptr, feat, val = entries
+    whole = csr_matrix((val.astype(np.float64), feat, indptr), shape=(n, plan.everywhere))
+    for s in range(samples):
+        sums, bias = {}, np.zeros(n)
+        for number in here:
+            f, start = plan.fields[number], plan.starts()[number]
+            if f.side is not None:
+                table = np.zeros((n, k + 1)) if own is None else own[:, s].astype(np.float64)
+                sums[number], weights, squares = table[:, :k], table[:, k], np.square(table[:, :k]).sum(axis=1)
+            else:
+                table = everywhere[s, start : start + f.size].astype(np.float64)
+                part = whole[:, start : start + f.size]
+                sums[number], weights = part @ table[:, :k], part @ table[:, k]
+                squares = part.power(2) @ np.square(table[:, :k]).sum(axis=1)
+            bias += weights
+            if plan.pairs[number, number]:
+                bias += 0.5 * (np.square(sums[number]).sum(axis=1) - squares)
+        for at, p in enumerate(here):
+            for q in here[:at]:
+                if plan.pairs[p, q]:
+                    bias += np.einsum("nk,nk->n", sums[p], sums[q])
+        by_name = {plan.fields[number].name: total for number, total in sums.items()}
+        for place, (items, users) in enumerate(parts_of(config)):
+            summed = sum((by_name[name] for name in (items if side_is_item else users)), np.zeros((n, k)))
+            out[:, s, place * k : (place + 1) * k] = summed
+        out[:, s, -2] = 1.0 if side_is_item else w0[s] + bias
+        out[:, s, -1] = bias if side_is_item else 1.0
+    if not side_is_item:
+        out /= samples
+    return out.reshape(n, samples * sample_width(config))
+
+
+def unknown_vectors(w0: NDArray[np.float64], config: FMConfig) -> tuple[F32, F32]:
+    """The vectors of a user and of an item of whom nothing is known, float32 (samples * sample_width,) each."""
+    user, item = (np.zeros((len(w0), sample_width(config)), np.float32) for _ in range(2))
+    user[:, -2], user[:, -1], item[:, -2] = w0, 1.0, 1.0
+    return (user / len(w0)).reshape(-1), item.reshape(-1)
+
+
+def without_biases(vectors: F32, config: FMConfig) -> F32:
+    """Vectors (n, samples * sample_width) with nothing but what interacts: for likeness between items."""
+    n, samples, width = len(vectors), sample_count(config), sample_width(config)
+    pieces = vectors.reshape(n, samples, width)[:, :, :-2]
+    return np.ascontiguousarray(pieces).reshape(n, samples * (width - 2))
+
+
+def fold_in_fm(
+    rows: Entries, items: F32, state: dict[str, NDArray[Any]], config: FMConfig, features: Entries | None = None
+) -> F32:
+    """Vectors of users who were not in training, float32 (n, samples * sample_width), every sample's items fixed.
+
+    The id's (v, w) is the mean of its Gaussian conditional given the user's rows, as in training; where labels are
+    classified, with the latent variables at their means, by a few steps of expectation and maximisation.
+
+    Parameters
+    ----------
+    rows : indptr, indices, values over the items. items : (m, samples * sample_width). state : see `frames.Learned`.
+    features : indptr, feat, val, what the users have beside their ids; None: their histories.
+    """
+    indptr, indices, values = rows
+    n, k, samples = len(indptr) - 1, config.rank, len(state["w0"])
+    plan = _plan_of(state, config, len(items))
+    entries = features or _histories(indptr, indices, plan)
+    everywhere = state["everywhere"].astype(np.float32)
+    own = np.zeros((n, samples, k + 1), np.float32)
+    name = next((f.name for f in config.fields if f.of == "user"), None)
+    if name is not None:
+        rest = (
+            folded(False, own, entries, state["w0"], everywhere, plan).reshape(n, samples, sample_width(config))
+            * samples
+        )
+        context = _own_side(name, entries, everywhere, plan)
+        met = [place for place, (_, users) in enumerate(parts_of(config)) if name in users]
+        pieces = items.reshape(len(items), samples, -1)
+        for s in range(samples):
+            parts = pieces[:, s, :-2].reshape(len(items), -1, k)[:, met].sum(axis=1, dtype=np.float64)
+            precision, mean, noise = state["precision"][s], state["mean"][s], float(state["noise_precision"][s])
+            for user in np.flatnonzero(np.diff(indptr)):
+                mine = slice(indptr[user], indptr[user + 1])
+                seen = indices[mine]
+                h = np.column_stack([parts[seen] + context[user, s], np.ones(len(seen))])
+                left = pieces[seen, s].astype(np.float64) @ rest[user, s].astype(np.float64)
+                theta = mean
+                for _ in range(EM_STEPS if config.task == "classification" else 1):
+                    y, weights = working_rows(values[mine], left + h @ theta, config)
+                    scaled = noise * weights[:, None] * h
+                    right = scaled.T @ (y - left) + precision * mean
+                    theta = np.linalg.lstsq(scaled.T @ h + np.diag(precision), right, rcond=None)[0]
+                own[user, s] = theta
+    return folded(False, own, entries, state["w0"], everywhere, plan)
+
+
+def fm_state_shapes(fields: tuple[Field, ...], config: FMConfig) -> dict[str, tuple[int, ...]]:
+    """The arrays of a fit's state, see `frames.Learned`."""
+    samples, width = sample_count(config), config.rank + 1
+    everywhere = sum(f.size for f in fields if f.side is None)
+    one, prior = (samples,), (samples, width)
+    common = {"w0": one, "noise_precision": one, "precision": prior, "mean": prior}
+    of_fields = {"sizes": (len(fields),), "scales": (len(fields), 2)}
+    return common | of_fields | {"everywhere": (samples, everywhere, width)}
+
+
+def _plan_of(state: dict[str, NDArray[Any]], config: FMConfig, n_items: int) -> FMPlan:
+    fields = tuple(
+        Field(f.name, int(size), side={"user": USER, "item": ITEM}.get(f.of), of_item=f.side == "item")
+        for f, size in zip(config.fields, state["sizes"], strict=True)
+    )
+    names = [f.name for f in fields]
+    pairs = np.array([[config.interacting(one, other) for other in names] for one in names])
+    return FMPlan(config, fields, pairs, 0, n_items, 0, 1)
+
+
+def _histories(indptr: NDArray[np.int64], indices: NDArray[np.int32], plan: FMPlan) -> Any:
+    """The users' other features, as `features.features_of` makes them of pairs."""
+    listed = [start for f, start in zip(plan.config.fields, plan.starts(), strict=True) if f.of == "history"]
+    if not listed:
+        return np.zeros(len(indptr), np.int64), np.empty(0, np.int32), np.empty(0, np.float32)
+    counts = np.diff(indptr)
+    return indptr, (indices + listed[0]).astype(np.int32), np.repeat(1 / np.sqrt(np.maximum(counts, 1)), counts)
+
+
+def _own_side(name: str, entries: Any, everywhere: F32, plan: FMPlan) -> NDArray[np.float64]:
+    """What the user's id interacts with among the user's own fields, (n, samples, k)."""
+    indptr, feat, val = entries
+    n, (samples, m, width) = len(indptr) - 1, everywhere.shape
+    whole = csr_matrix((np.asarray(val, np.float64), feat, indptr), shape=(n, m))
+    out = np.zeros((n, samples, width - 1))
+    for f, start in zip(plan.fields, plan.starts(), strict=True):
+        if f.side is None and not f.of_item and plan.config.interacting(name, f.name):
+            for s in range(samples):
+                out[:, s] += whole[:, start : start + f.size] @ everywhere[s, start : start + f.size, :-1]
+    return out

@@ -1,0 +1,302 @@
+"""The fields of a factorization machine: which features users, items, moments and so rows have.
+
+    users, the dictionary ──▶ user features ─┐
+    items, the dictionary ──▶ item features ─┼▶ rows: user_idx, item_idx, value, key, feat, val
+    pairs ──▶ what their moment has ─────────┘
+
+Features of a field that stands at every worker are numbered from where the field begins (`FMPlan.starts`). Texts have
+their numbers from the table `features`, which only grows, so that a number means the same for ever.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+from pyspark.sql import Column, DataFrame, SparkSession, Window
+from pyspark.sql import functions as F
+
+from sparkcf.config.models import FMField
+from sparkcf.config.root import Config
+from sparkcf.errors import ConfigError
+from sparkcf.lake.ids import register
+from sparkcf.lake.schemas import TABLES
+from sparkcf.lake.tables import LakeTables
+from sparkcf.models.contract import Context
+from sparkcf.models.fm.rows import Field
+from sparkcf.training.blocks import ITEM, USER
+
+SEVERAL = ("categories", "history")  # kinds of fields of which a row may have several features
+CLOCK = {"hour": 24, "weekday": 7}  # kinds of fields that the timestamp tells, in UTC; weekday 0 is Monday
+ENTRY = "struct<feat: int, val: float>"
+
+Scales = NDArray[np.float64]  # (fields, 2): what is taken off a field's number, and what it is divided by
+
+
+@dataclass(frozen=True)
+class Features:
+    """The fields in the configuration's order, and what has which features, arrays of (feat, val).
+
+    `user`: user_idx, features; `serving`: the same with those of the moment that vectors are made for; `item`:
+    item_idx, features. `in_context` adds to pairs a column `moment`, what theirs has, and `unknown`, how many of its
+    values have no number.
+    """
+
+    fields: tuple[Field, ...]
+    user: DataFrame
+    serving: DataFrame
+    item: DataFrame
+    in_context: Callable[[DataFrame], DataFrame]
+    scales: Scales
+
+
+def register_values(tables: LakeTables, config: Config) -> None:
+    """Give numbers to the texts in the tables that the dictionary does not have yet."""
+    wanted = {f.dictionary: f for f in config.fm.fields if f.dictionary}
+    for name, field in sorted(wanted.items()):
+        if tables.version(field.table) < 0:
+            continue
+        texts = F.explode("categories") if field.of == "categories" else _text_of(field)
+        found = tables.read(field.table).select(texts.alias("value")).where("value IS NOT NULL").distinct()
+        named = found.select(
+            F.concat(F.lit(f"{name}="), "value").alias("feature"),
+            F.lit(None).cast("timestamp").alias("first_seen"),
+            F.lit(name).alias("field"),
+            "value",
+        )
+        register(tables, "features", named)
+
+
+def features_of(
+    pairs: DataFrame, n_users: int, n_items: int, config: Config, context: Context, scales: Scales | None = None
+) -> Features:
+    """The features of all users and items that there are; where no table of them is at hand, of those in the pairs.
+
+    Parameters
+    ----------
+    pairs : user_idx, item_idx, value and, for fields of the moment, see `preferences.pairs`; what a user's history is
+        made of. context : `users`, `items` and `dictionary`, where the fields need them. scales : of a fit; None: made
+        anew.
+
+    Raises
+    ------
+    ConfigError
+        A field needs what the tables do not have.
+    """
+    return _Encoding(pairs, n_users, n_items, config, context, scales).features()
+
+
+def fields_of(config: Config, n_users: int, n_items: int, dictionary: DataFrame | None) -> tuple[Field, ...]:
+    """The fields in the configuration's order, with the number of their features."""
+    sizes = {"user": n_users, "item": n_items, "history": n_items, "previous": n_items, "number": 1, **CLOCK}
+    fields = []
+    for f in config.fm.fields:
+        size = sizes.get(f.of)
+        if size is None:
+            size = 0 if dictionary is None else dictionary.where(F.col("field") == f.dictionary).count()
+        side = {"user": USER, "item": ITEM}.get(f.of)
+        fields.append(Field(f.name, size, f.of in SEVERAL, side, f.side == "item"))
+    return tuple(fields)
+
+
+class _Encoding:
+    """Makes the columns of one feature array after the other."""
+
+    def __init__(
+        self,
+        pairs: DataFrame,
+        n_users: int,
+        n_items: int,
+        config: Config,
+        context: Context,
+        scales: Scales | None,
+    ) -> None:
+        self.pairs, self.config, self.context = pairs, config, context
+        self.fields = fields_of(config, n_users, n_items, context.dictionary)
+        self.scales = np.tile([0.0, 1.0], (len(self.fields), 1)) if scales is None else scales
+        self.fitting = scales is None
+
+    def features(self) -> Features:
+        told_of_users = any(f.side == "user" and f.of in ("attribute", "number") for f in self.config.fm.fields)
+        # Without attributes nothing is known of a user who has no pairs.
+        users = self.context.users if told_of_users else None
+        users = self.pairs.select("user_idx").distinct() if users is None else users
+        items = self.pairs.select("item_idx").distinct() if self.context.items is None else self.context.items
+        frames = {"user": users, "item": items}
+        columns: dict[str, list[Column]] = {"user": [], "item": [], "context": []}
+        served: list[Column] = []
+        for number, (f, begin) in enumerate(zip(self.config.fm.fields, self._starts(), strict=True)):
+            if f.of in ("user", "item"):
+                continue
+            if f.side == "context":
+                self._check(f, number, self.pairs)
+                frames["user"], moment = self._served(frames["user"], f, number)
+                served.append(_shifted(moment, begin))
+            else:
+                self._check(f, number, frames[f.side])
+                frames[f.side] = self._with_field(frames[f.side], f, number)
+                columns[f.side].append(_shifted(F.col(_named(f)), begin))
+        return Features(
+            self.fields,
+            _joined(frames["user"], ("user_idx",), columns["user"], "features"),
+            _joined(frames["user"], ("user_idx",), [*columns["user"], *served], "features"),
+            _joined(frames["item"], ("item_idx",), columns["item"], "features"),
+            self.in_context,
+            self.scales,
+        )
+
+    def in_context(self, pairs: DataFrame) -> DataFrame:
+        names, columns, unknown = tuple(pairs.columns), [], F.lit(0)
+        for number, (f, begin) in enumerate(zip(self.config.fm.fields, self._starts(), strict=True)):
+            if f.side == "context":
+                pairs = self._with_field(pairs, f, number)
+                columns.append(_shifted(F.col(_named(f)), begin))
+                if f.dictionary:
+                    unknown += (_text_of(f).isNotNull() & F.col(_named(f)).isNull()).cast("int")
+        return _joined(pairs, (*names,), [*columns], "moment", unknown.alias("unknown"))
+
+    def _starts(self) -> list[int]:
+        sizes = [0 if f.side is not None else f.size for f in self.fields]
+        return [sum(sizes[:number]) for number in range(len(sizes))]
+
+    def _check(self, f: FMField, number: int, frame: DataFrame) -> None:
+        """Whether there is anything to make the field of; where it is fitted, its scale."""
+        if f.of == "number":
+            if f.table != "interactions" and getattr(self.context, f.table) is None:
+                raise ConfigError(f"fm.fields: {f.name} is a number of {f.table}, and there is no table of them here")
+            if not self.fitting:
+                return
+            value = _number_of(f)
+            mean, sd, n = frame.agg(F.avg(value), F.stddev_pop(value), F.count(value)).first()
+            if not n:
+                raise ConfigError(f"fm.fields: no {f.whose} has a number {f.column!r}: give it in {f.source_key}")
+            self.scales[number] = mean, sd or 1.0
+        elif f.dictionary:
+            if self.context.dictionary is None or (f.side != "context" and getattr(self.context, f.table) is None):
+                raise ConfigError(
+                    f"fm.fields: {f.name} is of {f.column or f.of}, and there is no table of {f.table} here"
+                )
+            if not self.fields[number].size:
+                raise ConfigError(
+                    f"fm.fields: no {f.whose} has {f.column or f.of}: give it in {f.source_key}, or drop {f.name}"
+                )
+
+    def _with_field(self, frame: DataFrame, f: FMField, number: int) -> DataFrame:
+        """The frame with the field's features as a column; null where it has none."""
+        if f.of == "history":
+            return frame.join(_histories(self.pairs, _named(f)), on="user_idx", how="left")
+        if f.of == "categories":
+            return _with_categories(frame, f, self._known(f))
+        if f.of == "attribute":
+            known = F.broadcast(self._known(f).withColumnRenamed("value", "_text").withColumnRenamed("feat", "_feat"))
+            joined = frame.join(known, on=_text_of(f) == F.col("_text"), how="left")
+            return joined.withColumn(_named(f), _one(F.col("_feat"))).drop("_text", "_feat")
+        return frame.withColumn(_named(f), self._told(f, number))
+
+    def _told(self, f: FMField, number: int) -> Column:
+        """What a row itself tells of a field."""
+        if f.of == "number":
+            mean, sd = map(float, self.scales[number])
+            return _one(F.lit(0), (_number_of(f) - F.lit(mean)) / F.lit(sd), present=_number_of(f))
+        if f.of == "previous":
+            return _one(F.col("previous"))
+        return _one(F.hour("ts") if f.of == "hour" else F.weekday("ts"))
+
+    def _served(self, users: DataFrame, f: FMField, number: int) -> tuple[DataFrame, Column]:
+        """The field's features in the moment that vectors are made for."""
+        if f.of == "previous":  # every user's own last item
+            last = F.max(F.struct("ts", "item_idx"))["item_idx"].alias(_named(f))
+            return users.join(self.pairs.groupBy("user_idx").agg(last), on="user_idx", how="left"), _one(
+                F.col(_named(f))
+            )
+        told = self.config.fm.context.get(f.name)
+        if told is None:
+            return users, F.lit(None).cast(f"array<{ENTRY}>")
+        if f.of == "attribute":
+            row = self._known(f).where(F.col("value") == (told if isinstance(told, str) else f"{told:g}")).first()
+            if row is None:
+                raise ConfigError(f"fm.context.{f.name}={told!r} is no value of {f.dictionary} that was ever seen")
+            return users, _one(F.lit(row["feat"]))
+        if f.of == "number":
+            mean, sd = self.scales[number]
+            return users, _one(F.lit(0), F.lit((float(told) - mean) / sd))
+        return users, _one(F.lit(int(told)))
+
+    def _known(self, f: FMField) -> DataFrame:
+        assert self.context.dictionary is not None and f.dictionary
+        return numbered(self.context.dictionary, f.dictionary)
+
+
+def _one(feat: Column, value: Column | None = None, present: Column | None = None) -> Column:
+    """An array of one entry; null where `present`, else `feat`, is null."""
+    val = F.lit(1.0) if value is None else value
+    entry = F.array(F.struct(feat.cast("int").alias("feat"), val.cast("float").alias("val")))
+    return F.when((feat if present is None else present).isNotNull(), entry)
+
+
+def _named(f: FMField) -> str:
+    return f"field_{f.name}"
+
+
+def _text_of(f: FMField) -> Column:
+    return F.col("context" if f.table == "interactions" else "attributes")[f.column]
+
+
+def _number_of(f: FMField) -> Column:
+    """null where it is missing or no finite number."""
+    number = F.col("context")[f.column].cast("double") if f.table == "interactions" else F.col("numbers")[f.column]
+    return F.when(F.abs(number) < float("inf"), number)
+
+
+def _shifted(entries: Column, begin: int) -> Column:
+    """Features numbered from where their field begins."""
+    return F.transform(entries, lambda e: F.struct((e.feat + begin).alias("feat"), e.val.alias("val")))
+
+
+def _joined(frame: DataFrame, names: tuple[str, ...], columns: list[Column], name: str, *more: Column) -> DataFrame:
+    """One array of features a row, null where a field has none left out."""
+    nothing = F.array().cast(f"array<{ENTRY}>")
+    whole = F.concat(*(F.coalesce(c, nothing) for c in columns)) if columns else nothing
+    return frame.select(*names, whole.cast(f"array<{ENTRY}>").alias(name), *more)
+
+
+def _histories(pairs: DataFrame, name: str) -> DataFrame:
+    """A user's items, each with 1 / sqrt(how many): Koren (2008), SVD++."""
+    listed = pairs.groupBy("user_idx").agg(F.sort_array(F.collect_set("item_idx")).alias("list"))
+    weight = (1 / F.sqrt(F.size("list"))).cast("float")
+    entry = F.transform("list", lambda item: F.struct(item.cast("int").alias("feat"), weight.alias("val")))
+    return listed.select("user_idx", entry.alias(name))
+
+
+def _with_categories(items: DataFrame, f: FMField, known: DataFrame) -> DataFrame:
+    """An item's values by their numbers; one that the dictionary does not have adds nothing."""
+    exploded = items.select("item_idx", F.explode(F.array_distinct("categories")).alias("value"))
+    one = F.struct(F.col("feat"), F.lit(1.0).cast("float").alias("val"))
+    listed = exploded.join(known, on="value", how="inner").groupBy("item_idx")
+    return items.join(listed.agg(F.sort_array(F.collect_list(one)).alias(_named(f))), on="item_idx", how="left")
+
+
+def numbered(dictionary: DataFrame, field: str) -> DataFrame:
+    """value, feat: the field's values in the order in which they came into the dictionary."""
+    order = F.row_number().over(Window.partitionBy("field").orderBy("feature_idx")) - 1
+    return dictionary.where(F.col("field") == field).select("value", order.cast("int").alias("feat"))
+
+
+def no_values(spark: SparkSession) -> DataFrame:
+    """An empty dictionary."""
+    return spark.createDataFrame([], TABLES["features"].schema)
+
+
+def rows_of(pairs: DataFrame, features: Features) -> DataFrame:
+    """Pairs with what their user, item and moment have: user_idx, item_idx, value, key, feat, val."""
+    empty = F.array().cast(f"array<{ENTRY}>")
+    user = features.user.withColumnRenamed("features", "user_features")
+    item = features.item.withColumnRenamed("features", "item_features")
+    joined = features.in_context(pairs).join(user, on="user_idx", how="left").join(item, on="item_idx", how="left")
+    whole = F.concat(*(F.coalesce(name, empty) for name in ("user_features", "item_features", "moment")))
+    key = F.xxhash64("user_idx", "item_idx")
+    return joined.select(
+        "user_idx", "item_idx", "value", key.alias("key"), whole.feat.alias("feat"), whole.val.alias("val")
+    )

@@ -1,0 +1,157 @@
+"""What a fit has learned as frames: users and items folded into factors, pairs in their moments, every feature.
+
+learned (kind, idx, factor) ⋈ features ──▶ idx, factor, bias          (`sparkcf.models.fm.factors` says how)
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+from pyspark.sql import DataFrame
+from pyspark.sql import functions as F
+from pyspark.sql.types import ArrayType, FloatType, StructField, StructType
+
+from sparkcf.data.shared import SharedArrays
+from sparkcf.models.als.fit import vectors_to_arrow
+from sparkcf.models.contract import Arrays
+from sparkcf.models.fm.factors import Entries, folded
+from sparkcf.models.fm.features import ENTRY, Features
+from sparkcf.models.fm.rows import FMPlan
+from sparkcf.ranking.topk import vectors_of
+from sparkcf.training.blocks import KINDS, USER
+
+F64 = NDArray[np.float64]
+BATCH = 2_000  # vectors in an Arrow batch
+FEATURES = "field string, feature_idx int, factor array<float>, bias float, samples array<float>"
+
+
+@dataclass(frozen=True)
+class Learned:
+    """What a learner gives, before it is folded.
+
+    `kept`: persisted, kind (user, item, everywhere), idx and factor, the feature's [v, w] of all samples side by side.
+    `state`: w0 and noise_precision (samples,), precision and mean of the users' prior (samples, k + 1), everywhere
+    (samples, m, k + 1).
+    """
+
+    kept: DataFrame
+    log: list[dict[str, Any]]
+    state: Arrays
+
+    def own(self, kind: str) -> DataFrame:
+        """KIND_idx, own: the parameters of the ids of one side."""
+        return self.kept.where(F.col("kind") == kind).select(
+            F.col("idx").alias(f"{kind}_idx"), F.col("factor").alias("own")
+        )
+
+
+def folded_side(
+    own: DataFrame, kind: str, features: DataFrame, w0: F64, everywhere: SharedArrays, plan: FMPlan
+) -> DataFrame:
+    """idx, factor, bias of all users or items that have features. own : KIND_idx, own, of their ids."""
+    rows = features.join(own, on=f"{kind}_idx", how="left").withColumnRenamed(f"{kind}_idx", "idx")
+    factors = _folded_rows(rows, ("idx",), kind == "item", w0, everywhere, plan)
+    return factors.withColumn("bias", F.lit(0.0).cast("float"))
+
+
+def folded_in_context(
+    pairs: DataFrame, own: DataFrame, features: Features, w0: F64, everywhere: SharedArrays, plan: FMPlan
+) -> DataFrame:
+    """Pairs with `factor`, the vector of their user in their moment; `known_user`; and `unknown`, values of the moment
+    that have no number.
+
+    Parameters
+    ----------
+    pairs : user_idx and what the moment is read from, see `preferences.in_their_moments`. own : user_idx, own.
+    """
+    names = [name for name in pairs.columns if name not in ("ts", "context", "previous")]
+    users = features.user.join(own, on="user_idx", how="full").withColumn("known_user", F.lit(True))
+    rows = features.in_context(pairs).join(users, on="user_idx", how="left")
+    nothing = F.array().cast(f"array<{ENTRY}>")
+    whole = rows.withColumn("features", F.concat(F.coalesce("features", nothing), "moment"))
+    known = whole.withColumn("known_user", F.coalesce("known_user", F.lit(False)))
+    return _folded_rows(known, (*names, "known_user", "unknown"), False, w0, everywhere, plan)
+
+
+def _folded_rows(
+    rows: DataFrame, names: tuple[str, ...], of_item: bool, w0: F64, everywhere: SharedArrays, plan: FMPlan
+) -> DataFrame:
+    """Some columns, and `factor`, of rows that have `features` and `own`."""
+    has_ids = any(f.side is not None and f.of_item == of_item for f in plan.fields)
+    width = (len(w0), plan.config.rank + 1)
+
+    def work(batches: Iterable[Any]) -> Iterator[Any]:
+        import pyarrow as pa
+
+        (table,) = everywhere.open()
+        for batch in batches:
+            for first in range(0, batch.num_rows, BATCH):
+                part = batch.slice(first, BATCH)
+                entries = entries_of_column(part.column("features"))
+                ids = None
+                if has_ids:
+                    ids = vectors_of(part.column("own"), width[0] * width[1])[1].reshape(-1, *width)
+                vectors = folded(of_item, ids, entries, w0, table, plan)
+                columns = [*(part.column(name) for name in names), vectors_to_arrow(vectors)]
+                yield pa.RecordBatch.from_arrays(columns, names=[*names, "factor"])
+
+    selected = rows.select(*names, "features", "own")
+    factor = StructField("factor", ArrayType(FloatType()))
+    return selected.mapInArrow(work, StructType([*selected.select(*names).schema.fields, factor]))
+
+
+def feature_factors(learned: Learned, plan: FMPlan) -> DataFrame:
+    """FEATURES of every feature: the means over the samples, and the samples where predicting needs them."""
+    names = np.array([f.name for f in plan.fields], object)
+    starts = [(start, number) for number, start in enumerate(plan.starts()) if start >= 0]
+    located = {KINDS[f.side]: f.name for f in plan.fields if f.side is not None}
+    samples = len(learned.state["w0"])
+    kept = {located.get(KINDS[USER])} if plan.config.contextual else set()
+
+    def work(batches: Iterable[Any]) -> Iterator[Any]:
+        import pyarrow as pa
+
+        for batch in batches:
+            if batch.num_rows == 0:
+                continue
+            idx = batch.column("idx").to_numpy()
+            flat = batch.column("factor").flatten().to_numpy(zero_copy_only=False).reshape(len(idx), -1)
+            means = flat.reshape(len(idx), samples, -1).mean(axis=1, dtype=np.float64).astype(np.float32)
+            fields = np.array([located.get(kind, "") for kind in batch.column("kind").to_pylist()], object)
+            everywhere = fields == ""
+            if everywhere.any():
+                at = np.searchsorted([start for start, _ in starts], idx[everywhere], side="right") - 1
+                fields[everywhere] = names[[starts[place][1] for place in at]]
+                idx = idx.copy()
+                idx[everywhere] -= np.array([starts[place][0] for place in at], idx.dtype)
+            whole = [row if field in kept else None for row, field in zip(flat, fields, strict=True)]
+            columns = [
+                pa.array(fields.tolist()),
+                pa.array(idx),
+                vectors_to_arrow(means[:, :-1]),
+                pa.array(means[:, -1]),
+                pa.array(whole, pa.list_(pa.float32())),
+            ]
+            yield pa.RecordBatch.from_arrays(columns, names=[part.split()[0] for part in FEATURES.split(", ")])
+
+    rows = learned.kept.where(F.col("factor").isNotNull()).select("kind", "idx", "factor")
+    return rows.mapInArrow(work, FEATURES)
+
+
+def entries_of_column(column: Any) -> Entries:
+    """An Arrow column of features as indptr, feat, val; null is a row without any."""
+    ptr = np.concatenate([[0], np.cumsum(lengths(column), dtype=np.int64)])
+    feat, val = (part.to_numpy(zero_copy_only=False) for part in column.flatten().flatten())
+    return ptr, feat.astype(np.int32), val.astype(np.float32)
+
+
+def lengths(column: Any) -> NDArray[Any]:
+    """Of the lists of an Arrow column; 0 for null."""
+    import pyarrow.compute as pc
+
+    found: NDArray[Any] = pc.list_value_length(column).fill_null(0).to_numpy(zero_copy_only=False)
+    return found

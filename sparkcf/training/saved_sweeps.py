@@ -1,0 +1,147 @@
+"""Saved sweeps: what a gang writes while it trains, and takes up again after a worker or the driver was killed.
+
+    folder/sweep-000010/worker-00000-of-00002.safetensors      factors of one worker's users and items
+    folder/sweep-000010.json                                   written last: workers, sizes, log, sha256 of each file
+
+A sweep counts when its JSON file is there. Any number of workers can take it up: row r of a side stands in the file of
+worker r mod W, at place r div W.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Callable
+from contextlib import suppress
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+from safetensors import SafetensorError
+from safetensors.numpy import load, save
+
+from sparkcf.errors import ConfigError
+from sparkcf.lake.folder import Folder
+from sparkcf.training.blocks import KINDS, row_ids
+from sparkcf.training.gang import Gang
+
+F32 = NDArray[np.float32]
+KEPT = 2  # sweeps: the newest may be damaged
+
+
+@dataclass(frozen=True)
+class Snapshot:
+    """Factors of a worker's users and items, float32 (n, width), and the log of the sweeps that led to them."""
+
+    factors: list[F32]
+    log: list[dict[str, Any]]
+
+
+class Snapshots:
+    """The saved sweeps in one folder.
+
+    Parameters
+    ----------
+    folder : a path or address that every worker can write: file, s3, gs or hdfs.
+
+    Raises
+    ------
+    ConfigError
+        An address that Arrow cannot write.
+    """
+
+    def __init__(self, folder: str) -> None:
+        self.folder = folder
+        try:
+            self._files = Folder(folder)
+        except ConfigError as error:
+            raise ConfigError(
+                f"progress cannot be saved in {error}; set train.progress to such a place, or save_every to 0"
+            ) from None
+
+    def save(self, gang: Gang, snapshot: Snapshot) -> str | None:
+        """Write this worker's file; the first worker then declares the sweep complete. A collective.
+
+        Returns None, or at all workers what went wrong at this one: nothing is declared then.
+        """
+        sweep = len(snapshot.log)
+        folder = f"sweep-{sweep:06}"
+        data = save(dict(zip(KINDS, snapshot.factors, strict=True)))
+        problem = self._tried(lambda: self._files.write(f"{folder}/{_worker(gang.rank, gang.size)}", data))
+        if gang.sum(np.array([problem is not None], np.int64))[0]:
+            return problem or "another worker could not write"
+        digest = np.frombuffer(hashlib.sha256(data).digest(), np.uint8)
+        digests = [d.tobytes().hex() for d in gang.exchange([digest] * gang.size)]
+        if gang.rank == 0:
+            manifest = {"workers": gang.size, "log": snapshot.log, "sha256": digests}
+            problem = self._tried(lambda: self._declare(folder, manifest))
+        return problem if gang.sum(np.array([problem is not None], np.int64))[0] else None
+
+    @staticmethod
+    def _tried(write: Callable[[], None]) -> str | None:
+        try:
+            write()
+        except OSError as error:
+            return str(error).splitlines()[0]
+        return None
+
+    def _declare(self, folder: str, manifest: dict[str, Any]) -> None:
+        self._files.write(f"{folder}.json", json.dumps(manifest).encode())
+        for old in self._sweeps()[KEPT:]:
+            self._files.delete(f"sweep-{old:06}.json")
+            self._files.delete(f"sweep-{old:06}")
+
+    def load(self, gang: Gang, sizes: tuple[int, int], width: int) -> Snapshot | None:
+        """The newest complete and undamaged sweep: this worker's rows of it. A collective.
+
+        Parameters
+        ----------
+        sizes : users and items over all workers. width : columns of a factor row.
+        """
+        mine = np.zeros(KEPT, np.int64)
+        if gang.rank == 0:
+            with suppress(OSError):  # what cannot be listed holds nothing to go on from; saving will say why
+                newest = self._sweeps()[:KEPT]
+                mine[: len(newest)] = newest
+        for sweep in gang.sum(mine):
+            if sweep == 0:
+                continue
+            found = self._read(int(sweep), gang.rank, gang.size, sizes, width)
+            if int(gang.sum(np.array([found is None], np.int64))[0]) == 0:
+                return found
+        return None
+
+    def clear(self) -> str | None:
+        """Remove all saved sweeps. Returns None, or what went wrong."""
+        return self._tried(self._files.delete)
+
+    def _sweeps(self) -> list[int]:
+        """Complete sweeps, newest first."""
+        names = [name for name in self._files.names() if name.endswith(".json")]
+        return sorted((int(n[6:-5]) for n in names if n.startswith("sweep-") and n[6:-5].isdigit()), reverse=True)
+
+    def _read(self, sweep: int, rank: int, size: int, sizes: tuple[int, int], width: int) -> Snapshot | None:
+        """One worker's rows; None where a file is missing, damaged or of other sizes."""
+        try:
+            manifest = self._files.read_json(f"sweep-{sweep:06}.json")
+            workers = int(manifest["workers"])
+            ids = [row_ids(n, rank, size) for n in sizes]
+            factors = [np.zeros((len(rows), width), np.float32) for rows in ids]
+            for worker in range(workers):
+                if workers == size and worker != rank:
+                    continue
+                data = self._files.read(f"sweep-{sweep:06}/{_worker(worker, workers)}")
+                if hashlib.sha256(data).hexdigest() != manifest["sha256"][worker]:
+                    return None
+                stored = load(data)
+                for side, name in enumerate(KINDS):
+                    theirs = ids[side] % workers == worker
+                    factors[side][theirs] = stored[name][ids[side][theirs] // workers]
+            return Snapshot(factors, list(manifest["log"]))
+        except (OSError, ValueError, KeyError, IndexError, TypeError, SafetensorError):
+            return None
+
+
+def _worker(rank: int, size: int) -> str:
+    return f"worker-{rank:05}-of-{size:05}.safetensors"

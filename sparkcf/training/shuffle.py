@@ -1,0 +1,126 @@
+"""Pairs to workers: the one shuffle by which a gang's blocks are filled, and its reading as arrays."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from typing import Any
+
+import numpy as np
+from pyspark.sql import Column, DataFrame
+from pyspark.sql import functions as F
+
+from sparkcf.training.blocks import ITEM, KINDS, USER, Parts
+from sparkcf.training.gang import numpy_columns
+
+ROW_COLUMNS = ("key", "feat", "val")  # of a factorization machine's rows, see `sparkcf.models.fm.features`
+
+
+def shuffled(pairs: DataFrame, workers: int, starts: dict[str, DataFrame] | None = None) -> DataFrame:
+    """Send every pair to the worker of its user and to that of its item; one partition a worker.
+
+    Parameters
+    ----------
+    pairs : user_idx, item_idx, value and, if it has them, weight and ROW_COLUMNS.
+    starts : by side, (idx, factor) rows to begin from; they travel in the same shuffle.
+
+    Returns
+    -------
+    DataFrame
+        kind (0 user row, 1 item row, 2 user start, 3 item start), row, col, value and, where there
+        are any, weight and vector.
+    """
+    worker = F.col("worker")
+    numbers = [name for name in ("value", "weight") if name in pairs.columns]
+    whole = [name for name in ROW_COLUMNS if name in pairs.columns]
+
+    def rows(kind: int, row: str, col: str) -> Column:
+        return F.struct(
+            F.pmod(F.col(row), F.lit(workers)).alias("worker"),
+            F.lit(kind).cast("byte").alias("kind"),
+            (F.col(row) / workers).cast("int").alias("row"),
+            F.col(col).alias("col"),
+            *(F.col(name).cast("float").alias(name) for name in numbers),
+            *(F.col(name) for name in whole),
+        )
+
+    copies = F.array(rows(USER, "user_idx", "item_idx"), rows(ITEM, "item_idx", "user_idx"))
+    tagged = pairs.select(F.inline(copies))
+    if starts:
+        nothing = F.lit(None).cast("array<float>")
+        tagged = tagged.withColumn("vector", nothing)
+        for side, name in enumerate(KINDS):
+            if name in starts:
+                start = starts[name].select(
+                    F.pmod(F.col("idx"), F.lit(workers)).alias("worker"),
+                    F.lit(2 + side).cast("byte").alias("kind"),
+                    (F.col("idx") / workers).cast("int").alias("row"),
+                    F.lit(0).alias("col"),
+                    *(F.lit(0.0).cast("float").alias(name) for name in numbers),
+                    F.col("factor").alias("vector"),
+                )
+                tagged = tagged.unionByName(start)
+    keys = partition_keys(workers)
+    return tagged.repartition(workers, F.array(*map(F.lit, keys))[worker]).drop("worker")
+
+
+def partition_keys(partitions: int) -> list[int]:
+    """Integers whose Spark hash falls on partition 0, 1, …: partitioning by them is partitioning by number."""
+    keys: dict[int, int] = {}
+    candidate = 0
+    while len(keys) < partitions:
+        keys.setdefault(murmur3(candidate) % partitions, candidate)
+        candidate += 1
+    return [keys[p] for p in range(partitions)]
+
+
+def murmur3(value: int, seed: int = 42) -> int:
+    """Spark's `hash` of a 32-bit integer: Murmur3_x86_32 of its four bytes, signed."""
+    mask = 0xFFFFFFFF
+    k = value * 0xCC9E2D51 & mask
+    k = (k << 15 | k >> 17) * 0x1B873593 & mask
+    h = seed ^ k
+    h = ((h << 13 | h >> 19) & mask) * 5 + 0xE6546B64 & mask
+    h ^= 4
+    h = (h ^ h >> 16) * 0x85EBCA6B & mask
+    h = (h ^ h >> 13) * 0xC2B2AE35 & mask
+    h ^= h >> 16
+    return h - (1 << 32) if h >> 31 else h
+
+
+def read_parts(batches: Iterable[Any], warm: bool, width: int) -> Parts:
+    """Arrow batches of `shuffled` as arrays. `width`: length of a start's vector."""
+    batches = list(batches)
+    weighted = bool(batches) and "weight" in batches[0].schema.names
+    kinds, rows, cols, values = numpy_columns(batches, ("kind", "row", "col", "value"))
+    weights = numpy_columns(batches, ("weight",))[0] if weighted else []
+    starts: list[list[tuple[Any, Any]]] = [[], []]
+    if warm:
+        for batch, kind, row in zip(batches, kinds, rows, strict=True):
+            for side in (USER, ITEM):
+                chosen = np.flatnonzero(kind == 2 + side)
+                if len(chosen):
+                    vectors = batch.column("vector").take(_arrow_int(chosen)).flatten()
+                    starts[side].append((row[chosen], vectors.to_numpy(zero_copy_only=False).reshape(-1, width)))
+    kind = _joined(kinds, np.int8)
+    row, col, value = _joined(rows, np.int32), _joined(cols, np.int32), _joined(values, np.float32)
+    weight = _joined(weights, np.float32)
+    del batches, kinds, rows, cols, values, weights
+    triples = []
+    for side in (USER, ITEM):
+        chosen = kind == side
+        triples.append((row[chosen], col[chosen], value[chosen], weight[chosen] if weighted else weight))
+    return Parts(triples, [_stacked(s) if s else None for s in starts])
+
+
+def _arrow_int(values: Any) -> Any:
+    import pyarrow
+
+    return pyarrow.array(values)
+
+
+def _joined(arrays: Sequence[Any], dtype: Any) -> Any:
+    return np.concatenate(arrays).astype(dtype, copy=False) if arrays else np.empty(0, dtype)
+
+
+def _stacked(parts: list[tuple[Any, Any]]) -> tuple[Any, Any]:
+    return np.concatenate([p[0] for p in parts]), np.concatenate([p[1] for p in parts])

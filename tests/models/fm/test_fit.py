@@ -1,0 +1,349 @@
+"""Factorization machines in this process: against a model written out in dense numpy, and by hand."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from itertools import combinations
+from typing import Any
+
+import numpy as np
+import pytest
+
+from sparkcf.config.models import FMConfig, FMField
+from sparkcf.kernels.topk import rank_scores
+from sparkcf.models.fm.arrays import FMData, FMFit, entries_of, fit_fm_arrays
+from sparkcf.models.fm.rows import Field, FMRows, make_plan
+from sparkcf.models.fm.sweeps import Sample, train_fm
+from tests.training.gangs import in_gang
+
+N, M, GENRES, HAD = 30, 12, 5, 12
+
+
+@dataclass(frozen=True)
+class Data:
+    """Rows with a user, an item, a number, several genres and several items had; some features stand in no row."""
+
+    data: FMData
+    fields: tuple[Field, ...]
+    dense: np.ndarray  # (n, features)
+    field_of: np.ndarray
+
+
+def make(seed: int = 0, rows: int = 200, several: bool = True) -> Data:
+    rng = np.random.default_rng(seed)
+    users, items = rng.integers(0, N - 2, rows), rng.integers(0, M, rows)
+    fields = [Field("user", N, side=0), Field("item", M, side=1, of_item=True), Field("year", 1, of_item=True)]
+    sizes = [1]
+    if several:
+        fields += [Field("genres", GENRES, several=True, of_item=True), Field("had", HAD, several=True)]
+        sizes += [GENRES, HAD]
+    dense = np.zeros((rows, N + M + sum(sizes)), np.float32)
+    dense[np.arange(rows), users], dense[np.arange(rows), N + items] = 1, 1
+    rest = dense[:, N + M :]
+    rest[:, 0] = rng.normal(size=M)[items]
+    if several:
+        rest[:, 1 : 1 + GENRES] = (rng.random((M, GENRES)) < 0.4)[items]
+        rest[:, 1 + GENRES - 1] = 0  # a genre that nobody has
+        rest[:, 1 + GENRES :] = (rng.random((N, HAD)) < 0.3)[users] / 2
+    y = 3 + rng.normal(size=N)[users] + rng.normal(size=M)[items] + 0.3 * rng.normal(size=rows)
+    ptr = np.concatenate([[0], np.cumsum((rest != 0).sum(axis=1))]).astype(np.int64)
+    feat, val = np.nonzero(rest)[1].astype(np.int32), rest[rest != 0].astype(np.float32)
+    data = FMData(users.astype(np.int32), items.astype(np.int32), y.astype(np.float32), ptr, feat, val)
+    field_of = np.repeat(np.arange(len(fields)), [f.size for f in fields])
+    return Data(data, tuple(fields), dense, field_of)
+
+
+def configured(**changes: Any) -> FMConfig:
+    names = {"user": "user", "item": "item", "year": "number", "genres": "categories", "had": "history"}
+    fields = tuple(
+        FMField(name=name, of=of, column="year" if of == "number" else None)  # type: ignore[arg-type]
+        for name, of in names.items()
+    )
+    given = {"learner": "als", "rank": 3, "iterations": 4, "fields": fields, "burn_in": 1, "samples": 2}
+    return FMConfig.model_validate(given | changes)
+
+
+def fitted(made: Data, config: FMConfig, seed: int = 1, threads: int = 1) -> FMFit:
+    return fit_fm_arrays(made.data, made.fields, N, M, config, seed, threads)
+
+
+def double_loop(dense: np.ndarray, w0: float, table: np.ndarray, field_of: np.ndarray, pairs: np.ndarray) -> np.ndarray:
+    """Rendle (2010), eq. 1, as it stands there."""
+    v, w = table[:, :-1].astype(np.float64), table[:, -1].astype(np.float64)
+    values = w0 + dense @ w
+    for j, other in combinations(range(dense.shape[1]), 2):
+        if pairs[field_of[j], field_of[other]]:
+            values = values + (v[j] @ v[other]) * dense[:, j] * dense[:, other]
+    return values
+
+
+PAIRS = [None, (("user", "item"), ("item", "had"), ("genres", "genres"), ("year", "user"))]
+
+
+@pytest.mark.parametrize("pairs", PAIRS)
+def test_predictions_are_those_of_the_double_loop(pairs) -> None:
+    made = make()
+    fit = fitted(made, configured(pairs=pairs, iterations=2))
+    w0, table = fit.samples[0]
+    expected = double_loop(made.dense, w0, table, made.field_of, fit.plan.pairs)
+    np.testing.assert_allclose(fit.predict(made.data)[0], expected, atol=1e-4)
+
+
+@pytest.mark.parametrize("learner", ["als", "mcmc"])
+@pytest.mark.parametrize("task", ["regression", "classification"])
+@pytest.mark.parametrize("pairs", PAIRS)
+def test_result_does_not_depend_on_workers_or_threads(learner, task, pairs) -> None:
+    made = make()
+    if task == "classification":
+        made = replace(made, data=replace(made.data, y=(made.data.y > 3).astype(np.float32)))
+    config = configured(learner=learner, task=task, pairs=pairs)
+    expected = fitted(made, config)
+    for workers, threads in ((1, 3), (2, 1), (3, 2)):
+        samples = gang_samples(made, config, workers, threads)
+        assert len(samples) == len(expected.samples)
+        for (w0, table), (other_w0, other) in zip(samples, expected.samples, strict=True):
+            assert w0 == pytest.approx(other_w0, rel=1e-3, abs=1e-3)
+            np.testing.assert_allclose(table, other, atol=5e-3, err_msg=f"{workers} workers, {threads} threads")
+
+
+def gang_samples(made: Data, config: FMConfig, workers: int, threads: int) -> list[tuple[float, np.ndarray]]:
+    plan = make_plan(config, made.fields, N, M, 1, threads)
+
+    def work(gang: Any) -> list[Sample]:
+        rows = []
+        for own, other in ((made.data.users, made.data.items), (made.data.items, made.data.users)):
+            mine = np.flatnonzero(own % workers == gang.rank)
+            mine = np.random.default_rng(gang.rank).permutation(mine)  # as a shuffle brings them
+            counts = np.diff(made.data.ptr)[mine]
+            ptr = np.concatenate([[0], np.cumsum(counts)]).astype(np.int64)
+            source = np.concatenate([np.arange(made.data.ptr[r], made.data.ptr[r + 1]) for r in mine])
+            lists = (made.data.feat[source], made.data.val[source])
+            rows.append(FMRows(own[mine] // workers, other[mine], made.data.y[mine], mine, ptr, *lists))
+        return train_fm(rows, plan, gang)[0]
+
+    found = in_gang(workers, work)
+    samples = []
+    for number in range(len(found[0])):
+        parts = [worker[number] for worker in found]
+        tables = []
+        for side, n in ((0, N), (1, M)):
+            table = np.zeros((n, config.rank + 1), np.float32)
+            for rank, part in enumerate(parts):
+                table[rank::workers] = part.own[side]
+                np.testing.assert_array_equal(part.everywhere, parts[0].everywhere)
+            tables.append(table)
+        samples.append((parts[0].w0, np.concatenate([*tables, parts[0].everywhere])))
+    return samples
+
+
+def objective(made: Data, w0: float, table: np.ndarray, config: FMConfig, pairs: np.ndarray) -> float:
+    residual = made.data.y - double_loop(made.dense, w0, table, made.field_of, pairs)
+    return float(np.square(residual).sum() + config.regularization * np.square(table, dtype=np.float64).sum())
+
+
+@pytest.mark.parametrize("pairs", PAIRS)
+def test_als_ends_where_no_parameter_can_be_moved_with_gain(pairs) -> None:
+    made = make(rows=120)
+    config = configured(pairs=pairs, iterations=400, regularization=2.0, linear_regularization=2.0)
+    fit = fitted(made, config)
+    w0, table = fit.samples[0]
+    best = objective(made, w0, table, config, fit.plan.pairs)
+    assert fit.log[-1]["objective"] == pytest.approx(best, rel=1e-4)
+    rng = np.random.default_rng(0)
+    for _ in range(60):
+        feature, column = rng.integers(len(table)), rng.integers(table.shape[1])
+        for step in (0.05, -0.05):
+            moved = table.copy()
+            moved[feature, column] += step
+            assert objective(made, w0, moved, config, fit.plan.pairs) > best - 1e-3
+
+
+@pytest.mark.parametrize("task", ["regression", "classification"])
+@pytest.mark.parametrize("pairs", PAIRS)
+def test_objective_of_als_never_rises(task, pairs) -> None:
+    made = make(seed=2)
+    if task == "classification":
+        made = replace(made, data=replace(made.data, y=(made.data.y > 3).astype(np.float32)))
+    log = fitted(made, configured(task=task, pairs=pairs, iterations=25)).log
+    values = np.array([entry["objective"] for entry in log])
+    assert np.all(np.diff(values) <= 1e-5 * np.abs(values[:-1]))
+
+
+def test_features_of_no_row_are_zero_in_als_and_the_fields_mean_in_mcmc() -> None:
+    made = make()
+    absent = [N - 2, N - 1, N + M + 1 + GENRES - 1]  # users nobody is, a genre that nobody has
+    assert np.all(fitted(made, configured()).samples[0][1][absent] == 0)
+    drawn = fitted(made, configured(learner="mcmc", iterations=30, burn_in=10, samples=20)).samples
+    for _, table in drawn:
+        np.testing.assert_array_equal(table[absent[0]], table[absent[1]])
+    assert np.std([table[absent[0]] for _, table in drawn], axis=0).max() < 1.0
+
+
+def test_two_fields_are_biased_matrix_factorization() -> None:
+    """The same optimum as explicit ALS with biases, the mean held."""
+    from sparkcf.config.models import ALSConfig
+    from sparkcf.models.als.fit import fit_arrays
+
+    made = make(several=False, rows=250)
+    pairs = np.unique(made.data.users.astype(np.int64) * M + made.data.items, return_index=True)[1]
+    data = FMData.of_pairs(made.data.users[pairs], made.data.items[pairs], made.data.y[pairs])
+    fields = (Field("user", N, side=0), Field("item", M, side=1, of_item=True))
+    one = fit_fm_arrays(data, fields, N, M, configured(iterations=600, intercept=False, rank=2), 1)
+    config = ALSConfig(
+        mode="explicit", biases=True, rank=2, iterations=600, regularization=1.0, regularization_exponent=0.0,
+        solver="cholesky", init_sd=0.1,
+    )  # fmt: skip
+    other = fit_arrays(data.users, data.items, data.y, N, M, config, 1)
+    assert one.log[-1]["objective"] == pytest.approx(other.log[-1]["objective"], rel=1e-4)
+    scores = other.mean + other.user_bias[data.users] + other.item_bias[data.items]
+    scores = scores + np.einsum("nk,nk->n", other.user[data.users], other.item[data.items])
+    np.testing.assert_allclose(one.predict(data)[0], scores, atol=5e-3)
+
+
+def test_svdpp_and_pitf_are_their_own_formulas() -> None:
+    """Koren (2008), eq. 15, and Rendle, Schmidt-Thieme (2010), eq. 4 with the weights that an FM has."""
+    made = make(rows=80)
+    svdpp = fitted(made, configured(pairs=(("user", "item"), ("item", "had"))))
+    w0, table = svdpp.samples[0]
+    v, w = table[:, :-1].astype(np.float64), table[:, -1].astype(np.float64)
+    implicit = made.dense[:, N + M + 1 + GENRES :] @ v[N + M + 1 + GENRES :]
+    users, items = made.data.users, made.data.items
+    formula = w0 + made.dense @ w + np.einsum("nk,nk->n", v[N + items], v[users] + implicit)
+    np.testing.assert_allclose(svdpp.predict(made.data)[0], formula, atol=1e-4)
+    pitf = fitted(made, configured(pairs=(("user", "genres"), ("item", "genres"))))
+    w0, table = pitf.samples[0]
+    v, w = table[:, :-1].astype(np.float64), table[:, -1].astype(np.float64)
+    tags = made.dense[:, N + M + 1 : N + M + 1 + GENRES] @ v[N + M + 1 : N + M + 1 + GENRES]
+    formula = w0 + made.dense @ w + np.einsum("nk,nk->n", tags, v[users] + v[N + items])
+    np.testing.assert_allclose(pitf.predict(made.data)[0], formula, atol=1e-4)
+
+
+def test_fpmc_is_its_own_formula() -> None:
+    """Rendle, Freudenthaler, Schmidt-Thieme (2010), eq. 7 for one item before, with the weights that an FM has."""
+    made = make(rows=80, several=False)
+    before = np.random.default_rng(1).integers(0, M, 80).astype(np.int32)
+    data = FMData(made.data.users, made.data.items, made.data.y, np.arange(81), before, np.ones(80, np.float32))
+    fields = (*made.fields[:2], Field("before", M))
+    config = FMConfig.model_validate(
+        {
+            "learner": "als", "rank": 3, "iterations": 4, "pairs": [["user", "item"], ["item", "before"]],
+            "fields": [{"name": n, "of": of} for n, of in (("user", "user"), ("item", "item"), ("before", "previous"))],
+        }
+    )  # fmt: skip
+    fit = fit_fm_arrays(data, fields, N, M, config, 1)
+    w0, table = fit.samples[0]
+    v, w = table[:, :-1].astype(np.float64), table[:, -1].astype(np.float64)
+    users, items, last = data.users, N + data.items, N + M + before
+    both = np.einsum("nk,nk->n", v[items], v[users]) + np.einsum("nk,nk->n", v[items], v[last])
+    np.testing.assert_allclose(fit.predict(data)[0], w0 + w[users] + w[items] + w[last] + both, atol=1e-4)
+
+
+def test_candidates_with_a_context_each_are_ranked_as_their_predictions() -> None:
+    made = make()
+    fit = fitted(made, configured())
+    rng = np.random.default_rng(3)
+    dense = (rng.random((N, M, 1 + GENRES + HAD)) < 0.3).astype(np.float32)
+
+    def candidates(users: slice) -> FMData:
+        rest = dense[users].reshape(-1, dense.shape[2])
+        who, what = np.divmod(np.arange(len(rest)), M)
+        ptr = np.concatenate([[0], np.cumsum((rest != 0).sum(axis=1))]).astype(np.int64)
+        feat = np.nonzero(rest)[1].astype(np.int32)
+        ids = ((who + users.start).astype(np.int32), what.astype(np.int32))
+        return FMData(*ids, np.zeros(len(rest), np.float32), ptr, feat, np.ones(len(feat), np.float32))
+
+    nothing = np.zeros(N + 1, np.int64), np.empty(0, np.int32)
+    indices, scores = rank_scores(fit.scorer(candidates), N, M, None, *nothing, k=5, score_bytes=4 * M * 7)
+    every = fit.predict(candidates(slice(0, N)))[0].reshape(N, M)
+    np.testing.assert_allclose(scores, -np.sort(-every, axis=1)[:, :5], atol=1e-5)
+    np.testing.assert_allclose(np.take_along_axis(every, indices.astype(np.int64), 1), scores, atol=1e-5)
+
+
+@pytest.mark.parametrize("learner", ["als", "mcmc"])
+@pytest.mark.parametrize("task", ["regression", "classification"])
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"y": np.zeros(200, np.float32)},
+        {"y": np.ones(200, np.float32)},
+        {"val": np.zeros(0)},
+        {"y": np.where(np.arange(200) == 7, 1e6, 1).astype(np.float32)},
+    ],
+    ids=["all zero", "all one", "features of value zero", "a huge value"],
+)
+def test_odd_data_has_finite_answers(learner, task, change) -> None:
+    made = make()
+    data = replace(made.data, **change) if "y" in change else replace(made.data, val=np.zeros_like(made.data.val))
+    fit = fitted(replace(made, data=data), configured(learner=learner, task=task))
+    mean, sd = fit.predict(data)
+    assert np.isfinite(mean).all() and np.isfinite(sd).all()
+    if task == "classification":
+        assert np.all((mean >= 0) & (mean <= 1))
+        if set(np.unique(data.y)) in ({0.0}, {1.0}):
+            assert np.abs(mean - data.y[0]).mean() < 0.2
+    elif learner == "als" and np.ptp(data.y) == 0:
+        np.testing.assert_allclose(mean, data.y, atol=0.05)
+
+
+def test_one_row_and_no_row() -> None:
+    made = make(rows=1, several=False)
+    mean, _ = fitted(made, configured(learner="mcmc")).predict(made.data)
+    assert np.isfinite(mean).all()
+    with pytest.raises(Exception, match="no row to train on"):
+        fitted(replace(made, data=FMData.of_pairs(*[np.empty(0)] * 3)), configured())
+
+
+def test_unseen_users_items_and_features_add_nothing() -> None:
+    made = make(rows=60)
+    fit = fitted(made, configured())
+    unseen = FMData(*(np.array([-1, N + 5], np.int32), np.array([M, -1], np.int32), np.zeros(2, np.float32)),
+                    np.array([0, 1, 1]), np.array([GENRES + HAD + 1], np.int32), np.ones(1, np.float32))  # fmt: skip
+    np.testing.assert_allclose(fit.predict(unseen)[0], fit.samples[0][0])
+    assert entries_of(unseen, fit.plan)[0][0].tolist() == [0, 0, 0]
+
+
+def test_noise_and_labels_are_recovered() -> None:
+    """The noise's precision within its own spread; probabilities as often right as they say."""
+    rng = np.random.default_rng(5)
+    users, items = rng.integers(0, N, 3000), rng.integers(0, M, 3000)
+    p, q, b = rng.normal(size=(N, 2)) / 2, rng.normal(size=(M, 2)), rng.normal(size=N) / 2
+    signal = 0.3 + b[users] + np.einsum("nk,nk->n", p[users], q[items])
+    fields = (Field("user", N, side=0), Field("item", M, side=1, of_item=True))
+    config = configured(learner="mcmc", iterations=120, burn_in=40, samples=80)
+    data = FMData.of_pairs(users, items, signal + 0.5 * rng.normal(size=3000))
+    fit = fit_fm_arrays(data, fields, N, M, config, 3)
+    mean, _ = fit.predict(data)
+    assert np.sqrt(np.square(mean - signal).mean()) < 0.15
+    labels = (signal + rng.normal(size=3000) > 0).astype(np.float32)
+    likely, _ = fit_fm_arrays(FMData.of_pairs(users, items, labels), fields, N, M,
+                              configured(**config.model_dump(exclude={"task"}), task="classification"), 3
+                              ).predict(data)  # fmt: skip
+    from scipy.special import ndtr
+
+    assert np.abs(likely - ndtr(signal)).mean() < 0.08
+
+
+def test_intervals_hold_as_often_as_they_say() -> None:
+    """Simulation: data drawn from the model; true values lie within the 90 % intervals about nine times in ten."""
+    inside, count = 0, 0
+    for seed in range(12):
+        rng = np.random.default_rng(seed)
+        users, items = rng.integers(0, 20, 500), rng.integers(0, 8, 500)
+        p, q = rng.normal(size=(20, 2)), rng.normal(size=(8, 2))
+        truth = rng.normal(size=20)[users] + rng.normal(size=8)[items] + np.einsum("nk,nk->n", p[users], q[items])
+        data = FMData.of_pairs(users, items, truth + rng.normal(size=500))
+        fields = (Field("user", 20, side=0), Field("item", 8, side=1, of_item=True))
+        config = configured(learner="mcmc", rank=2, iterations=160, burn_in=60, samples=100)
+        fit = fit_fm_arrays(data, fields, 20, 8, config, seed)
+        mean, sd = fit.predict(data)
+        inside += int((np.abs(mean - truth) < 1.645 * sd).sum())
+        count += 500
+    assert 0.84 < inside / count < 0.95
+
+
+def test_same_seed_same_samples_and_another_seed_others() -> None:
+    made = make()
+    config = configured(learner="mcmc")
+    one, again, other = (fitted(made, config, seed) for seed in (1, 1, 2))
+    np.testing.assert_array_equal(one.samples[-1][1], again.samples[-1][1])
+    assert np.abs(one.samples[-1][1] - other.samples[-1][1]).max() > 0.1

@@ -1,0 +1,164 @@
+"""Factorization machines by gradient descent: the same machine and objective as by exact solves."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+
+from sparkcf.config.models import FMConfig
+from sparkcf.models.fm.arrays import FMData, fit_fm_arrays
+from sparkcf.models.fm.factors import fold_in_fm
+from sparkcf.models.fm.links import answers, working_rows
+from sparkcf.models.fm.net import split
+from sparkcf.models.fm.rows import Field, make_plan
+from sparkcf.models.fm.sgd import examples_of, told
+from sparkcf.models.nets.registry import net_of
+from sparkcf.training.loop import to_tensors
+from tests.models.fm.test_fit import PAIRS, Data, M, N, configured, double_loop, fitted, make
+
+
+def descending(**changes: Any) -> FMConfig:
+    sgd = {"epochs": 3, "batch_size": 40, "learning_rate": 0.02} | changes.pop("sgd", {})
+    return configured(learner="sgd", sgd=sgd, **changes)
+
+
+def as_labels(made: Data) -> Data:
+    return replace(made, data=replace(made.data, y=(made.data.y > 3).astype(np.float32)))
+
+
+@pytest.mark.parametrize("pairs", PAIRS)
+def test_the_module_is_the_machine_that_the_kernels_predict_with(pairs) -> None:
+    made = make()
+    config = descending(pairs=pairs)
+    fit = fitted(made, config)
+    (w0, table), plan = fit.samples[0], fit.plan
+    expected = double_loop(made.dense, w0, table, made.field_of, plan.pairs)
+    np.testing.assert_allclose(fit.predict(made.data)[0], expected, atol=1e-4)
+    net = net_of(told(plan, 0.0, 1), config, 3)
+    targets, features = split(to_tensors(examples_of(made.data, plan), "cpu"))
+    np.testing.assert_array_equal(targets.numpy(), made.data.y)
+    # The module's order: what stands everywhere, then the ids.
+    order = np.concatenate([np.arange(N + M, len(table)), np.arange(N + M)])
+    with torch.no_grad():
+        net.table.copy_(torch.from_numpy(table[order]))
+        net.w0.fill_(w0)
+        np.testing.assert_allclose(net(features).numpy(), expected, atol=1e-4)
+
+
+@pytest.mark.parametrize("task", ["regression", "classification"])
+@pytest.mark.parametrize("pairs", PAIRS)
+def test_gradients_are_those_of_the_objective(task, pairs) -> None:
+    """Against differences of a dense objective, at a few parameters."""
+    made = make(rows=30)
+    made = as_labels(made) if task == "classification" else made
+    config = descending(task=task, pairs=pairs, regularization=2.0, linear_regularization=5.0)
+    plan = make_plan(config, made.fields, N, M, 1, 1)
+    net = net_of(told(plan, 0.5, len(made.data.y)), config, 3).double()
+    rows = to_tensors(examples_of(made.data, plan), "cpu")
+    rows = type(rows)(rows.indices, rows.offsets, rows.values.double())
+    net.loss(rows, 0.0).sum().backward()
+    order = np.concatenate([np.arange(N + M, made.dense.shape[1]), np.arange(N + M)])
+    back = np.argsort(order)
+
+    def objective(table: np.ndarray) -> float:
+        fitted = double_loop(made.dense, float(net.w0.detach()), table[back], made.field_of, plan.pairs)
+        sign = np.where(made.data.y > 0, 1, -1)
+        lost = np.square(made.data.y - fitted) if task == "regression" else 2 * np.logaddexp(0, -sign * fitted)
+        return lost.sum() + 2 * np.square(table[:, :-1]).sum() + 5 * np.square(table[:, -1]).sum()
+
+    table = net.table.detach().numpy().copy()
+    for place in ((0, 0), (0, 3), (4, 1), (len(table) - 2, 2), (len(table) - 2, 3)):
+        moved = [table.copy(), table.copy()]
+        moved[0][place] += 1e-4
+        moved[1][place] -= 1e-4
+        slope = (objective(moved[0]) - objective(moved[1])) / 2e-4
+        assert float(net.table.grad[place]) == pytest.approx(slope, rel=5e-3, abs=5e-3)
+
+
+def test_descent_comes_near_the_objective_of_exact_solves() -> None:
+    made = make(several=False)
+    shared = {"rank": 2, "regularization": 3.0, "linear_regularization": 3.0}
+    exact = fitted(made, configured(iterations=100, **shared))
+    near = fitted(made, descending(sgd={"epochs": 400, "batch_size": 100, "learning_rate": 0.01}, **shared))
+    least = exact.log[-1]["objective"] / len(made.data.y)
+    assert least * 0.999 < near.log[-1]["loss"] < least * 1.03
+    np.testing.assert_allclose(near.predict(made.data)[0], exact.predict(made.data)[0], atol=0.25)
+
+
+def test_labels_get_probabilities_of_the_logistic_function() -> None:
+    made = as_labels(make())
+    config = descending(task="classification", regularization=0.1, sgd={"epochs": 30})
+    fit = fitted(made, config)
+    probabilities, spread = fit.predict(made.data)
+    w0, table = fit.samples[0]
+    values = double_loop(made.dense, w0, table, made.field_of, fit.plan.pairs)
+    np.testing.assert_allclose(probabilities, 1 / (1 + np.exp(-values)), atol=1e-5)
+    assert probabilities[made.data.y > 0].mean() > probabilities[made.data.y == 0].mean() + 0.3
+    assert not spread.any()
+
+
+def test_what_no_row_has_adds_nothing() -> None:
+    made = make()
+    fit = fitted(made, descending())
+    table = fit.samples[0][1]
+    assert not table[N - 1].any()  # a user without rows
+    assert not table[(made.dense != 0).sum(axis=0) == 0].any()
+    assert table[(made.dense != 0).sum(axis=0) > 0].any(axis=1).all()
+
+
+def test_the_same_seed_gives_the_same_and_another_seed_another() -> None:
+    made = make()
+    one, again = fitted(made, descending()), fitted(made, descending())
+    np.testing.assert_array_equal(one.samples[0][1], again.samples[0][1])
+    assert np.abs(fitted(made, descending(), seed=2).samples[0][1] - one.samples[0][1]).max() > 1e-3
+
+
+@pytest.mark.parametrize("learner", ["als", "sgd"])
+def test_steps_of_working_rows_end_where_the_labels_are_most_likely(learner) -> None:
+    rng = np.random.default_rng(0)
+    h, y = np.column_stack([rng.normal(size=60), np.ones(60)]), (rng.random(60) < 0.7).astype(float)
+    config, theta = FMConfig(task="classification", learner=learner), np.zeros(2)
+
+    def cost(theta: np.ndarray) -> float:
+        p = answers(h @ theta, config)
+        return float(-2 * np.log(np.where(y > 0, p, 1 - p)).sum() + np.square(theta).sum())
+
+    costs = [cost(theta)]
+    for _ in range(60):
+        targets, weights = working_rows(y, h @ theta, config)
+        scaled = weights[:, None] * h
+        theta = np.linalg.solve(scaled.T @ h + np.eye(2), scaled.T @ targets)
+        costs.append(cost(theta))
+    assert (np.diff(costs) <= 1e-9).all()
+    for step in np.eye(2) * 1e-3:
+        assert cost(theta) <= min(cost(theta + step), cost(theta - step))
+
+
+@pytest.mark.parametrize("task", ["regression", "classification"])
+def test_folding_in_has_the_gradient_of_the_user_at_zero(task) -> None:
+    rng = np.random.default_rng(2)
+    config = FMConfig(
+        learner="sgd", task=task, rank=2, regularization=0.7, linear_regularization=0.7, sgd={"epochs": 5}
+    )
+    users, items = np.repeat(np.arange(20), 5), rng.integers(0, 9, 100)
+    values = rng.normal(size=100) if task == "regression" else (rng.random(100) < 0.6).astype(float)
+    fields = (Field("user", 20, side=0), Field("item", 9, side=1, of_item=True))
+    fit = fit_fm_arrays(FMData.of_pairs(users, items, values), fields, 20, 9, config, 1)
+    w0, table = fit.samples[0]
+    vectors = np.column_stack([table[20:, :2], np.ones(9), table[20:, 2]]).astype(np.float32)
+    state = {
+        "w0": np.array([w0]), "noise_precision": np.ones(1), "precision": np.full((1, 3), 0.7),
+        "mean": np.zeros((1, 3)), "everywhere": np.zeros((1, 0, 3), np.float32), "sizes": np.array([20, 9]),
+    }  # fmt: skip
+    indices = np.array([1, 4, 6], np.int32)
+    y = np.array([1, 0, 1], np.float32)
+    folded = fold_in_fm((np.array([0, 3]), indices, y), vectors, state, config)[0].astype(np.float64)
+    theta = np.append(folded[:2], folded[2] - w0)
+    h = np.column_stack([vectors[indices, :2], np.ones(3)]).astype(np.float64)
+    a = w0 + vectors[indices, 3] + h @ theta
+    slope = (a - y) if task == "regression" else 1 / (1 + np.exp(-a)) - y
+    np.testing.assert_allclose(h.T @ slope + 0.7 * theta, 0, atol=2e-3)
