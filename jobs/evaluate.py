@@ -5,8 +5,8 @@
 Reads interactions, users, items at the run's versions. Writes metrics. `run_id=…` names the run; else the newest.
 """
 
+from sparkcf.jobs.evaluate import evaluate_run
 from sparkcf.jobs.frame import main
-from sparkcf.jobs.train import evaluate_run
 
 if __name__ == "__main__":
     main("evaluate", evaluate_run)

@@ -65,3 +65,16 @@ EXIT_CODES = {
     4: "another writer got there first",
     5: "nothing new to do",
 }
+
+
+def first_line(error: BaseException) -> str:
+    """The one line of a JVM or Python error that a person needs, without the stack."""
+    java = getattr(error, "java_exception", None)
+    if java is not None:
+        while java.getCause() is not None:
+            java = java.getCause()
+        text = java.toString()
+    else:
+        text = str(error)
+    lines = [line.strip() for line in text.splitlines() if line.strip()]
+    return lines[0] if lines else type(error).__name__

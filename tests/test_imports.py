@@ -230,7 +230,7 @@ BREACHES: list[tuple[Callable[..., list[str]], str]] = [
 ]
 HARMLESS: list[tuple[Callable[..., list[str]], str]] = [
     (foreign_to_kernels, "import math\nimport numpy as np\nfrom sparkcf.kernels.jit import kernel"),
-    (foreign_to_nets, "import torch\nfrom sparkcf.models.nets.layers import Rows"),
+    (foreign_to_nets, "import torch\nfrom sparkcf.training.batch import Rows"),
     (unsafe, "np.load(path, allow_pickle=False)\nyaml.safe_load(text)"),
     (reads, "tables.read('users')\nopen('x').read()"),
     (writes, "sys.stdout.write('x')"),

@@ -20,8 +20,8 @@ from deltalake.fs import DeltaStorageHandler
 from pyarrow.fs import FileSelector, FileType, PyFileSystem
 
 from sparkcf import runtime
-from sparkcf.errors import ConfigError
-from sparkcf.lake.query import CURE, TABLE_NAMES, Lake, first_line, foreign_features
+from sparkcf.errors import ConfigError, first_line
+from sparkcf.lake.query import CURE, TABLE_NAMES, Lake, foreign_features
 
 MODULES = {"delta-spark": "delta", "PyYAML": "yaml"}  # where the module is not named as the package
 SETUP = "run `make setup`"

@@ -7,12 +7,15 @@ from __future__ import annotations
 
 import difflib
 from collections.abc import Iterable, Mapping
+from functools import cache
 from pathlib import Path
 from typing import Any
 
 import yaml
-from pydantic import BaseModel, ValidationError
+from pydantic import BaseModel, ValidationError, create_model
 
+from sparkcf.config.models import SECTIONS
+from sparkcf.config.plugins import installed, plugin
 from sparkcf.config.root import Config
 from sparkcf.errors import ConfigError
 
@@ -46,10 +49,40 @@ def load_config(files: Iterable[str | Path] = (), overrides: Iterable[str] = ())
 
 
 def parse_config(values: Mapping[str, Any]) -> Config:
+    """Check values. Raises ConfigError."""
+    kind = config_class(_plugins_in(values))
     try:
-        return Config.model_validate(values)
+        return kind.model_validate(values)
     except ValidationError as error:
-        raise ConfigError(_explain(error)) from None
+        raise ConfigError(_explain(error, kind)) from None
+
+
+@cache
+def config_class(plugins: frozenset[str] = frozenset()) -> type[Config]:
+    """The class of a whole configuration: a section for every model of this package and for the named others."""
+    sections = SECTIONS | {name: plugin(name).section for name in sorted(plugins)}
+    return create_model("Config", __base__=Config, **{name: (kind, kind()) for name, kind in sections.items()})
+
+
+def model_names() -> list[str]:
+    """The models that there are, those of other packages among them."""
+    return sorted({*SECTIONS, *installed()})
+
+
+def _plugins_in(values: Mapping[str, Any]) -> frozenset[str]:
+    """The installed models that values name, as the model of a night or by a section of parameters.
+
+    Raises ConfigError for a model that there is not.
+    """
+    several = values.get("models") or ()
+    wanted = [values.get("model"), *(several if isinstance(several, list | tuple) else ())]
+    for name in wanted:
+        if isinstance(name, str) and name not in SECTIONS and name not in installed():
+            raise ConfigError(
+                f"configuration key model={name!r}: there is no such model; there are {', '.join(model_names())}"
+            )
+    named = {name for name in [*wanted, *values] if isinstance(name, str)}
+    return frozenset(named & installed().keys() - SECTIONS.keys())
 
 
 def _read_yaml(path: Path) -> dict[str, Any]:
@@ -80,15 +113,15 @@ def _merge(into: dict[str, Any], new: Mapping[str, Any]) -> None:
             into[key] = dict(value) if isinstance(value, Mapping) else value
 
 
-def _explain(error: ValidationError) -> str:
-    return "; ".join(_explain_one(e) for e in error.errors())
+def _explain(error: ValidationError, kind: type[Config]) -> str:
+    return "; ".join(_explain_one(e, kind) for e in error.errors())
 
 
-def _explain_one(e: Any) -> str:
+def _explain_one(e: Any, kind: type[Config]) -> str:
     loc = [str(part) for part in e["loc"]]
     key = ".".join(loc)
     if e["type"] == "extra_forbidden":
-        near = difflib.get_close_matches(loc[-1], known := _known_keys(loc[:-1]), n=1)
+        near = difflib.get_close_matches(loc[-1], known := _known_keys(kind, loc[:-1]), n=1)
         hint = f"did you mean {'.'.join([*loc[:-1], near[0]])}?" if near else f"known here: {', '.join(known)}"
         return f"unknown configuration key {key}: {hint}"
     if e["type"] == "missing":
@@ -101,8 +134,8 @@ def _explain_one(e: Any) -> str:
     return f"configuration key {key}{shown}: {message[0].lower() + message[1:]}"
 
 
-def _known_keys(loc: list[str]) -> list[str]:
-    section: Any = Config
+def _known_keys(kind: type[Config], loc: list[str]) -> list[str]:
+    section: Any = kind
     for part in loc:
         field = section.model_fields[part].annotation
         options = [field, *getattr(field, "__args__", ())]

@@ -7,13 +7,11 @@ from typing import Annotated, ClassVar, Literal
 
 from pydantic import Field, model_validator
 
-from sparkcf.config.section import NonNegative, Positive, Section
+from sparkcf.config.section import ModelSection, NonNegative, Positive, Section
 
 
-class FactorizationConfig(Section):
+class FactorizationConfig(ModelSection):
     """What ALS and HALS have in common."""
-
-    section: ClassVar[str] = ""  # the key that it stands under
 
     mode: Literal["implicit", "explicit"] = "implicit"
     form: Literal["ials", "hu_koren", "implicit", "frobenius"] = "ials"  # implicit objective: sparkcf/objective.py
@@ -47,6 +45,7 @@ class FactorizationConfig(Section):
 
 class ALSConfig(FactorizationConfig):
     section: ClassVar[str] = "als"
+    implementation: ClassVar[str] = "sparkcf.models.als.fit:ALS"
 
     solver: Literal["cg", "cholesky", "subspace"] = "cg"  # the first to an objective at every rank: tests/bench/als.py
     cg_steps: Positive = 3
@@ -66,6 +65,7 @@ class ALSConfig(FactorizationConfig):
 
 class HALSConfig(FactorizationConfig):
     section: ClassVar[str] = "hals"
+    implementation: ClassVar[str] = "sparkcf.models.als.fit:HALS"
 
     passes: Positive = 1  # over all dimensions of a row in a half-sweep
 
@@ -78,10 +78,8 @@ class HALSConfig(FactorizationConfig):
         return self.passes
 
 
-class GradientConfig(Section):
+class GradientConfig(ModelSection):
     """How parameters are trained by gradient: Adam over mini-batches."""
-
-    section: ClassVar[str] = ""  # the key that it stands under
 
     epochs: Positive = 100
     batch_size: Positive = 500  # rows that all workers have together in a step
@@ -93,9 +91,10 @@ class GradientConfig(Section):
     workers: Positive | None = None  # processes; None: all task slots
     timeout_s: Positive = 50  # a peer silent for longer is taken for dead
 
-    def kl_weight(self, update: int) -> float:
-        """beta at an update, from 0."""
-        return 0.0
+    @property
+    def annealing(self) -> tuple[float, int]:
+        """The weight of the KL divergence at the end, and over how many updates it rises to that from 0."""
+        return 0.0, 0
 
 
 class NetConfig(GradientConfig):
@@ -113,17 +112,20 @@ class NetConfig(GradientConfig):
 
 class MultVAEConfig(NetConfig):
     section: ClassVar[str] = "multvae"
+    implementation: ClassVar[str] = "sparkcf.models.nets.fit:MultVAEModel"
 
     likelihood: Literal["multinomial", "gaussian", "logistic"] = "multinomial"
     anneal_cap: NonNegative = 0.2  # beta rises to it from 0
     anneal_steps: Annotated[int, Field(ge=0)] = 20_000  # over so many updates; 0: it is the cap from the start
 
-    def kl_weight(self, update: int) -> float:
-        return self.anneal_cap * min(1.0, update / self.anneal_steps) if self.anneal_steps else self.anneal_cap
+    @property
+    def annealing(self) -> tuple[float, int]:
+        return self.anneal_cap, self.anneal_steps
 
 
 class MultDAEConfig(NetConfig):
     section: ClassVar[str] = "multdae"
+    implementation: ClassVar[str] = "sparkcf.models.nets.fit:MultDAEModel"
 
     likelihood: Literal["multinomial", "gaussian", "logistic"] = "multinomial"
     hidden: tuple[Positive, ...] = ()
@@ -192,10 +194,11 @@ class SGDConfig(GradientConfig):
     learning_rate: Annotated[float, Field(gt=0, allow_inf_nan=False)] = 0.003
 
 
-class FMConfig(Section):
+class FMConfig(ModelSection):
     """Factorization machine: ALS solves each feature's (v, w), MCMC draws it, SGD goes down the gradient."""
 
     section: ClassVar[str] = "fm"
+    implementation: ClassVar[str] = "sparkcf.models.fm.fit:FM"
 
     fields: Annotated[tuple[FMField, ...], Field(min_length=1)] = (
         FMField(name="user", of="user"),
@@ -271,5 +274,13 @@ class FMConfig(Section):
         return self.linear_regularization if own is None else own
 
 
-class PopularityConfig(Section):
+class PopularityConfig(ModelSection):
+    section: ClassVar[str] = "popularity"
+    implementation: ClassVar[str] = "sparkcf.models.popularity:Popularity"
+
     by: Literal["users", "weight"] = "users"  # distinct users, or the sum of the pairs' weights
+
+
+SECTIONS: dict[str, type[ModelSection]] = {
+    model.section: model for model in (ALSConfig, HALSConfig, FMConfig, MultVAEConfig, MultDAEConfig, PopularityConfig)
+}

@@ -4,13 +4,16 @@ from __future__ import annotations
 
 import datetime as dt
 import json
-from typing import Annotated, Any, Literal
+from collections.abc import Mapping
+from typing import Annotated, Any, Literal, Self
 
 from pydantic import Field, field_validator, model_validator
 
 from sparkcf.config.input import CleanConfig, InputConfig, PreferenceConfig
-from sparkcf.config.models import ALSConfig, FMConfig, HALSConfig, MultDAEConfig, MultVAEConfig, PopularityConfig
-from sparkcf.config.section import Positive, Section, Share
+from sparkcf.config.section import ModelSection, Positive, Section, Share
+from sparkcf.errors import ConfigError
+
+MODEL_NAME = r"^[a-z][a-z0-9_]{0,39}$"  # it becomes a partition of tables and a key of the configuration
 
 
 class LakeConfig(Section):
@@ -65,27 +68,22 @@ class SparkConfig(Section):
     log_level: Literal["OFF", "ERROR", "WARN", "INFO"] = "ERROR"
 
 
-ModelName = Literal["als", "hals", "fm", "multvae", "multdae", "popularity"]
-
-
 class Config(Section):
+    """Every key but the models' parameters: `load.config_class` adds a section for each model that there is."""
+
     ds: dt.date  # the logical date: never taken from the clock
     input: InputConfig
     lake: LakeConfig = LakeConfig()
     seed: Annotated[int, Field(ge=0, lt=2**31)] = 42
-    model: ModelName = "als"
-    models: tuple[ModelName, ...] = ()  # nightly: all of these, one after the other; empty: `model`
+    model: str = Field("als", pattern=MODEL_NAME)
+    models: tuple[
+        Annotated[str, Field(pattern=MODEL_NAME)], ...
+    ] = ()  # nightly: all of these, one after the other; empty: `model`
     # evaluate, recommend, publish: the run; None: the newest unpublished. fold_in, predict: None: the published run.
     run_id: str | None = Field(None, pattern=r"^[A-Za-z0-9._-]{1,80}$")
     clean: CleanConfig = CleanConfig()
     preference: PreferenceConfig = PreferenceConfig()
     train: TrainConfig = TrainConfig()
-    als: ALSConfig = ALSConfig()
-    hals: HALSConfig = HALSConfig()
-    multvae: MultVAEConfig = MultVAEConfig()
-    multdae: MultDAEConfig = MultDAEConfig()
-    fm: FMConfig = FMConfig()
-    popularity: PopularityConfig = PopularityConfig()
     evaluation: EvaluationConfig = EvaluationConfig()
     topk: TopKConfig = TopKConfig()
     predict: PredictConfig = PredictConfig()
@@ -101,30 +99,36 @@ class Config(Section):
         return self
 
     @property
-    def factorization(self) -> ALSConfig | HALSConfig | None:
-        """The parameters of the model where it is a factorization."""
-        if self.model == "als":
-            return self.als
-        return self.hals if self.model == "hals" else None
+    def params(self) -> ModelSection:
+        """The parameters of the model."""
+        section = getattr(self, self.model)
+        assert isinstance(section, ModelSection)
+        return section
 
-    @property
-    def net(self) -> MultVAEConfig | MultDAEConfig | None:
-        """The parameters of the model where it is trained by gradient."""
-        if self.model == "multvae":
-            return self.multvae
-        return self.multdae if self.model == "multdae" else None
+    def shaping(self) -> dict[str, Any]:
+        """What shapes a fit beside the data, by key: the run of a fit is read back with these as they were then."""
+        return {
+            "seed": self.seed,
+            "preference": self.preference.model_dump(mode="json"),
+            "input.events": self.input.events,
+            self.model: self.params.model_dump(mode="json"),
+        }
 
-    @property
-    def fed(self) -> bool:
-        """Whether the model trains on packed rows, in processes of its own."""
-        return self.net is not None or (self.model == "fm" and self.fm.learner == "sgd")
+    def with_shaping(self, stored: Mapping[str, Any]) -> Self:
+        """This configuration with what shaped another's fit taken from that one, as `to_json` stored it.
 
-    @property
-    def explicit(self) -> bool:
-        """Whether the model predicts values, rather than what a user will take up."""
-        if self.model == "fm":
-            return self.fm.task == "regression"
-        return self.factorization is not None and self.factorization.mode == "explicit"
+        Raises ConfigError where the stored parameters are not valid any more.
+        """
+        try:
+            own = {
+                "seed": int(stored["seed"]),
+                "preference": PreferenceConfig.model_validate(stored["preference"]),
+                "input": self.input.model_copy(update={"events": stored["input"]["events"]}),
+                self.model: type(self.params).model_validate(stored[self.model]),
+            }
+        except (KeyError, TypeError, ValueError) as error:  # pydantic's ValidationError is a ValueError
+            raise ConfigError(" ".join(str(error).split())) from None
+        return self.model_copy(update=own)
 
     def to_json(self) -> str:
         """The resolved configuration, as it is stored with the run."""

@@ -39,8 +39,7 @@ from pyspark.sql.types import (
 from pyspark.sql.utils import AnalysisException
 
 from sparkcf.config.input import AttributesInput, Columns, InputConfig, ItemsInput, UsersInput
-from sparkcf.errors import InputError
-from sparkcf.jobs.session import first_line
+from sparkcf.errors import InputError, first_line
 
 FIELDS = ("user_id", "item_id", "event", "value", "ts")
 RAW_COLUMNS = ("raw", "source", "block", "line", "header", "malformed", *FIELDS, "context")

@@ -15,6 +15,8 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
+from sparkcf.kernels.csr import take_rows
+
 
 @dataclass(frozen=True)
 class PackedRows:
@@ -35,9 +37,7 @@ class PackedRows:
             here = slice(int(self.indptr[first]), int(self.indptr[last]))
             indptr = self.indptr[first : last + 1] - self.indptr[first]
             return PackedRows(self.ids[first:last], indptr, self.indices[here], self.values[here])
-        starts, counts = self.indptr[:-1][rows], np.diff(self.indptr)[rows]
-        indptr = np.concatenate([[0], np.cumsum(counts)]).astype(np.int64)
-        entries = np.repeat(starts - indptr[:-1], counts) + np.arange(indptr[-1])
+        indptr, entries = take_rows(self.indptr, rows)
         return PackedRows(self.ids[rows], indptr, self.indices[entries], self.values[entries])
 
 

@@ -2,11 +2,51 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
+from typing import Literal
+
 from pyspark.sql import Column, DataFrame, Window
 from pyspark.sql import functions as F
 
 from sparkcf.config.root import Config
 from sparkcf.errors import ConfigError
+
+ENTRY = ("item_idx", "value", "weight")  # of a user's row
+ROW = ("row_items", "row_values", "row_weights")  # lists of these
+
+
+@dataclass(frozen=True)
+class Texts:
+    """A column of texts that are features: `name` is what the dictionary files their numbers under.
+
+    `table` : users, items or interactions. `column` : key of its map of texts; None: the items' categories.
+    """
+
+    name: str
+    table: str
+    column: str | None = None
+
+
+@dataclass(frozen=True)
+class Reads:
+    """What a model reads of the interactions and of the tables beside them.
+
+    pairs : "positives": the pairs that say yes, with their weight; "values": every pair's latest value; "labels":
+        every pair, 1 where its latest value is from `preference.positive_from` up, else 0.
+    moments : the pairs also have `ts`, `context` and `previous`, see `in_their_moments`.
+    attributes : the tables of users and items are handed over too.
+    texts : columns of texts that need numbers in the dictionary before the fit.
+    """
+
+    pairs: Literal["positives", "values", "labels"] = "positives"
+    moments: bool = False
+    attributes: bool = False
+    texts: tuple[Texts, ...] = ()
+
+    @property
+    def predicts(self) -> bool:
+        """Whether a model that reads this predicts values or probabilities of pairs."""
+        return self.pairs != "positives"
 
 
 def indexed(interactions: DataFrame, users: DataFrame, items: DataFrame) -> DataFrame:
@@ -16,18 +56,17 @@ def indexed(interactions: DataFrame, users: DataFrame, items: DataFrame) -> Data
     return by_item.select("user_idx", "item_idx", "event", "value", "ts", "context")
 
 
-def pairs(events: DataFrame, config: Config) -> DataFrame:
-    """One row a (user, item): user_idx, item_idx, value, as the model wants it.
+def pairs(events: DataFrame, reads: Reads, config: Config) -> DataFrame:
+    """One row a (user, item): user_idx, item_idx, value, as the model reads them.
 
-    Explicit models get the latest value, and its event's weight where `preference.weight` is event. Every other model
-    gets the weight of the positives, see `PreferenceConfig`: 1 a pair, or the sum of the values or event weights over
-    its events. A factorization machine's pairs have their moments where it has fields of them.
+    Values come with the weight of their event where `preference.weight` is event, as a column `weight`. Positives
+    have the weight that `PreferenceConfig` says as their value: 1 a pair, or the sum over its events.
     """
-    if config.model == "fm" and not config.explicit:
-        return labels(events, config)
-    if config.model == "fm" and config.fm.contextual:
+    if reads.pairs == "labels":
+        return _labels(events, reads, config)
+    if reads.moments:
         return in_their_moments(events)
-    if config.explicit:
+    if reads.pairs == "values":
         if config.preference.weight != "event":
             return latest_values(events)
         return latest_values(events.withColumn("weight", _weight(config)), "weight")
@@ -37,12 +76,11 @@ def pairs(events: DataFrame, config: Config) -> DataFrame:
     return good.groupBy("user_idx", "item_idx").agg(F.sum(_weight(config)).alias("value"))
 
 
-def labels(events: DataFrame, config: Config) -> DataFrame:
-    """1 for a pair whose latest value is from `preference.positive_from` up, else 0."""
+def _labels(events: DataFrame, reads: Reads, config: Config) -> DataFrame:
     threshold = config.preference.positive_from
     if threshold is None:
         raise ConfigError("fm.task=classification needs preference.positive_from: the least value that is a yes")
-    rated = in_their_moments(events) if config.fm.contextual else latest_values(events)
+    rated = in_their_moments(events) if reads.moments else latest_values(events)
     return rated.withColumn("value", (F.col("value") >= threshold).cast("float"))
 
 
@@ -55,12 +93,28 @@ def in_their_moments(events: DataFrame) -> DataFrame:
     return rated.withColumn("context", F.map_from_entries("context"))
 
 
+def last_items(pairs: DataFrame) -> DataFrame:
+    """user_idx, previous: the item of every user's last pair in their moments."""
+    return pairs.groupBy("user_idx").agg(F.max(F.struct("ts", "item_idx"))["item_idx"].alias("previous"))
+
+
 def user_rows(pairs: DataFrame) -> DataFrame:
     """One row a user: user_idx, row, the (item_idx, value, weight) of the user's pairs in order of the items."""
     weight = F.col("weight") if "weight" in pairs.columns else F.lit(1.0)
     value, weight = (column.cast("float") for column in (F.col("value"), weight))  # as precise as training takes them
     entry = F.struct("item_idx", value.alias("value"), weight.alias("weight"))
     return pairs.groupBy("user_idx").agg(F.sort_array(F.collect_list(entry)).alias("row"))
+
+
+def row_lists(pairs: DataFrame) -> DataFrame:
+    """user_idx and the columns ROW, lists: the same rows as a scorer takes them."""
+    columns = (F.col(f"row.{name}").alias(column) for name, column in zip(ENTRY, ROW, strict=True))
+    return user_rows(pairs).select("user_idx", *columns)
+
+
+def popularity(pairs: DataFrame) -> DataFrame:
+    """item_idx, score: how many users have the item. What users without a vector get, and the baseline."""
+    return pairs.groupBy("item_idx").agg(F.count(F.lit(1)).cast("float").alias("score"))
 
 
 def latest_values(events: DataFrame, *more: str) -> DataFrame:

@@ -16,7 +16,7 @@ from pyspark.sql import Column, DataFrame, Window
 from pyspark.sql import functions as F
 
 from sparkcf.config.root import Config, EvaluationConfig
-from sparkcf.data.pairs import latest_values, pairs, positives
+from sparkcf.data.pairs import Reads, latest_values, pairs, positives
 from sparkcf.errors import GateRefused
 
 PAIR = ("user_idx", "item_idx")
@@ -33,17 +33,18 @@ class Split:
     note: str
 
 
-def split(events: DataFrame, config: Config) -> Split:
+def split(events: DataFrame, reads: Reads, config: Config) -> Split:
     """Split indexed events by `config.evaluation.protocol`."""
-    return {"q1": _strong, "q2": _weak, "q3": _ratings, "q4": _by_time}[config.evaluation.protocol](events, config)
+    protocols = {"q1": _strong, "q2": _weak, "q3": _ratings, "q4": _by_time}
+    return protocols[config.evaluation.protocol](events, reads, config)
 
 
-def _strong(events: DataFrame, config: Config) -> Split:
+def _strong(events: DataFrame, reads: Reads, config: Config) -> Split:
     evaluation = config.evaluation
     liked = _with_enough(_liked(events, config), evaluation)
     is_test = uniform(config.seed, "q1-user", F.col("user_idx")) < evaluation.holdout_share
     users = liked.select("user_idx").distinct().withColumn("test", is_test)
-    weighted = pairs(events, config).join(users, on="user_idx", how="inner")
+    weighted = pairs(events, reads, config).join(users, on="user_idx", how="inner")
     trained, tested = weighted.where("NOT test").drop("test"), weighted.where("test").drop("test")
     tested = tested.join(liked, on=list(PAIR), how="left_semi")  # explicit pairs may be dislikes
     tested = tested.join(trained.select("item_idx").distinct(), on="item_idx", how="left_semi")
@@ -51,28 +52,30 @@ def _strong(events: DataFrame, config: Config) -> Split:
     return Split(trained, known, heldout, f"{evaluation.holdout_share:.0%} of users held out")
 
 
-def _weak(events: DataFrame, config: Config) -> Split:
+def _weak(events: DataFrame, reads: Reads, config: Config) -> Split:
     evaluation = config.evaluation
     liked = _with_enough(_liked(events, config), evaluation)
     known, heldout = _share_of_each_user(liked, 1 - evaluation.holdout_share, config.seed, "q2-item")
-    trained = pairs(events, config).join(heldout, on=list(PAIR), how="left_anti")
+    trained = pairs(events, reads, config).join(heldout, on=list(PAIR), how="left_anti")
     return Split(trained, known, heldout, f"{evaluation.holdout_share:.0%} of each user's items held out")
 
 
-def _ratings(events: DataFrame, config: Config) -> Split:
-    rated = pairs(events, config) if config.explicit else latest_values(events)  # with weights, where it has any
+def _ratings(events: DataFrame, reads: Reads, config: Config) -> Split:
+    rated = (
+        pairs(events, reads, config) if reads.pairs == "values" else latest_values(events)
+    )  # with weights, where it has any
     is_test = uniform(config.seed, "q3", *map(F.col, PAIR)) < config.evaluation.holdout_share
     trained = rated.where(~is_test)
     return Split(trained, trained, rated.where(is_test), f"{config.evaluation.holdout_share:.0%} of ratings held out")
 
 
-def _by_time(events: DataFrame, config: Config) -> Split:
+def _by_time(events: DataFrame, reads: Reads, config: Config) -> Split:
     at = time_cut(events, config.evaluation.holdout_share)
     cut = F.lit(at.isoformat() + "T00:00:00Z").cast("timestamp")
     before, after = events.where(F.col("ts") < cut), events.where(F.col("ts") >= cut)
     known = _liked(before, config)
     heldout = _liked(after, config).join(known, on=list(PAIR), how="left_anti")
-    return Split(pairs(before, config), known, heldout, f"held out from {at} on")
+    return Split(pairs(before, reads, config), known, heldout, f"held out from {at} on")
 
 
 def time_cut(events: DataFrame, share: float) -> dt.date:

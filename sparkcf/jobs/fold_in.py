@@ -8,7 +8,7 @@ the run's user_factors ───── rows that are the same ──────
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
-from dataclasses import dataclass
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -17,34 +17,18 @@ from pyspark.sql import DataFrame, SparkSession
 from pyspark.sql import functions as F
 
 from sparkcf.config.root import Config
-from sparkcf.data.pairs import pairs, user_rows
-from sparkcf.data.shared import SharedArrays, SharedState, share, share_state
-from sparkcf.errors import ConfigError, LakeError, NotFoundError, TrainingError
-from sparkcf.jobs.publish import published_run
-from sparkcf.jobs.train import (
-    INPUTS,
-    attributes,
-    fitted_mean,
-    index_size,
-    of_run,
-    read_events,
-    write_factors,
-    write_log,
-)
-from sparkcf.kernels.als import gramian
-from sparkcf.lake.runs import Run, find_run, start_run
+from sparkcf.data.arrow import entries_of, vectors_of
+from sparkcf.data.inputs import Inputs, newest_versions
+from sparkcf.data.pairs import ENTRY, ROW, pairs, user_rows
+from sparkcf.errors import TrainingError
+from sparkcf.jobs.base import base_run, read_fitted, training_data
+from sparkcf.jobs.train import write_fitted, write_log
+from sparkcf.lake.runs import recorded_run
 from sparkcf.lake.tables import LakeTables
-from sparkcf.lake.weights import read_state, write_state
-from sparkcf.models.contract import Arrays, Context, Fit, Known
-from sparkcf.models.fm.factors import fm_state_shapes
-from sparkcf.models.fm.features import features_of, fields_of
-from sparkcf.models.fm.frames import entries_of_column
-from sparkcf.models.nets.fit import state_shapes
-from sparkcf.models.registry import MODELS, rank_of
+from sparkcf.models.registry import model_of
 from sparkcf.progress import say, step
-from sparkcf.ranking.topk import collect_factors, csr_of, vectors_of
+from sparkcf.ranking.scorers import SharedScorer, known_entries, rows_of, share_fitted
 
-STATES = ("trained", "evaluated", "recommended", "refused", "published")
 BATCH = 10_000  # users that are solved at once
 SOLVED = "idx int, factor array<float>, bias float, kept boolean"
 
@@ -70,117 +54,40 @@ def fold_in_users(spark: SparkSession, config: Config) -> dict[str, Any]:
     """
     tables = LakeTables(spark, config.lake.root)
     base = base_run(tables, config)
-    mean = checked_mean(tables, base)
     config = base.fitted_with(config).model_copy(update={"run_id": base.run_id})
-    run = start_run(tables, "fold_in", config, {name: tables.version(name) for name in INPUTS})
-    try:
-        return _fold_in(tables, config, base, run, mean)
-    except BaseException as error:
-        run.update("failed", reason=f"{type(error).__name__}: {error}"[:500])
-        raise
-
-
-def base_run(tables: LakeTables, config: Config) -> Run:
-    """The run that `run_id` names, else the published one. Raises NotFoundError, or ConfigError for an earlier day."""
-    if not config.run_id:
-        row = published_run(tables, config.model)
-        if row is None:
-            raise NotFoundError(
-                f"no run of model {config.model} is published, so there are no items to fold users in against: "
-                "run jobs/nightly.py or jobs/publish.py first, or name a trained run by run_id=…"
+    model, then = model_of(config), Inputs(tables, base.row["inputs"])
+    of_base = config.model_copy(update={"ds": base.row["ds"]})
+    data = training_data(model, then, then.events(of_base.ds), of_base)
+    fitted = read_fitted(tables, model, base, data)
+    with recorded_run(tables, "fold_in", config, newest_versions(tables)) as run:
+        say(f"  against the items of run {base.run_id} of {base.row['ds']}")
+        now = Inputs(tables, run.row["inputs"])
+        paired = pairs(now.events(config.ds), model.reads, config)
+        with step("fold in users", spark) as shown:
+            shared = share_fitted(spark, model, fitted, now.n_items)
+            rows = marked(user_rows(paired), user_rows(data.pairs), fitted.user_factors)
+            known = replace(data, pairs=paired.where(F.col("item_idx") < data.n_items))
+            if model.reads.attributes:
+                known = replace(known, users=now.read("users"))
+            features = model.user_features(known, fitted)
+            if features is not None:
+                rows = rows.join(features, on="user_idx", how="left")
+            solved = solve_rows(rows, shared, model.width)
+            solved = solved.persist(StorageLevel.MEMORY_AND_DISK)  # counted, then written; released below
+            vectors = solved.where("factor IS NOT NULL").select("idx", "factor", "bias")
+            brought = replace(fitted, user_factors=vectors, tables={}, cached=solved)
+            try:
+                counts = counted(solved, config)
+                counts["items"] = write_fitted(now, model, brought, run)["item"]
+            finally:
+                brought.release()
+            shown.note = (
+                f"{counts['users_folded_in']:,} solved, {counts['users_kept']:,} kept, "
+                f"{counts['users_without_known_items']:,} without an item that the run knows"
             )
-        config = config.model_copy(update={"run_id": row["run_id"]})
-    base = find_run(tables, config, STATES)
-    if config.ds < base.row["ds"]:
-        raise ConfigError(
-            f"ds={config.ds} is before run {base.run_id} of {base.row['ds']}, which knows what came later: "
-            f"set ds={base.row['ds']} or later, or name an earlier run by run_id=…"
-        )
-    return base
-
-
-def checked_mean(tables: LakeTables, base: Run) -> float:
-    """The mean that the base's biases stand on, 0 without biases."""
-    items = tables.read("item_factors").where(of_run(base.row["model"], base.run_id))
-    n_items, biased = items.agg(F.count(F.lit(1)), F.max(F.col("bias") != 0)).first()
-    if not n_items:
-        raise LakeError(f"run {base.run_id} has no item factors in {tables.root}: name another by run_id=…")
-    mean = fitted_mean(tables, base.run_id)
-    if mean is None and biased:
-        raise LakeError(f"run {base.run_id} has biases and was trained before their mean was kept: run jobs/train.py")
-    return mean or 0.0
-
-
-def _fold_in(tables: LakeTables, config: Config, base: Run, run: Run, mean: float) -> dict[str, Any]:
-    say(f"  against the items of run {base.run_id} of {base.row['ds']}")
-    of_base = of_run(config.model, base.run_id)
-    users, items = (
-        tables.read(f"{side}_factors").where(of_base).select(F.col(f"{side}_idx").alias("idx"), "factor", "bias")
-        for side in ("user", "item")
-    )
-    then = config.model_copy(update={"ds": base.row["ds"]})
-    before = user_rows(pairs(read_events(tables, then, base), then))
-    paired = pairs(read_events(tables, config, run), config)
-    now = user_rows(paired)
-    with step("fold in users", tables.spark) as shown:
-        vectors, bias, known = collect_factors(items, index_size(tables, run, "items"), rank_of(config))
-        shared = share(tables.spark, vectors=vectors, bias=bias, known=known, gram=gramian(vectors))
-        state = state_of(tables, base, config)
-        against = Against(shared, share_state(tables.spark, state), int(known.sum()), mean)
-        rows = marked(now, before, users)
-        if config.model == "fm":
-            rows = rows.join(_features(tables, paired, state, config, base, run), on="user_idx", how="left")
-        solved = solve_rows(rows, against, config)
-        solved = solved.persist(StorageLevel.MEMORY_AND_DISK)  # counted, then written; released below
-        fitted = Fit(solved.where("factor IS NOT NULL").select("idx", "factor", "bias"), items, [], solved, mean, state)
-        try:
-            counts = counted(solved, config)
-            write_factors(tables, "user", fitted, config, run)
-            counts["items"] = write_factors(tables, "item", fitted, config, run)
-            if state:
-                write_state(tables.root, run.run_id, state)
-        finally:
-            fitted.release()
-        shown.note = (
-            f"{counts['users_folded_in']:,} solved, {counts['users_kept']:,} kept, "
-            f"{counts['users_without_known_items']:,} without an item that the run knows"
-        )
-    write_log(tables, run, fitted)
-    run.update("trained", counts=counts)
+        write_log(tables, run, brought)
+        run.update("trained", counts=counts)
     return {"run_id": run.run_id, "base_run_id": base.run_id, "counts": run.counts}
-
-
-def _features(tables: LakeTables, paired: DataFrame, state: Arrays, config: Config, base: Run, run: Run) -> DataFrame:
-    """user_idx, features: what users have now, by the numbers that the base gave."""
-    sizes = (index_size(tables, base, "users"), index_size(tables, base, "items"))
-    told = attributes(tables, config, base) | {"users": attributes(tables, config, run)["users"]}
-    known = paired.where(F.col("item_idx") < sizes[1])
-    return features_of(known, *sizes, config, Context(**told), state["scales"]).serving
-
-
-def state_of(tables: LakeTables, base: Run, config: Config) -> Arrays:
-    """The base's weights, where its model has any beside the factors."""
-    sizes = (index_size(tables, base, "users"), index_size(tables, base, "items"))
-    if config.model == "fm":
-        fields = fields_of(config, *sizes, attributes(tables, config, base)["dictionary"])
-        return read_state(tables.root, base.run_id, fm_state_shapes(fields, config.fm))
-    if config.net is None:
-        return {}
-    return read_state(tables.root, base.run_id, state_shapes(sizes[1], config))
-
-
-@dataclass(frozen=True)
-class Against:
-    """What rows are solved against, for the executors.
-
-    `items`: vectors (m, rank), bias (m,), known bool (m,): has a factor, gram (rank, rank). `present`, `mean`: items
-    that were in training, and what their biases stand on.
-    """
-
-    items: SharedArrays
-    state: SharedState
-    present: int
-    mean: float
 
 
 def marked(now: DataFrame, before: DataFrame, factors: DataFrame) -> DataFrame:
@@ -197,47 +104,35 @@ def marked(now: DataFrame, before: DataFrame, factors: DataFrame) -> DataFrame:
     return joined.select(
         "user_idx",
         *(F.when(same, F.col(name)).alias(name) for name in ("factor", "bias")),
-        *(F.when(~same, F.col(f"row.{name}")).alias(name) for name in ("item_idx", "value", "weight")),
+        *(F.when(~same, F.col(f"row.{name}")).alias(column) for name, column in zip(ENTRY, ROW, strict=True)),
     )
 
 
-def solve_rows(users: DataFrame, against: Against, config: Config) -> DataFrame:
-    """`marked` users as SOLVED rows; factor is null for a user who has no item with a factor."""
+def solve_rows(users: DataFrame, shared: SharedScorer, width: int) -> DataFrame:
+    """`marked` users as SOLVED rows; factor is null for a user who has no item that the model knows."""
 
     def work(batches: Iterable[Any]) -> Iterator[Any]:
         for batch in batches:
             for first in range(0, batch.num_rows, BATCH):
-                yield _solved_batch(batch.slice(first, BATCH), against, config)
+                yield _solved_batch(batch.slice(first, BATCH), shared, width)
 
-    more = [name for name in ("features",) if name in users.columns]
-    return users.select("user_idx", "factor", "bias", "item_idx", "value", "weight", *more).mapInArrow(work, SOLVED)
+    features = [name for name in ("features",) if name in users.columns]
+    return users.select("user_idx", "factor", "bias", *ROW, *features).mapInArrow(work, SOLVED)
 
 
-def _solved_batch(batch: Any, against: Against, config: Config) -> Any:
+def _solved_batch(batch: Any, shared: SharedScorer, width: int) -> Any:
     import pyarrow as pa
 
-    items, item_bias, known, gram = against.items.open()
-    kept, vectors = vectors_of(batch.column("factor"), items.shape[1])
+    scorer = shared.open()
+    kept, vectors = vectors_of(batch.column("factor"), width)
     biases = batch.column("bias").fill_null(0.0).to_numpy(zero_copy_only=False).copy()
-    indptr, indices = csr_of(batch.column("item_idx"))
-    values, weights = (
-        batch.column(name).flatten().to_numpy(zero_copy_only=False).astype(np.float32) for name in ("value", "weight")
-    )
-    usable = known[indices]
-    indptr = np.concatenate([[0], np.cumsum(usable, dtype=np.int64)])[indptr]
-    rows = (indptr, indices[usable], values[usable], weights[usable])
-    features = entries_of_column(batch.column("features")) if "features" in batch.schema.names else None
-    fit = Known(items, item_bias, against.present, against.mean, gram, against.state.open(), features)
-    solved, solved_bias = MODELS[config.model].fold_in(rows, fit, config)
-    folded = np.diff(indptr) > 0
+    rows = known_entries(rows_of(batch), scorer.known_items)
+    features = entries_of(batch.column("features")) if "features" in batch.schema.names else None
+    solved, solved_bias = scorer.fold_in(rows, features)
+    folded = np.diff(rows[0]) > 0
     vectors[folded], biases[folded] = solved[folded], solved_bias[folded]
     shown = [vector if has else None for vector, has in zip(vectors, kept | folded, strict=True)]
-    columns = [
-        batch.column("user_idx"),
-        pa.array(shown, pa.list_(pa.float32())),
-        pa.array(biases),
-        pa.array(kept),
-    ]
+    columns = [batch.column("user_idx"), pa.array(shown, pa.list_(pa.float32())), pa.array(biases), pa.array(kept)]
     return pa.RecordBatch.from_arrays(columns, names=["idx", "factor", "bias", "kept"])
 
 

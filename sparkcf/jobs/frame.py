@@ -12,8 +12,8 @@ from typing import Any
 
 from sparkcf.config.load import load_config
 from sparkcf.config.root import Config
-from sparkcf.errors import ConfigError, SparkcfError
-from sparkcf.jobs.session import first_line, open_session, stop_session
+from sparkcf.errors import ConfigError, SparkcfError, first_line
+from sparkcf.jobs.session import open_session, stop_session
 from sparkcf.lake.roots import check_writable
 from sparkcf.progress import flush, job_description, say
 from sparkcf.runtime import check_python, java_problem

@@ -11,9 +11,10 @@ from pyspark.sql import functions as F
 from sparkcf.config.root import Config
 from sparkcf.errors import SparkcfError
 from sparkcf.jobs.clean import clean_day
+from sparkcf.jobs.evaluate import evaluate_run
 from sparkcf.jobs.publish import publish_run
 from sparkcf.jobs.recommend import recommend_run
-from sparkcf.jobs.train import evaluate_run, train_model
+from sparkcf.jobs.train import train_model
 from sparkcf.lake.roots import local_folder
 from sparkcf.lake.runs import find_run
 from sparkcf.lake.tables import LakeTables

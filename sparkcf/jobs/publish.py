@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import datetime as dt
 import math
 from typing import Any
 
@@ -11,12 +10,10 @@ from pyspark.sql import functions as F
 
 from sparkcf.config.root import Config, GateConfig
 from sparkcf.errors import ConflictError, GateRefused, NotFoundError, NothingNew
-from sparkcf.lake.runs import find_run, who
-from sparkcf.lake.schemas import TABLES
-from sparkcf.lake.tables import LakeTables, retry_conflicts, sql_date
+from sparkcf.lake.published import append_published, history, newest_first, published_run, sequence_at
+from sparkcf.lake.runs import find_run
+from sparkcf.lake.tables import LakeTables
 from sparkcf.progress import say, step
-
-SERVED = ("recommendations", "similar_items", "user_factors", "item_factors", "metrics")
 
 
 def publish_run(spark: SparkSession, config: Config) -> dict[str, Any]:
@@ -40,9 +37,9 @@ def publish_run(spark: SparkSession, config: Config) -> dict[str, Any]:
         except GateRefused as refusal:
             run.update("refused", reason=str(refusal))
             raise
-        today = _history(tables, config.model, config.ds)
+        today = history(tables, config.model, config.ds)
         begun = int(run.row["inputs"].get("published", -1))
-        since = [r for r in today if r["sequence"] > _sequence_at(tables, config, begun)]
+        since = [r for r in today if r["sequence"] > sequence_at(tables, config.model, config.ds, begun)]
         if since:
             reason = (
                 f"run {since[-1]['run_id']} of {config.model} was published for {config.ds} while "
@@ -73,13 +70,13 @@ def rollback(spark: SparkSession, config: Config) -> dict[str, Any]:
     if config.run_id:
         target = find_run(tables, config, ("published", "recommended")).run_id
     else:
-        earlier = [r["run_id"] for r in _newest_first(tables, config.model) if r["run_id"] != now["run_id"]]
+        earlier = [r["run_id"] for r in newest_first(tables, config.model) if r["run_id"] != now["run_id"]]
         if not earlier:
             raise NotFoundError(f"run {now['run_id']} is the only published one of {config.model}")
         target = earlier[0]
     if target == now["run_id"]:
         raise NothingNew(f"run {target} is the published one already")
-    sequence = len(_history(tables, config.model, now["ds"])) + 1
+    sequence = len(history(tables, config.model, now["ds"])) + 1
     append_published(tables, config.model, now["ds"], target, "rollback", sequence)
     say(f"rolled back {config.model}: run {target} instead of {now['run_id']}")
     return {"run_id": target, "rolled_back": now["run_id"], "ds": now["ds"].isoformat()}
@@ -127,48 +124,6 @@ def check_gate(
                 f"{name} is {value:.4f}, {fall:.1%} worse than the published {before[key]:.4f}; "
                 f"gate.max_fall is {gate.max_fall:.1%}"
             )
-
-
-def published_run(tables: LakeTables, model: str) -> Row | None:
-    """The row of `published` that readers follow: the newest one of the latest day."""
-    rows = tables.read("published").where(F.col("model") == model)
-    return rows.orderBy(F.desc("ds"), F.desc("sequence")).first()
-
-
-def append_published(tables: LakeTables, model: str, ds: dt.date, run_id: str, action: str, sequence: int) -> None:
-    """The one commit of publishing. Of two that take the same sequence number, the second gets a ConflictError."""
-    versions = {name: tables.version(name) for name in SERVED}
-    now = dt.datetime.now(dt.UTC).replace(tzinfo=None)
-    values = [(model, ds, sequence, run_id, action, who(), now, versions)]
-    row = tables.spark.createDataFrame(values, TABLES["published"].schema)
-    same = f"t.model = '{model}' AND t.ds = {sql_date(ds)} AND t.sequence = s.sequence"
-
-    def merge() -> None:
-        target = tables.create("published").alias("t").merge(row.alias("s"), same)
-        target.whenNotMatchedInsertAll().execute()
-
-    retry_conflicts("publish", merge)
-    kept = [r["run_id"] for r in _history(tables, model, ds) if r["sequence"] == sequence]
-    if kept != [run_id]:
-        raise ConflictError(f"run {kept[0]} of {model} was published for {ds} at the same moment: run again")
-
-
-def _history(tables: LakeTables, model: str, ds: dt.date) -> list[Row]:
-    rows = tables.read("published").where((F.col("model") == model) & (F.col("ds") == F.lit(ds)))
-    return rows.orderBy("sequence").collect()
-
-
-def _newest_first(tables: LakeTables, model: str) -> list[Row]:
-    rows = tables.read("published").where((F.col("model") == model) & (F.col("action") == "publish"))
-    return rows.orderBy(F.desc("ds"), F.desc("sequence")).limit(1000).collect()
-
-
-def _sequence_at(tables: LakeTables, config: Config, version: int) -> int:
-    """The newest sequence number of the model and day when the run began."""
-    if version < 0:
-        return 0
-    rows = tables.read("published", version).where((F.col("model") == config.model) & (F.col("ds") == F.lit(config.ds)))
-    return int(rows.agg(F.max("sequence")).first()[0] or 0)
 
 
 def _figures(tables: LakeTables, run_id: str) -> dict[tuple[str, int | None], float]:

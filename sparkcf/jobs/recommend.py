@@ -2,26 +2,27 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator
 from typing import Any
 
-import numpy as np
 from pyspark import StorageLevel
 from pyspark.sql import DataFrame, SparkSession
 from pyspark.sql import functions as F
 
 from sparkcf.config.root import Config
 from sparkcf.data.ingest import read_listing
-from sparkcf.data.pairs import pairs
+from sparkcf.data.inputs import Inputs
+from sparkcf.data.pairs import popularity, row_lists
 from sparkcf.errors import NotFoundError
-from sparkcf.jobs.train import index_size, of_run, read_events
-from sparkcf.lake.runs import Run, find_run
+from sparkcf.jobs.base import read_fitted, training_data
+from sparkcf.lake.factors import write_of_run
+from sparkcf.lake.runs import find_run
 from sparkcf.lake.tables import LakeTables
-from sparkcf.models.als.fit import vectors_to_arrow
-from sparkcf.models.popularity import popularity
-from sparkcf.models.registry import comparable, rank_of
+from sparkcf.models.registry import model_of
 from sparkcf.progress import step
-from sparkcf.ranking.topk import ItemSide, item_side, top_k
+from sparkcf.ranking.scorers import saved_of, share_scorer
+from sparkcf.ranking.topk import Catalogue, SharedRanker, share_ranker, share_similarity, similar_items, top_k
+
+STATES = ("trained", "evaluated", "recommended", "refused")
 
 
 def recommend_run(spark: SparkSession, config: Config) -> dict[str, Any]:
@@ -30,33 +31,42 @@ def recommend_run(spark: SparkSession, config: Config) -> dict[str, Any]:
     Returns the run's id and counts: users, by model and by fallback, and rows.
     """
     tables = LakeTables(spark, config.lake.root)
-    run = find_run(tables, config, ("trained", "evaluated", "recommended", "refused"))
+    run = find_run(tables, config, STATES)
     config = run.fitted_with(config)
-    events = read_events(tables, config, run)
-    users = tables.read("users", run.row["inputs"]["users"])
-    items = tables.read("items", run.row["inputs"]["items"])
-    side = _item_side(tables, events, items, config, run)
+    model, inputs = model_of(config), Inputs(tables, run.row["inputs"])
+    events = inputs.events(config.ds)
+    data = training_data(model, inputs, events, config)
+    users, items = inputs.read("users"), inputs.read("items")
+    fitted = read_fitted(tables, model, run, data)
+    saved = saved_of(model, fitted, data.n_items)
+    scorer = share_scorer(spark, model.open, saved)
+    catalogue = Catalogue.of(popularity(data.pairs), data.n_items, banned_items(spark, items, config))
+    labels = (F.lit(config.ds).alias("ds"),)
     with step(f"recommend top {config.topk.k}", spark) as shown:
-        wanted = _wanted_users(users, config)
-        counts = _write_lists(tables, wanted, events, items, side, config, run)
+        wanted = _wanted_users(users, config).select("user_idx", "user_id")
+        known = wanted.join(fitted.user_factors.withColumnRenamed("idx", "user_idx"), on="user_idx", how="left")
+        if model.scores_rows:
+            known = known.join(row_lists(data.pairs), on="user_idx", how="left")
+        lists = top_k(
+            _with_seen(known, events, config), share_ranker(spark, scorer, catalogue), model.width, config.topk.k
+        )
+        named = (
+            lists.join(wanted, on="user_idx", how="inner")
+            .join(items.select("item_idx", "item_id"), on="item_idx", how="inner")
+            .select("user_id", "position", "item_id", "score", "reason", *labels)
+        )
+        counts = _write_lists(tables, named, model.name, run.run_id) | {"users": wanted.count()}
         shown.note = (
             f"{counts['recommendations']:,} rows, {counts['users']:,} users, {counts['users_fallback']:,} by fallback"
         )
     if config.topk.similar_items:
         with step("find similar items", spark) as shown:
-            counts["similar_items"] = _write_similar(tables, items, side, config, run)
+            alike = share_ranker(spark, share_similarity(spark, model, saved, scorer), catalogue)
+            found = _similar(fitted.item_factors, items, alike, config).select("*", *labels)
+            counts["similar_items"] = write_of_run(tables, "similar_items", found, model.name, run.run_id)
             shown.note = f"{counts['similar_items']:,} rows"
     run.update("recommended", counts=counts)
     return {"run_id": run.run_id, "counts": counts}
-
-
-def _item_side(tables: LakeTables, events: DataFrame, items: DataFrame, config: Config, run: Run) -> ItemSide:
-    factors = tables.read("item_factors").where(of_run(config.model, run.run_id))
-    renamed = factors.select(F.col("item_idx").alias("idx"), "factor", "bias")
-    by_users = config.popularity.model_copy(update={"by": "users"})
-    known = popularity(pairs(events, config), by_users)
-    size, rank = index_size(tables, run, "items"), rank_of(config)
-    return item_side(renamed, known, size, rank, banned_items(tables.spark, items, config))
 
 
 def banned_items(spark: SparkSession, items: DataFrame, config: Config) -> DataFrame | None:
@@ -102,40 +112,26 @@ def _wanted_users(users: DataFrame, config: Config) -> DataFrame:
     return wanted
 
 
-def _write_lists(
-    tables: LakeTables,
-    users: DataFrame,
-    events: DataFrame,
-    items: DataFrame,
-    side: ItemSide,
-    config: Config,
-    run: Run,
-) -> dict[str, int]:
-    factors = tables.read("user_factors").where(of_run(config.model, run.run_id)).select("user_idx", "factor")
-    wanted = users.select("user_idx", "user_id").join(factors, on="user_idx", how="left")
-    if config.topk.exclude_seen:
-        seen = events.groupBy("user_idx").agg(F.sort_array(F.collect_set("item_idx")).alias("seen"))
-        wanted = wanted.join(seen, on="user_idx", how="left")
-    else:
-        wanted = wanted.withColumn("seen", F.lit(None).cast("array<int>"))
-    ranked = top_k(wanted, side.share(tables.spark), config.topk.k)
-    named = (
-        ranked.join(users.select("user_idx", "user_id"), on="user_idx", how="inner")
-        .join(items.select("item_idx", "item_id"), on="item_idx", how="inner")
-        .select("user_id", "position", "item_id", "score", "reason", *_labels(config, run))
-    )
+def _with_seen(users: DataFrame, events: DataFrame, config: Config) -> DataFrame:
+    """Users with the items that are not to be listed for them, as `seen`."""
+    if not config.topk.exclude_seen:
+        return users.withColumn("seen", F.lit(None).cast("array<int>"))
+    seen = events.groupBy("user_idx").agg(F.sort_array(F.collect_set("item_idx")).alias("seen"))
+    return users.join(seen, on="user_idx", how="left")
+
+
+def _write_lists(tables: LakeTables, lists: DataFrame, model: str, run_id: str) -> dict[str, int]:
     # Sorted by user, so that the file statistics lead a reader to one row group.
-    ordered = named.repartitionByRange("user_id").sortWithinPartitions("user_id", "position")
+    ordered = lists.repartitionByRange("user_id").sortWithinPartitions("user_id", "position")
     ordered = ordered.persist(StorageLevel.MEMORY_AND_DISK)  # written, then counted; released below
     try:
-        tables.replace("recommendations", ordered, of_run(config.model, run.run_id))
+        write_of_run(tables, "recommendations", ordered, model, run_id)
         first = ordered.where("position = 1").groupBy("reason").agg(F.count(F.lit(1)).alias("users")).collect()
         rows = ordered.agg(F.count(F.lit(1)), F.count(F.when(F.isnan("score"), 1))).first()
     finally:
         ordered.unpersist()
     by_reason = {r["reason"]: r["users"] for r in first}
     return {
-        "users": users.count(),
         "users_model": by_reason.get("model", 0),
         "users_fallback": by_reason.get("fallback", 0),
         "recommendations": rows[0],
@@ -143,53 +139,12 @@ def _write_lists(
     }
 
 
-def _labels(config: Config, run: Run) -> list[Any]:
-    return [
-        F.lit(config.ds).alias("ds"),
-        F.lit(config.model).alias("model"),
-        F.lit(run.run_id).alias("run_id"),
-    ]
-
-
-def _unit_rows(config: Config) -> Callable[[Iterable[Any]], Iterator[Any]]:
-    """Rows with what is compared of their `factor`, of length 1; a row of zeros is nobody's neighbour: left out."""
-
-    def work(batches: Iterable[Any]) -> Iterator[Any]:
-        import pyarrow as pa
-
-        for batch in batches:
-            if batch.num_rows == 0:
-                continue
-            flat = batch.column("factor").flatten().to_numpy(zero_copy_only=False)
-            vectors = comparable(flat.reshape(len(batch), -1), config)
-            norms = np.linalg.norm(vectors.astype(np.float64), axis=1)
-            kept = norms > 0
-            unit = (vectors[kept] / norms[kept, None]).astype(np.float32)
-            columns = [column.filter(pa.array(kept)) for column in batch.columns]
-            columns[batch.schema.get_field_index("factor")] = vectors_to_arrow(unit)
-            yield pa.RecordBatch.from_arrays(columns, names=batch.schema.names)
-
-    return work
-
-
-def _write_similar(tables: LakeTables, items: DataFrame, side: ItemSide, config: Config, run: Run) -> int:
-    compared = comparable(side.vectors, config)
-    norms = np.linalg.norm(compared, axis=1, keepdims=True)
-    unit = np.divide(compared, norms, out=np.zeros_like(compared), where=norms > 0)
-    cosine = ItemSide(unit, np.zeros_like(side.bias), side.eligible, side.fallback)
-    factors = tables.read("item_factors").where(of_run(config.model, run.run_id))
-    seen = F.array("item_idx").alias("seen")  # an item is not its own neighbour
-    rows = factors.select(F.col("item_idx").alias("user_idx"), "factor", seen)
-    ranked = top_k(
-        rows.mapInArrow(_unit_rows(config), rows.schema), cosine.share(tables.spark), config.topk.similar_items
-    )
+def _similar(known: DataFrame, items: DataFrame, shared: SharedRanker, config: Config) -> DataFrame:
+    """item_id, position, similar_item_id, score of the items that the model knows."""
+    ranked = similar_items(known, shared, config.topk.similar_items)
     ids = items.select("item_idx", "item_id")
-    named = (
-        ranked.withColumnRenamed("item_idx", "similar_idx")
-        .join(ids.withColumnRenamed("item_idx", "user_idx"), on="user_idx", how="inner")
-        .join(ids.toDF("similar_idx", "similar_item_id"), on="similar_idx", how="inner")
-        .select("item_id", "position", "similar_item_id", "score", *_labels(config, run))
+    named = ranked.join(ids, on="item_idx", how="inner").join(
+        ids.toDF("similar_idx", "similar_item_id"), on="similar_idx", how="inner"
     )
-    ordered = named.repartitionByRange("item_id").sortWithinPartitions("item_id", "position")
-    tables.replace("similar_items", ordered, of_run(config.model, run.run_id))
-    return tables.last_metrics("similar_items").get("numOutputRows", 0)
+    chosen = named.select("item_id", "position", "similar_item_id", "score")
+    return chosen.repartitionByRange("item_id").sortWithinPartitions("item_id", "position")

@@ -10,7 +10,7 @@ import tempfile
 from pathlib import Path
 
 from sparkcf.config.root import SparkConfig
-from sparkcf.errors import ConfigError
+from sparkcf.errors import ConfigError, first_line
 from sparkcf.runtime import java_problem
 
 DELTA_EXTENSION = "io.delta.sql.DeltaSparkSessionExtension"
@@ -190,19 +190,6 @@ def stop_session(spark) -> None:
     spark.stop()
     barrier = getattr(jvm, "org.apache.spark.BarrierTaskContext$")
     getattr(getattr(barrier, "MODULE$"), "org$apache$spark$BarrierTaskContext$$timer")().cancel()
-
-
-def first_line(error: BaseException) -> str:
-    """The one line of a JVM or Python error that a person needs, without the stack."""
-    java = getattr(error, "java_exception", None)
-    if java is not None:
-        while java.getCause() is not None:
-            java = java.getCause()
-        text = java.toString()
-    else:
-        text = str(error)
-    lines = [line.strip() for line in text.splitlines() if line.strip()]
-    return lines[0] if lines else type(error).__name__
 
 
 if __name__ == "__main__":

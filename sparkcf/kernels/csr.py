@@ -50,6 +50,18 @@ def build_csr(
     return _merge_sorted(rows[order], cols[order], values[order], n_rows)
 
 
+def take_rows(indptr: NDArray[np.int64], rows: NDArray[np.intp]) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+    """Some rows of compressed rows, in the order asked for.
+
+    Returns
+    -------
+    The offsets of the taken rows, int64 (len(rows) + 1,), and the places of their entries in the old arrays.
+    """
+    counts = np.diff(indptr)[rows]
+    taken = np.concatenate([[0], np.cumsum(counts)]).astype(np.int64)
+    return taken, np.repeat(indptr[:-1][rows] - taken[:-1], counts) + np.arange(taken[-1])
+
+
 @kernel()
 def _stable_order(keys, n_keys, order):
     """Fill `order` with the positions of `keys` in ascending order, equal keys in the order they came."""

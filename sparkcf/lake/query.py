@@ -23,7 +23,7 @@ import pyarrow.parquet as pq
 from deltalake import DeltaTable
 from deltalake.exceptions import TableNotFoundError
 
-from sparkcf.errors import ConfigError, LakeError, NotFoundError
+from sparkcf.errors import ConfigError, LakeError, NotFoundError, first_line
 from sparkcf.lake.roots import local_folder
 
 if TYPE_CHECKING:
@@ -310,10 +310,6 @@ def foreign_features(table: DeltaTable) -> str:
     if protocol.min_reader_version >= 3:
         return ", ".join(sorted(set(protocol.reader_features or ()) - PLAIN_FEATURES))
     return "column mapping" if protocol.min_reader_version == 2 else ""
-
-
-def first_line(error: BaseException) -> str:
-    return next((line.strip() for line in str(error).splitlines() if line.strip()), type(error).__name__)[:300]
 
 
 def _matching_rows(file: pq.ParquetFile, schema: pa.Schema, wanted: Wanted | None) -> list[pa.Table]:

@@ -6,21 +6,21 @@ import datetime as dt
 import json
 import os
 import secrets
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any
 
 from pyspark.sql import functions as F
 
 from sparkcf import __version__
-from sparkcf.config.load import parse_config
 from sparkcf.config.root import Config
-from sparkcf.errors import NotFoundError
+from sparkcf.errors import ConfigError, LakeError, NotFoundError
 from sparkcf.lake.tables import LakeTables, sql_date
 from sparkcf.progress import say
 from sparkcf.lake.schemas import TABLES
 
 FITS = ("train", "fold_in")  # jobs whose runs have factors
-SHAPES_FIT = ("seed", "preference", "als", "hals", "fm", "multvae", "multdae", "popularity")
 
 
 @dataclass
@@ -43,12 +43,19 @@ class Run:
         """The configuration with everything that shaped the run's fit taken from the run itself.
 
         So `evaluate` and `recommend` cannot be asked about another model than the one that was trained.
+
+        Raises LakeError where this version of the code does not know the run's parameters.
         """
-        own = parse_config(json.loads(self.row["config"]))
-        changes = {name: getattr(own, name) for name in SHAPES_FIT if getattr(own, name) != getattr(config, name)}
-        if changes:
-            say(f"  note: {', '.join(changes)} as run {self.run_id} was trained with")
-        return config.model_copy(update=changes)
+        try:
+            own = config.with_shaping(json.loads(self.row["config"]))
+        except ConfigError as error:
+            raise LakeError(
+                f"run {self.run_id} was trained with parameters that this version does not take: {error}; train again"
+            ) from None
+        before, after = config.shaping(), own.shaping()
+        if changed := [name for name, value in after.items() if value != before[name]]:
+            say(f"  note: {', '.join(changed)} as run {self.run_id} was trained with")
+        return own
 
     def update(self, state: str, reason: str | None = None, counts: dict[str, int] | None = None) -> None:
         """Write the run's new state; counts are added to those it has."""
@@ -59,7 +66,7 @@ class Run:
         self.tables.upsert("runs", self.tables.spark.createDataFrame(values, schema))
 
 
-def start_run(tables: LakeTables, job: str, config: Config, inputs: dict[str, int]) -> Run:
+def start_run(tables: LakeTables, job: str, config: Config, inputs: Mapping[str, int]) -> Run:
     """A new run with its row written. `inputs`: the version of every table that it reads."""
     model = None if job == "clean" else config.model
     row = {
@@ -69,13 +76,30 @@ def start_run(tables: LakeTables, job: str, config: Config, inputs: dict[str, in
         "ds": config.ds,
         "config": config.to_json(),
         "code_version": __version__,
-        "inputs": inputs,
+        "inputs": dict(inputs),
         "seed": config.seed,
         "started_at": _now(),
     }
     run = Run(tables, row)
     run.update("running")
     return run
+
+
+@contextmanager
+def recorded_run(tables: LakeTables, job: str, config: Config, inputs: Mapping[str, int]) -> Iterator[Run]:
+    """A new run; whatever is raised inside is written into its row, and raised again."""
+    run = start_run(tables, job, config, inputs)
+    with failures_recorded(run):
+        yield run
+
+
+@contextmanager
+def failures_recorded(run: Run) -> Iterator[None]:
+    try:
+        yield
+    except BaseException as error:
+        run.update("failed", reason=f"{type(error).__name__}: {error}"[:500])
+        raise
 
 
 def new_run_id(name: str, ds: dt.date) -> str:

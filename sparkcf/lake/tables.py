@@ -12,10 +12,9 @@ from py4j.java_gateway import JavaObject
 from pyspark.sql import DataFrame, SparkSession
 from pyspark.sql.types import MapType
 
-from sparkcf.errors import ConflictError, LakeError
+from sparkcf.errors import ConflictError, LakeError, first_line
 from sparkcf.lake.roots import resolve_root
 from sparkcf.lake.schemas import TABLES, Table
-from sparkcf.jobs.session import first_line
 
 ATTEMPTS = 6
 PROPERTIES = {  # readable by every Delta client

@@ -1,86 +1,294 @@
-"""What a model's fit takes beside its pairs, what it gives, and what folding in needs to know of it."""
+"""What a job may ask of a model, and all that it may ask.
+
+    TrainingData, FitRun ──Model.fit──▶ Fitted ──stored, read back──▶ Saved ──Model.open──▶ Scorer
+
+`Fitted` is what a fit gives and what is read back from the lake: frames and arrays. A `Scorer` is opened from its
+arrays in any process, without Spark. There are two kinds: an `InnerProduct` of user and item vectors, which the fused
+top-K kernel ranks, and every other one, which scores blocks of users against all items.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any
+from functools import cached_property
+from typing import TYPE_CHECKING, Any, ClassVar, Generic, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
-from pyspark.sql import DataFrame
+
+from sparkcf.config.section import ModelSection
+from sparkcf.kernels.csr import take_rows
+from sparkcf.lake.arrays import Arrays, Shapes
 
 if TYPE_CHECKING:
-    from sparkcf.lake.tables import LakeTables
+    from pyspark.sql import DataFrame
 
-Arrays = dict[str, NDArray[Any]]
+    from sparkcf.data.packing import Packing
+    from sparkcf.data.pairs import Reads
+
 F32 = NDArray[np.float32]
+F64 = NDArray[np.float64]
+I32 = NDArray[np.int32]
+I64 = NDArray[np.int64]
+Rows = tuple[I64, I32, F32, F32]  # indptr (n + 1,), indices, values, weights (nnz,) of users' pairs over the items
+Features = tuple[I64, I32, F32]  # indptr (n + 1,), feature, value: what users have beside their ids and pairs
+Params = TypeVar("Params", bound=ModelSection)
 
 
 @dataclass(frozen=True)
-class Context:
-    """Where a fit may begin, report, keep what it has so far, and lay down packed rows.
+class TrainingData:
+    """What a fit reads.
 
-    starts : by side ("user", "item"), frames (idx, factor) to begin from.
-    heard : called with the log entry of every sweep or epoch, or with a "note" for people.
-    saved : folder or address for progress; a fit that was cut short goes on from there.
-    tables, snapshot : the lake and the name of the snapshot of packed rows, for models that are fed from files.
-    users, items, dictionary : the tables of users and items with their attributes, and of the numbers of texts, for
-        models with features.
+    pairs : user_idx, item_idx, value and what `Model.reads` asks for beside; indices dense, below n_users and n_items.
+    users, items, dictionary : the tables of attributes and of the numbers of texts; None where the model reads none.
+    packing : packs rows into files for models that train by gradient; None where nothing can be written.
     """
 
-    starts: dict[str, DataFrame] | None = None
-    heard: Callable[[dict[str, Any]], None] = lambda entry: None
-    saved: str | None = None
-    tables: LakeTables | None = None
-    snapshot: str | None = None
+    pairs: DataFrame
+    n_users: int
+    n_items: int
     users: DataFrame | None = None
     items: DataFrame | None = None
     dictionary: DataFrame | None = None
-
-
-ALONE = Context()
+    packing: Packing | None = None
 
 
 @dataclass(frozen=True)
-class Fit:
-    """Fitted factors as frames (idx, factor, bias; nets: latent) and the log of the sweeps or epochs.
+class FitRun:
+    """How a fit begins, reports and saves its progress.
 
-    `state`: weights that folding in needs beside the items' factors. `features`: of a factorization machine, field,
-    feature_idx, factor, bias, samples. `in_context`: pairs to pairs with `factor`, the vector of their user in their
-    moment, of a model that takes moments into account. `serving`:
-    likewise, the features of users for folding them in. `unknown`: the vectors of a user and
-    an item of whom nothing is known. `release` frees what is cached.
+    warm_start : by side ("user", "item"), frames (idx, factor, bias) of an earlier run; None: start from the seed.
+    on_progress : called on the driver with the log entry of every sweep or epoch, or with a "note" for people.
+    checkpoint_dir : folder or address for progress; a fit that was cut short goes on from there.
     """
 
-    user: DataFrame
-    item: DataFrame
-    log: list[dict[str, Any]]
-    kept: DataFrame
+    warm_start: Mapping[str, DataFrame] | None = None
+    on_progress: Callable[[dict[str, Any]], None] = lambda entry: None
+    checkpoint_dir: str | None = None
+
+
+@dataclass(frozen=True)
+class Fitted:
+    """A fit: fresh, or read back from the lake.
+
+    user_factors, item_factors : idx, factor, bias (users of nets: latent too); a row for every user and item that the
+        model knows. Where scores do not come from vectors, the factors are empty lists.
+    log : an entry a sweep or epoch, with its number as "sweep" or "epoch".
+    mean : what the biases stand on; 0 without biases. average : the mean value of the training pairs, where the
+        model predicts values.
+    arrays : what else scoring and folding in need. tables : more frames to store, by the tables' names.
+    cached : the frame that the others are made of, until `release`.
+    """
+
+    user_factors: DataFrame
+    item_factors: DataFrame
+    log: list[dict[str, Any]] = field(default_factory=list)
     mean: float = 0.0
-    state: Arrays = field(default_factory=dict)
-    features: DataFrame | None = None
-    in_context: Callable[[DataFrame], DataFrame] | None = None
-    serving: Callable[[DataFrame], DataFrame] | None = None
-    unknown: tuple[F32, F32] | None = None
+    average: float = 0.0
+    arrays: Arrays = field(default_factory=dict)
+    tables: Mapping[str, DataFrame] = field(default_factory=dict)
+    cached: DataFrame | None = None
 
     def release(self) -> None:
-        self.kept.unpersist()
+        if self.cached is not None:
+            self.cached.unpersist()
 
 
 @dataclass(frozen=True)
-class Known:
-    """A fit as folding in sees it, in this process.
+class Saved:
+    """A fit as arrays, in one process.
 
-    `items` (m, rank) and `bias` (m,): the items' factors; `present`: how many of them were in training; `mean`: what
-    the biases stand on; `gram` (rank, rank): items^T items, where it is known already; `state`: see `Fit`;
-    `features`: of a factorization machine, what the rows have beside their ids: indptr, feat, val; None: histories.
+    arrays : those of `Fitted`. item_vectors : (m, width), item_bias : (m,), item_known : bool (m,), which items the
+        model knows. mean, average : see `Fitted`.
     """
 
-    items: F32
+    item_vectors: F32
+    item_bias: F32
+    item_known: NDArray[np.bool_]
+    arrays: Arrays = field(default_factory=dict)
+    mean: float = 0.0
+    average: float = 0.0
+
+
+@dataclass(frozen=True)
+class UserBlock:
+    """Some users as a scorer takes them.
+
+    vectors : (n, width). bias : (n,). known : bool (n,), whether the model knows the user; vectors of others are 0.
+    rows : their pairs, where the model scores by them (`Model.scores_rows`).
+    """
+
+    vectors: F32
     bias: F32
-    present: int
-    mean: float
-    gram: NDArray[Any] | None = None
-    state: Arrays = field(default_factory=dict)
-    features: tuple[NDArray[np.int64], NDArray[np.int32], F32] | None = None
+    known: NDArray[np.bool_]
+    rows: Rows | None = None
+
+    def __len__(self) -> int:
+        return len(self.known)
+
+    def take(self, chosen: NDArray[np.intp]) -> UserBlock:
+        """Some of the users, in the order asked for."""
+        rows = None
+        if self.rows is not None:
+            indptr, entries = take_rows(self.rows[0], chosen)
+            rows = (indptr, *(column[entries] for column in self.rows[1:]))
+        return UserBlock(self.vectors[chosen], self.bias[chosen], self.known[chosen], rows)
+
+
+class Scorer(ABC):
+    """A fitted model in one process: numpy in, numpy out. `known_items` : bool (m,), the items that it can score."""
+
+    known_items: NDArray[np.bool_]
+
+    @abstractmethod
+    def score_block(self, users: UserBlock) -> F32:
+        """Scores (n, m) of every item, comparable within a row, in memory that the caller may write to."""
+
+    @abstractmethod
+    def fold_in(self, rows: Rows, features: Features | None = None) -> tuple[F32, F32]:
+        """Vectors (n, width) and biases (n,) of users who were not in training, with everything else fixed."""
+
+    def similar_block(self, items: I32) -> F32:
+        """Likeness (n, m) of some items to all; the cosine of `likeness` where that is given."""
+        unit = unit_rows(self.likeness())
+        return unit[items] @ unit.T
+
+    def likeness(self) -> F32:
+        """Vectors (m, any) whose cosine tells how alike items are. A model without any overrides `similar_block`."""
+        raise NotImplementedError
+
+    def predict(self, users: UserBlock, items: I32) -> tuple[F64, F64 | None]:
+        """Values or probabilities (n,) of pairs, and their spread where the model has one.
+
+        Parameters
+        ----------
+        users : a row a pair. items : their items, -1 for one that is not in the catalogue.
+        """
+        raise NotImplementedError
+
+    def explain(self, rows: Rows, item: int) -> F32:
+        """What each of the users' pairs adds to the score of an item, (nnz,); where the model can tell."""
+        raise NotImplementedError
+
+
+class InnerProduct(Scorer):
+    """score = user vector · item vector + item bias; a value adds the user's bias and the mean.
+
+    cold_value : predicted for a pair of which the user or the item is unknown; None: what is known of it is enough.
+    """
+
+    def __init__(self, saved: Saved, cold_value: float | None = None) -> None:
+        self.item_vectors, self.item_bias = saved.item_vectors, saved.item_bias
+        self.known_items, self.mean, self.cold_value = saved.item_known, saved.mean, cold_value
+
+    @cached_property
+    def n_known_items(self) -> int:
+        return int(self.known_items.sum())
+
+    def score_block(self, users: UserBlock) -> F32:
+        scores: F32 = users.vectors @ self.item_vectors.T
+        if self.item_bias.any():
+            scores += self.item_bias
+        return scores
+
+    def fold_in(self, rows: Rows, features: Features | None = None) -> tuple[F32, F32]:
+        raise NotImplementedError
+
+    def likeness(self) -> F32:
+        return self.item_vectors
+
+    def predict(self, users: UserBlock, items: I32) -> tuple[F64, F64 | None]:
+        known = self.knows(items)
+        at = np.where(known, items, 0)
+        products = np.einsum("nk,nk->n", users.vectors, self.item_vectors[at], dtype=np.float64)
+        value = np.where(known, products + self.item_bias[at], 0.0) + users.bias + self.mean
+        if self.cold_value is not None:
+            value = np.where(known & users.known, value, self.cold_value)
+        return value, None
+
+    def knows(self, items: I32) -> NDArray[np.bool_]:
+        """Which of some items, -1 for none, the model knows."""
+        inside = (items >= 0) & (items < len(self.known_items))
+        known: NDArray[np.bool_] = inside & self.known_items[np.where(inside, items, 0)]
+        return known
+
+
+class Model(ABC, Generic[Params]):
+    """A model with its parameters: everything that differs between one model and another.
+
+    section : the class of its parameters. reads : see `data.pairs.Reads`. scores_rows : its scorer needs the users'
+    pairs. tables : the tables that it stores beside the factors. validation_share : of user rows, kept from training
+    to stop it.
+    """
+
+    section: ClassVar[type[ModelSection]]
+    scores_rows: ClassVar[bool] = False
+    tables: ClassVar[tuple[str, ...]] = ()
+    validation_share: float = 0.0
+
+    def __init__(self, params: Params, seed: int) -> None:
+        self.params, self.seed = params, seed
+
+    @property
+    def name(self) -> str:
+        return self.section.section
+
+    @property
+    @abstractmethod
+    def reads(self) -> Reads:
+        """What it reads of the interactions."""
+
+    @property
+    @abstractmethod
+    def width(self) -> int:
+        """The length of a user's or item's vector; 0 where scores do not come from vectors."""
+
+    @property
+    def rounds(self) -> int:
+        """Sweeps or epochs of a fit, at most."""
+        return 1
+
+    @abstractmethod
+    def fit(self, data: TrainingData, run: FitRun) -> Fitted:
+        """Train on Spark.
+
+        Raises
+        ------
+        ConfigError
+            Settings that do not fit the data or each other. TrainingError: the numbers went wrong.
+        """
+
+    @abstractmethod
+    def open(self, saved: Saved) -> Scorer:
+        """The scorer of a fit, in this process."""
+
+    def shapes(self, data: TrainingData) -> Shapes:
+        """The arrays of `Fitted.arrays` of a fit over such data: nothing else is read back."""
+        return {}
+
+    def packed_by(self) -> dict[str, Any]:
+        """Those of its parameters that shape packed rows."""
+        return {}
+
+    def user_features(self, data: TrainingData, fitted: Fitted) -> DataFrame | None:
+        """user_idx, features: what users have beside their ids and pairs now, for folding them in."""
+        return None
+
+    def in_context(self, pairs: DataFrame, data: TrainingData, fitted: Fitted) -> DataFrame | None:
+        """Pairs with the vector of their user in their moment: factor, bias, known_user, and unknown, how many values
+        of the moment were never seen. None where moments change no vector.
+
+        Parameters
+        ----------
+        pairs : user_idx, ts, context, and columns that are passed on. data : what the fit was trained on.
+        """
+        return None
+
+
+def unit_rows(vectors: F32) -> F32:
+    """Rows divided by their lengths; a row of zeros stays."""
+    norms = np.sqrt(np.einsum("nk,nk->n", vectors, vectors, dtype=np.float64))[:, None]
+    unit: F32 = np.divide(vectors, norms, out=np.zeros_like(vectors), where=norms > 0, casting="same_kind")
+    return unit

@@ -1,28 +1,54 @@
-"""Popularity: the baseline, and the fallback of every other model. A factor model of rank 1."""
+"""Popularity: the baseline, and the fallback of every other model. An inner product of rank 1."""
 
 from __future__ import annotations
 
+import numpy as np
 from pyspark import StorageLevel
 from pyspark.sql import DataFrame
 from pyspark.sql import functions as F
 
 from sparkcf.config.models import PopularityConfig
-from sparkcf.models.contract import Fit
+from sparkcf.data.pairs import Reads, popularity
+from sparkcf.models.contract import F32, Features, FitRun, Fitted, InnerProduct, Model, Rows, Saved, TrainingData
 
 
-def popularity(pairs: DataFrame, config: PopularityConfig) -> DataFrame:
-    """item_idx, score: the users that have the item, or the sum of the pairs' weights."""
-    score = F.sum("value") if config.by == "weight" else F.count(F.lit(1))
-    return pairs.groupBy("item_idx").agg(score.cast("float").alias("score"))
+class Popularity(Model[PopularityConfig]):
+    """Every user's vector is [1], every item's is its popularity: its users, or the sum of its pairs' weights."""
+
+    section = PopularityConfig
+
+    @property
+    def reads(self) -> Reads:
+        return Reads("positives")
+
+    @property
+    def width(self) -> int:
+        return 1
+
+    def fit(self, data: TrainingData, run: FitRun) -> Fitted:
+        no_bias = F.lit(0.0).cast("float").alias("bias")
+        items = self._scores(data.pairs).select(
+            F.col("item_idx").alias("idx"), F.array("score").alias("factor"), no_bias
+        )
+        users = data.pairs.select(F.col("user_idx").alias("idx")).distinct()
+        users = users.select("idx", F.array(F.lit(1.0).cast("float")).alias("factor"), no_bias)
+        both = items.withColumn("side", F.lit("item")).unionByName(users.withColumn("side", F.lit("user")))
+        cached = both.persist(StorageLevel.MEMORY_AND_DISK)  # released with the fit
+        user, item = (cached.where(F.col("side") == side).drop("side") for side in ("user", "item"))
+        return Fitted(user, item, cached=cached)
+
+    def _scores(self, pairs: DataFrame) -> DataFrame:
+        if self.params.by == "users":
+            return popularity(pairs)
+        return pairs.groupBy("item_idx").agg(F.sum("value").cast("float").alias("score"))
+
+    def open(self, saved: Saved) -> PopularityScorer:
+        return PopularityScorer(saved)
 
 
-def fit_popularity(pairs: DataFrame, config: PopularityConfig) -> Fit:
-    """Every user's vector is [1], every item's is its popularity."""
-    no_bias = F.lit(0.0).cast("float").alias("bias")
-    items = popularity(pairs, config).select(F.col("item_idx").alias("idx"), F.array("score").alias("factor"), no_bias)
-    users = pairs.select(F.col("user_idx").alias("idx")).distinct()
-    users = users.select("idx", F.array(F.lit(1.0).cast("float")).alias("factor"), no_bias)
-    kept = items.withColumn("side", F.lit("item")).unionByName(users.withColumn("side", F.lit("user")))
-    kept = kept.persist(StorageLevel.MEMORY_AND_DISK)
-    user, item = (kept.where(F.col("side") == side).drop("side") for side in ("user", "item"))
-    return Fit(user, item, [], kept)
+class PopularityScorer(InnerProduct):
+    """Every new user's vector is [1] too."""
+
+    def fold_in(self, rows: Rows, features: Features | None = None) -> tuple[F32, F32]:
+        n = len(rows[0]) - 1
+        return np.ones((n, 1), np.float32), np.zeros(n, np.float32)

@@ -7,7 +7,7 @@ The measures are the functions of `kernels.metrics`, called on a block of users 
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -16,19 +16,18 @@ from pyspark.sql import functions as F
 from threadpoolctl import threadpool_limits
 
 from sparkcf.config.root import Config
-from sparkcf.data.pairs import user_rows
-from sparkcf.data.shared import share_state
+from sparkcf.data.arrow import csr_of, entries_of
+from sparkcf.data.pairs import popularity, row_lists
 from sparkcf.data.split import Split, split
 from sparkcf.errors import ConfigError, GateRefused
 from sparkcf.kernels.metrics import mae, merge, ranking_measures, rating_errors, rmse, summarize, unpack
-from sparkcf.models.contract import ALONE, Context, Fit, Known
-from sparkcf.models.fm.frames import entries_of_column
-from sparkcf.models.popularity import popularity
-from sparkcf.models.registry import MODELS, rank_of
-from sparkcf.ranking.topk import ItemSide, csr_of, item_side, rank_users, vectors_of
+from sparkcf.lake.metrics import Figure
+from sparkcf.models.contract import FitRun, Fitted, Model, TrainingData
+from sparkcf.ranking.predict import predicted
+from sparkcf.ranking.scorers import rows_of, saved_of, share_scorer, user_block
+from sparkcf.ranking.topk import Catalogue, share_ranker
 
 SYSTEMS = ("model", "popularity")
-Figure = tuple[str, str, int | None, float, float | None, float | None, int]  # system, metric, k, value, bounds, users
 
 
 @dataclass(frozen=True)
@@ -43,12 +42,15 @@ class Evaluation:
         return next(f[3] for f in self.figures if f[:3] == (system, metric, k))
 
 
-def evaluate(events: DataFrame, n_users: int, n_items: int, config: Config, context: Context = ALONE) -> Evaluation:
+def evaluate(
+    events: DataFrame, model: Model[Any], data: TrainingData, config: Config, run: FitRun | None = None
+) -> Evaluation:
     """Split, fit, rank and measure.
 
     Parameters
     ----------
-    events : indexed interactions: user_idx, item_idx, event, value, ts. context : of the fit.
+    events : indexed interactions: user_idx, item_idx, event, value, ts. data : what the model reads beside its pairs,
+        which are taken from the split.
 
     Raises
     ------
@@ -57,19 +59,18 @@ def evaluate(events: DataFrame, n_users: int, n_items: int, config: Config, cont
     GateRefused
         The split leaves nothing to train on or nobody to test.
     """
-    if config.evaluation.protocol == "q3" and not config.explicit:
+    if config.evaluation.protocol == "q3" and model.reads.pairs != "values":
         raise ConfigError(
-            f"evaluation.protocol=q3 measures predicted ratings, and model={config.model} predicts none: "
+            f"evaluation.protocol=q3 measures predicted ratings, and model={model.name} predicts none: "
             "set model=als and als.mode=explicit, or model=fm, or take another protocol"
         )
-    parts = split(events, config)
+    parts = split(events, model.reads, config)
     _check_split(parts, config)
-    fitted = MODELS[config.model].fit(parts.train, n_users, n_items, config, context)
+    data = replace(data, pairs=parts.train)
+    fitted = model.fit(data, run or FitRun())
     try:
-        if config.evaluation.protocol == "q3":
-            figures = _rating_figures(parts, fitted, config)
-        else:
-            figures = _ranking_figures(parts, fitted, n_items, config)
+        measure = _rating_figures if config.evaluation.protocol == "q3" else _ranking_figures
+        figures = measure(parts, model, data, fitted, config)
     finally:
         fitted.release()
     return Evaluation(config.evaluation.protocol, parts.note, figures)
@@ -84,56 +85,63 @@ def _check_split(parts: Split, config: Config) -> None:
             )
 
 
-def _ranking_figures(parts: Split, fitted: Fit, n_items: int, config: Config) -> list[Figure]:
-    rank = rank_of(config)
-    by_users = config.popularity.model_copy(update={"by": "users"})
-    items = item_side(fitted.item, popularity(parts.train, by_users), n_items, rank, None)
+def _ranking_figures(
+    parts: Split, model: Model[Any], data: TrainingData, fitted: Fitted, config: Config
+) -> list[Figure]:
     folded = config.evaluation.protocol == "q1"
-    known = user_rows(parts.known).select("user_idx", F.col("row.item_idx").alias("seen"), "row.value", "row.weight")
-    heldout = parts.heldout.groupBy("user_idx").agg(F.sort_array(F.collect_list("item_idx")).alias("heldout"))
-    factors = fitted.user.select(F.col("idx").alias("user_idx"), "factor")
-    users = heldout.join(known, on="user_idx", how="left").join(factors, on="user_idx", how="left")
-    if folded and fitted.serving:
-        users = users.join(fitted.serving(parts.known), on="user_idx", how="left")
+    spark = parts.train.sparkSession
+    saved = saved_of(model, fitted, data.n_items)
+    catalogue = Catalogue.of(popularity(parts.train), data.n_items)
+    shared = share_ranker(spark, share_scorer(spark, model.open, saved), catalogue)
+    users = _tested_users(parts, model, data, fitted, folded)
     has_features = "features" in users.columns
-    shared, state = items.share(users.sparkSession), share_state(users.sparkSession, fitted.state)
     trained = parts.train.select("user_idx").distinct().count()
-    evaluation, model, mean = config.evaluation, MODELS[config.model], fitted.mean
-    depth, present = max(evaluation.ks), int(items.eligible.sum())
+    evaluation, seed, width = config.evaluation, config.seed, model.width
+    depth = max(evaluation.ks)
 
     def work(batches: Iterable[Any]) -> Iterator[Any]:
         import pyarrow as pa
 
-        opened = shared.open()
-        share = opened.fallback.astype(np.float64) / max(trained, 1)
+        ranker = shared.open()
+        share = ranker.catalogue.popularity.astype(np.float64) / max(trained, 1)
         with threadpool_limits(1, user_api="blas"):
             for batch in batches:
                 if batch.num_rows == 0:
                     continue
                 seen, held = csr_of(batch.column("seen")), csr_of(batch.column("heldout"))
                 users = batch.column("user_idx").to_numpy(zero_copy_only=False).astype(np.int64)
-                factor = batch.column("factor")
+                tested = user_block(batch, width)
                 if folded:
-                    own = (batch.column(name).flatten() for name in ("value", "weight"))
-                    rows = (*seen, *(column.to_numpy(zero_copy_only=False).astype(np.float32) for column in own))
-                    features = entries_of_column(batch.column("features")) if has_features else None
-                    fit = Known(opened.vectors, opened.bias, present, mean, state=state.open(), features=features)
-                    vectors, _ = model.fold_in(rows, fit, config)
-                    factor = pa.array(list(vectors), pa.list_(pa.float32()))
-                for system in SYSTEMS:
-                    column = factor if system == "model" else pa.nulls(len(users), pa.list_(pa.float32()))
-                    ranked, _, has_factor = rank_users(column, *seen, opened, depth)
+                    features = entries_of(batch.column("features")) if has_features else None
+                    vectors, bias = ranker.scorer.fold_in(rows_of(batch), features)
+                    tested = replace(tested, vectors=vectors, bias=bias, known=np.ones(len(users), bool))
+                unknown = replace(tested, known=np.zeros(len(users), bool))
+                for system, block in zip(SYSTEMS, (tested, unknown), strict=True):
+                    ranked, _ = ranker.rank(block, seen, depth)
                     values = ranking_measures(ranked, *held, evaluation.ks, share)[1]
-                    values = np.column_stack([values, has_factor])
-                    packed = summarize(values, users, config.seed, evaluation.bootstrap).pack()
+                    values = np.column_stack([values, block.known])
+                    packed = summarize(values, users, seed, evaluation.bootstrap).pack()
                     listed = np.stack([_listed(ranked[:, :k], len(share)) for k in evaluation.ks])
-                    data = [[system], [packed.tobytes()], [listed.tobytes()]]
+                    sent = [[system], [packed.tobytes()], [listed.tobytes()]]
                     types = (pa.string(), pa.binary(), pa.binary())
-                    columns = [pa.array(d, t) for d, t in zip(data, types, strict=True)]
+                    columns = [pa.array(d, t) for d, t in zip(sent, types, strict=True)]
                     yield pa.RecordBatch.from_arrays(columns, names=["system", "summary", "listed"])
 
     rows = users.mapInArrow(work, "system string, summary binary, listed binary").toLocalIterator()
-    return _merged(rows, items, config)
+    return _merged(rows, data.n_items, int(saved.item_known.sum()), config)
+
+
+def _tested_users(parts: Split, model: Model[Any], data: TrainingData, fitted: Fitted, folded: bool) -> DataFrame:
+    """user_idx, heldout, seen, factor; the user's row where they are folded in or the model scores by it; features."""
+    heldout = parts.heldout.groupBy("user_idx").agg(F.sort_array(F.collect_list("item_idx")).alias("heldout"))
+    seen = parts.known.groupBy("user_idx").agg(F.sort_array(F.collect_list("item_idx")).alias("seen"))
+    factors = fitted.user_factors.select(F.col("idx").alias("user_idx"), "factor")
+    users = heldout.join(seen, on="user_idx", how="left").join(factors, on="user_idx", how="left")
+    if folded or model.scores_rows:
+        rows = row_lists(parts.known if folded else parts.train)
+        users = users.join(rows, on="user_idx", how="left")
+    features = model.user_features(replace(data, pairs=parts.known), fitted) if folded else None
+    return users if features is None else users.join(features, on="user_idx", how="left")
 
 
 def _listed(ranked: Any, n_items: int) -> Any:
@@ -143,12 +151,12 @@ def _listed(ranked: Any, n_items: int) -> Any:
     return np.packbits(mask)
 
 
-def _merged(rows: Iterable[Any], items: ItemSide, config: Config) -> list[Figure]:
+def _merged(rows: Iterable[Any], n_items: int, n_known: int, config: Config) -> list[Figure]:
     ks = config.evaluation.ks
     empty = np.empty((0, 1), np.int32)
     names = ranking_measures(empty, np.zeros(1, np.int64), empty[:, 0], ks, np.ones(1))[0]
     parts: dict[str, list[Any]] = {system: [] for system in SYSTEMS}
-    listed = {system: np.zeros((len(ks), len(_listed(empty, len(items.bias)))), np.uint8) for system in SYSTEMS}
+    listed = {system: np.zeros((len(ks), len(_listed(empty, n_items))), np.uint8) for system in SYSTEMS}
     for row in rows:
         summary = unpack(np.frombuffer(row["summary"]), len(names) + 1, config.evaluation.bootstrap)
         parts[row["system"]].append(summary)
@@ -162,23 +170,25 @@ def _merged(rows: Iterable[Any], items: ItemSide, config: Config) -> list[Figure
             figures.append((system, metric, k, float(mean[column]), *bounds, summary.counted))
         figures.append((system, "warm_users", None, float(mean[-1]), None, None, summary.counted))
         for place, k in enumerate(ks):
-            share = np.unpackbits(listed[system][place]).sum() / max(int(items.eligible.sum()), 1)
+            share = np.unpackbits(listed[system][place]).sum() / max(n_known, 1)
             figures.append((system, "coverage_at_k", k, float(share), None, None, summary.counted))
     return figures
 
 
-def _rating_figures(parts: Split, fitted: Fit, config: Config) -> list[Figure]:
+def _rating_figures(
+    parts: Split, model: Model[Any], data: TrainingData, fitted: Fitted, config: Config
+) -> list[Figure]:
     """RMSE and MAE of the predicted ratings; the baseline predicts the training mean."""
-    rank, seed, replicates = rank_of(config), config.seed, config.evaluation.bootstrap
+    seed, replicates, spark = config.seed, config.evaluation.bootstrap, parts.train.sparkSession
     overall = float(parts.train.agg(F.avg("value")).first()[0])
-    user = fitted.user.select(F.col("idx").alias("user_idx"), F.col("factor").alias("p"), F.col("bias").alias("b"))
-    item = fitted.item.select(F.col("idx").alias("item_idx"), F.col("factor").alias("q"), F.col("bias").alias("c"))
-    if fitted.in_context:
-        whole = fitted.in_context(parts.heldout).withColumnRenamed("factor", "p").withColumn("b", F.lit(0.0))
-    else:
-        whole = parts.heldout.join(user, on="user_idx", how="left")
-    rows = whole.join(item, on="item_idx", how="left").select("user_idx", "value", "p", "b", "q", "c")
-    mean, unknown = fitted.mean, fitted.unknown
+    pairs = model.in_context(parts.heldout, data, fitted)
+    if pairs is None:
+        user = fitted.user_factors.select(F.col("idx").alias("user_idx"), "factor", "bias")
+        pairs = parts.heldout.join(user, on="user_idx", how="left")
+    if model.scores_rows:
+        pairs = pairs.join(row_lists(parts.train), on="user_idx", how="left")
+    shared = share_scorer(spark, model.open, saved_of(model, fitted, data.n_items))
+    rows = predicted(pairs, shared, model.width, "user_idx", "value")
 
     def work(batches: Iterable[Any]) -> Iterator[Any]:
         import pyarrow as pa
@@ -186,15 +196,8 @@ def _rating_figures(parts: Split, fitted: Fit, config: Config) -> list[Figure]:
         for batch in batches:
             users = batch.column("user_idx").to_numpy(zero_copy_only=False).astype(np.int64)
             actual = batch.column("value").to_numpy(zero_copy_only=False)
-            known_user, p = vectors_of(batch.column("p"), rank)
-            known_item, q = vectors_of(batch.column("q"), rank)
-            if unknown is not None:
-                p[~known_user], q[~known_item] = unknown
-            bias = [np.nan_to_num(batch.column(n).to_numpy(zero_copy_only=False)) for n in ("b", "c")]
-            predicted = mean + bias[0] + bias[1] + np.einsum("nk,nk->n", p, q, dtype=np.float64)
-            if unknown is None and not mean:  # without biases a cold row has nothing but the mean to go by
-                predicted = np.where(known_user & known_item, predicted, overall)
-            for system, guess in (("model", predicted), ("popularity", np.full(len(users), overall))):
+            guessed = batch.column("predicted").to_numpy(zero_copy_only=False)
+            for system, guess in (("model", guessed), ("popularity", np.full(len(users), overall))):
                 packed = summarize(rating_errors(actual, guess), users, seed, replicates).pack()
                 yield pa.RecordBatch.from_arrays(
                     [pa.array([system]), pa.array([packed.tobytes()], pa.binary())],

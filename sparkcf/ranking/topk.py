@@ -1,6 +1,8 @@
-"""Top-K lists of every user by blocks: users' vectors against all items, masked, selected, exact.
+"""Top-K lists of every user by blocks: scores of all items, masked, selected, exact.
 
-The item side is shared with the executors as mapped files, see `sparkcf.data.shared`.
+Users whose model ends in an inner product go through the fused kernel, those of every other model through
+`Scorer.score_block`; selection, masks and ties are the same. The item side is shared with the executors as mapped
+files, see `sparkcf.data.shared`.
 """
 
 from __future__ import annotations
@@ -11,91 +13,141 @@ from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
-from pyspark.sql import DataFrame
+from pyspark.sql import DataFrame, SparkSession
 from pyspark.sql import functions as F
 from threadpoolctl import threadpool_limits
 
+from sparkcf.data.arrow import csr_of
+from sparkcf.data.pairs import ROW
 from sparkcf.data.shared import SharedArrays, share
-from sparkcf.kernels.topk import rank_block
+from sparkcf.kernels.csr import take_rows
+from sparkcf.kernels.topk import rank_block, rank_scores
+from sparkcf.models.contract import F32, InnerProduct, Model, Saved, Scorer, UserBlock, unit_rows
+from sparkcf.ranking.scorers import SharedScorer, share_scorer, user_block
 
-F32 = NDArray[np.float32]
 LISTS = "user_idx int, items array<int>, scores array<float>, by_model boolean"
-FILES = ("vectors", "bias", "eligible", "fallback")
+Seen = tuple[NDArray[np.int64], NDArray[np.int32]]  # compressed rows: items not to list
 
 
 @dataclass(frozen=True)
-class ItemSide:
-    """All items in this process.
+class Catalogue:
+    """The items that there are.
 
-    `vectors` float32 (m, k), `bias` float32 (m,), `eligible` bool (m,): may be recommended and has a vector,
-    `fallback` float32 (m,): popularity, 0 where nobody has the item.
+    eligible : bool (m,), may be recommended. popularity : float32 (m,), what users get whom the model does not know.
     """
 
-    vectors: F32
-    bias: F32
     eligible: NDArray[np.bool_]
-    fallback: F32
+    popularity: F32
 
-    def share(self, spark: Any) -> SharedItems:
-        """Hand the arrays to the executors."""
-        return SharedItems(share(spark, **{name: getattr(self, name) for name in FILES}))
+    @classmethod
+    def of(cls, popularity: DataFrame, n_items: int, banned: DataFrame | None = None) -> Catalogue:
+        """From frames of item_idx and score, and of the item_idx of the ineligible; None: all may be listed."""
+        scores, eligible = np.zeros(n_items, np.float32), np.ones(n_items, bool)
+        counted = popularity.select("item_idx", "score").toPandas()
+        scores[counted["item_idx"].to_numpy(np.int64)] = counted["score"].to_numpy(np.float32)
+        if banned is not None:
+            eligible[banned.select("item_idx").toPandas()["item_idx"].to_numpy(np.int64)] = False
+        return cls(eligible, scores)
 
 
 @dataclass(frozen=True)
-class SharedItems:
-    """A name for an ItemSide that every executor can open."""
+class Ranker:
+    """Ranks all items for blocks of users, in one process. `fused` : an inner product goes through its own kernel."""
 
-    arrays: SharedArrays
+    scorer: Scorer
+    catalogue: Catalogue
+    fused: bool = True
 
-    def open(self) -> ItemSide:
-        return ItemSide(*self.arrays.open())
+    def rank(self, users: UserBlock, seen: Seen, k: int) -> tuple[NDArray[np.int32], F32]:
+        """Lists of items int32 (n, k), padded with -1, and their scores: by the model, else by popularity."""
+        n, popularity = len(users), self.catalogue.popularity
+        indices, scores = np.full((n, k), -1, np.int32), np.full((n, k), -np.inf, np.float32)
+        listed = self.catalogue.eligible & self.scorer.known_items
+        if len(rows := np.flatnonzero(users.known)):
+            indices[rows], scores[rows] = self._by_model(users.take(rows), listed, *_seen_by(seen, rows), k)
+        if len(rows := np.flatnonzero(~users.known)):
+            ones = np.ones((len(rows), 1), np.float32)
+            given = (ones, popularity[:, None], None, listed, *_seen_by(seen, rows), k)
+            indices[rows], scores[rows] = rank_block(*given)
+        return indices, scores
+
+    def _by_model(
+        self,
+        users: UserBlock,
+        listed: NDArray[np.bool_],
+        indptr: NDArray[np.int64],
+        indices: NDArray[np.int32],
+        k: int,
+    ) -> tuple[NDArray[np.int32], F32]:
+        scorer = self.scorer
+        if self.fused and isinstance(scorer, InnerProduct):
+            return rank_block(users.vectors, scorer.item_vectors, scorer.item_bias, listed, indptr, indices, k)
+
+        def score_block(part: slice) -> F32:
+            return scorer.score_block(users.take(np.arange(part.start, part.stop)))
+
+        return rank_scores(score_block, len(users), len(listed), listed, indptr, indices, k)
+
+    def similar(self, items: NDArray[np.int32], k: int) -> tuple[NDArray[np.int32], F32]:
+        """The nearest eligible items of some, themselves left out: int32 (n, k), padded with -1, and their likeness.
+
+        An item that cannot be compared has no neighbour and is nobody's.
+        """
+        scorer, listed = self.scorer, self.catalogue.eligible & self.scorer.known_items
+        own = (np.arange(len(items) + 1, dtype=np.int64), items)
+        if isinstance(scorer, Cosine):
+            vectors = scorer.item_vectors
+            indices, scores = rank_block(vectors[items], vectors, None, listed, *own, k)
+        else:
+
+            def score_block(part: slice) -> F32:
+                return scorer.similar_block(items[part])
+
+            indices, scores = rank_scores(score_block, len(items), len(listed), listed, *own, k)
+        indices[~scorer.known_items[items]] = -1
+        return indices, scores
 
 
-def item_side(items: DataFrame, popularity: DataFrame, n_items: int, rank: int, banned: DataFrame | None) -> ItemSide:
-    """Collect the item side in this process, packed.
-
-    Parameters
-    ----------
-    items : idx, factor, bias. popularity : item_idx, score. banned : item_idx of the ineligible; None: all may be.
-    """
-    vectors, bias, eligible = collect_factors(items, n_items, rank)
-    fallback = np.zeros(n_items, np.float32)
-    for row in popularity.select("item_idx", "score").toLocalIterator():
-        fallback[row["item_idx"]] = row["score"]
-    if banned is not None:
-        for row in banned.select("item_idx").toLocalIterator():
-            eligible[row["item_idx"]] = False
-    return ItemSide(vectors, bias, eligible, fallback)
+class Cosine(InnerProduct):
+    """Items by the cosine of their vectors, which have length 1."""
 
 
-def collect_factors(frame: DataFrame, n: int, rank: int) -> tuple[F32, F32, NDArray[np.bool_]]:
-    """Vectors (n, rank), biases (n,) and which rows there are (n,), from a frame of idx, factor, bias."""
-    vectors, bias, present = np.zeros((n, rank), np.float32), np.zeros(n, np.float32), np.zeros(n, bool)
-    for rows, factors, biases in _packed(frame, rank):
-        vectors[rows], bias[rows], present[rows] = factors, biases, True
-    return vectors, bias, present
+def _seen_by(seen: Seen, rows: NDArray[np.intp]) -> Seen:
+    indptr, entries = take_rows(seen[0], rows)
+    return indptr, seen[1][entries]
 
 
-def _packed(items: DataFrame, rank: int) -> Iterator[tuple[Any, Any, Any]]:
-    """The rows in a few large pieces: an Arrow batch becomes one row of bytes."""
-    import pyarrow as pa
+@dataclass(frozen=True)
+class SharedRanker:
+    """A name for a Ranker that every executor can open."""
 
-    def pack(batches: Iterable[Any]) -> Iterator[Any]:
-        for batch in batches:
-            values = batch.column("factor").flatten().to_numpy(zero_copy_only=False)
-            columns = (batch.column("idx"), pa.array(values), batch.column("bias"))
-            data = [[c.to_numpy(zero_copy_only=False).tobytes()] for c in columns]
-            yield pa.RecordBatch.from_arrays([pa.array(d, pa.binary()) for d in data], names=["idx", "factor", "bias"])
+    scorer: SharedScorer
+    catalogue: SharedArrays
+    fused: bool = True
 
-    typed = items.select(F.col("idx").cast("int"), F.col("factor").cast("array<float>"), F.col("bias").cast("float"))
-    for row in typed.mapInArrow(pack, "idx binary, factor binary, bias binary").toLocalIterator():
-        factors = np.frombuffer(row["factor"], np.float32).reshape(-1, rank)
-        yield np.frombuffer(row["idx"], np.int32), factors, np.frombuffer(row["bias"], np.float32)
+    def open(self) -> Ranker:
+        return Ranker(self.scorer.open(), Catalogue(*self.catalogue.open()), self.fused)
 
 
-def top_k(users: DataFrame, shared: SharedItems, k: int) -> DataFrame:
+def share_ranker(spark: SparkSession, scorer: SharedScorer, catalogue: Catalogue, fused: bool = True) -> SharedRanker:
+    """Hand the catalogue to the executors too."""
+    arrays = share(spark, eligible=catalogue.eligible, popularity=catalogue.popularity)
+    return SharedRanker(scorer, arrays, fused)
+
+
+def share_similarity(spark: SparkSession, model: Model[Any], saved: Saved, scorer: SharedScorer) -> SharedScorer:
+    """What tells how alike items are: unit vectors where the model compares by cosine, else its scorer itself."""
+    opened = model.open(saved)
+    if type(opened).similar_block is not Scorer.similar_block:
+        return scorer
+    unit = unit_rows(opened.likeness())
+    comparable = saved.item_known & unit.any(axis=1)
+    return share_scorer(spark, Cosine, Saved(unit, np.zeros(len(unit), np.float32), comparable))
+
+
+def top_k(users: DataFrame, shared: SharedRanker, width: int, k: int) -> DataFrame:
     """The lists of `ranked_lists`, a row an item: user_idx, position (from 1), item_idx, score, reason."""
-    lists = ranked_lists(users, shared, k)
+    lists = ranked_lists(users, shared, width, k)
     listed = lists.select("user_idx", "by_model", F.posexplode(F.arrays_zip("items", "scores")).alias("at", "entry"))
     return listed.select(
         "user_idx",
@@ -106,77 +158,60 @@ def top_k(users: DataFrame, shared: SharedItems, k: int) -> DataFrame:
     )
 
 
-def ranked_lists(users: DataFrame, shared: SharedItems, k: int) -> DataFrame:
+def ranked_lists(users: DataFrame, shared: SharedRanker, width: int, k: int) -> DataFrame:
     """Lists of at most k items, a row a user as LISTS: between Python and the JVM far cheaper than a row an item.
 
     Parameters
     ----------
-    users : user_idx; factor, null for a user without one: they get popularity, by_model false;
-        seen, array<int> of items not to list, null for none.
+    users : user_idx; factor, null for a user whom the model does not know: they get popularity, by_model false;
+        seen, array<int> of items not to list, null for none; the columns ROW, where the scorer needs them.
+    width : of a factor.
     """
 
     def work(batches: Iterable[Any]) -> Iterator[Any]:
-        items = shared.open()
+        ranker = shared.open()
         with threadpool_limits(1, user_api="blas"):
             for batch in batches:
                 if batch.num_rows:
-                    yield _ranked_batch(batch, items, k)
+                    block = user_block(batch, width)
+                    lists = ranker.rank(block, csr_of(batch.column("seen")), k)
+                    yield _lists_batch(batch.column("user_idx"), *lists, block.known)
 
-    return users.select("user_idx", "factor", "seen").mapInArrow(work, LISTS)
+    rows = [name for name in ROW if name in users.columns]
+    return users.select("user_idx", "factor", "seen", *rows).mapInArrow(work, LISTS)
 
 
-def _ranked_batch(batch: Any, items: ItemSide, k: int) -> Any:
+def similar_items(items: DataFrame, shared: SharedRanker, k: int) -> DataFrame:
+    """The k nearest items of each: item_idx, position (from 1), similar_idx, score.
+
+    Parameters
+    ----------
+    items : idx of the items that the model knows.
+    """
+
+    def work(batches: Iterable[Any]) -> Iterator[Any]:
+        ranker = shared.open()
+        with threadpool_limits(1, user_api="blas"):
+            for batch in batches:
+                if batch.num_rows:
+                    idx = batch.column("idx").to_numpy(zero_copy_only=False).astype(np.int32)
+                    yield _lists_batch(batch.column("idx"), *ranker.similar(idx, k), np.ones(len(idx), bool))
+
+    lists = items.select("idx").mapInArrow(work, LISTS)
+    listed = lists.select("user_idx", F.posexplode(F.arrays_zip("items", "scores")).alias("at", "entry"))
+    return listed.select(
+        F.col("user_idx").alias("item_idx"),
+        (F.col("at") + 1).alias("position"),
+        F.col("entry.items").alias("similar_idx"),
+        F.col("entry.scores").alias("score"),
+    )
+
+
+def _lists_batch(idx: Any, indices: NDArray[np.int32], scores: F32, by_model: NDArray[np.bool_]) -> Any:
     import pyarrow as pa
 
-    indices, scores, has_factor = rank_users(batch.column("factor"), *csr_of(batch.column("seen")), items, k)
     full = indices >= 0
     offsets = pa.array(np.concatenate([[0], np.cumsum(full.sum(axis=1))]).astype(np.int32))
     lists = [pa.ListArray.from_arrays(offsets, pa.array(values[full])) for values in (indices, scores)]
-    columns = [batch.column("user_idx").cast(pa.int32()), *lists, pa.array(has_factor)]
+    columns = [idx.cast(pa.int32()), *lists, pa.array(by_model)]
     return pa.RecordBatch.from_arrays(columns, names=["user_idx", "items", "scores", "by_model"])
-
-
-def rank_users(
-    factor: Any, seen_indptr: NDArray[np.int64], seen_indices: NDArray[np.int32], items: ItemSide, k: int
-) -> tuple[NDArray[np.int32], F32, NDArray[np.bool_]]:
-    """Lists of a batch of users: by their vectors (an Arrow list column), by popularity where that is null."""
-    has_factor, vectors = vectors_of(factor, items.vectors.shape[1])
-    n = len(has_factor)
-    indices, scores = np.full((n, k), -1, np.int32), np.full((n, k), -np.inf, np.float32)
-    sides = (
-        (True, vectors, items.vectors, items.bias),
-        (False, np.ones((n, 1), np.float32), items.fallback[:, None], None),
-    )
-    for flag, left, right, bias in sides:
-        rows = np.flatnonzero(has_factor == flag)
-        if len(rows):
-            indptr, kept = take_rows(seen_indptr, seen_indices, rows)
-            indices[rows], scores[rows] = rank_block(left[rows], right, bias, items.eligible, indptr, kept, k)
-    return indices, scores, has_factor
-
-
-def vectors_of(column: Any, rank: int) -> tuple[NDArray[np.bool_], F32]:
-    """Which rows of an Arrow list column have a vector, bool (n,), and the vectors, float32 (n, rank), else zeros."""
-    present = column.is_valid().to_numpy(zero_copy_only=False).astype(bool)
-    vectors = np.zeros((len(column), rank), np.float32)
-    vectors[present] = column.flatten().to_numpy(zero_copy_only=False).astype(np.float32).reshape(-1, rank)
-    return present, vectors
-
-
-def csr_of(column: Any) -> tuple[NDArray[np.int64], NDArray[np.int32]]:
-    """An Arrow list<int> column as compressed rows; null is an empty row."""
-    import pyarrow.compute as pc
-
-    lengths = pc.fill_null(pc.list_value_length(column), 0).to_numpy(zero_copy_only=False)
-    indptr = np.concatenate([[0], np.cumsum(lengths, dtype=np.int64)])
-    return indptr, column.flatten().to_numpy(zero_copy_only=False).astype(np.int32)
-
-
-def take_rows(
-    indptr: NDArray[np.int64], indices: NDArray[np.int32], rows: NDArray[np.int64]
-) -> tuple[NDArray[np.int64], NDArray[np.int32]]:
-    """Some rows of compressed rows."""
-    counts = np.diff(indptr)[rows]
-    taken = np.concatenate([[0], np.cumsum(counts)]).astype(np.int64)
-    source = np.repeat(indptr[rows] - taken[:-1], counts) + np.arange(taken[-1])
-    return taken, indices[source]

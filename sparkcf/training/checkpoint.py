@@ -72,7 +72,7 @@ class Checkpoints:
         optimizer: Adam,
         group: Group,
         best: bool,
-        heard: Callable[[dict[str, Any]], None],
+        on_progress: Callable[[dict[str, Any]], None],
     ) -> None:
         """Write the epoch. What cannot be written costs a note, not the training."""
         if not group.is_main:
@@ -87,10 +87,10 @@ class Checkpoints:
                     for ending in (".json", ".safetensors"):
                         self._folder.delete(_name(kind, old) + ending)
         except OSError as error:
-            heard({"note": f"epoch {progress.epoch} cannot be saved in {self._folder.address}: {error}"})
+            on_progress({"note": f"epoch {progress.epoch} cannot be saved in {self._folder.address}: {error}"})
 
     def resume(
-        self, net: nn.Module, optimizer: Adam, group: Group, heard: Callable[[dict[str, Any]], None]
+        self, net: nn.Module, optimizer: Adam, group: Group, on_progress: Callable[[dict[str, Any]], None]
     ) -> Progress | None:
         """Load the newest good epoch into net and optimizer, at every rank the same; None where there is none."""
         found, kept = 0, None  # type: int, tuple[Arrays, Progress] | None
@@ -101,7 +101,7 @@ class Checkpoints:
                     break
                 except LakeError as error:
                     found = 0
-                    heard({"note": f"{error}; taking the epoch before"})
+                    on_progress({"note": f"{error}; taking the epoch before"})
         agreed = group.from_main(found)
         if not agreed:
             return None
@@ -114,7 +114,7 @@ class Checkpoints:
         arrays, progress = kept
         _restore(net, optimizer, arrays)
         if group.is_main:
-            heard({"note": f"going on after epoch {agreed}, from {self._folder.address}"})
+            on_progress({"note": f"going on after epoch {agreed}, from {self._folder.address}"})
         return progress
 
     def best(self, net: nn.Module) -> Arrays:

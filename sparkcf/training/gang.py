@@ -192,8 +192,8 @@ class Reporter:
 
 
 @contextmanager
-def listening(spark: Any, heard: Callable[[dict[str, Any]], None]) -> Iterator[tuple[str, int, str]]:
-    """On the driver: call `heard` for every report of a gang; yields what `joined` wants as `report_to`."""
+def listening(spark: Any, on_progress: Callable[[dict[str, Any]], None]) -> Iterator[tuple[str, int, str]]:
+    """On the driver: call `on_progress` for every report of a gang; yields what `joined` wants as `report_to`."""
     import secrets
 
     token = secrets.token_hex(16)
@@ -207,7 +207,7 @@ def listening(spark: Any, heard: Callable[[dict[str, Any]], None]) -> Iterator[t
                     return
                 if not isinstance(message, dict) or message.pop("token", None) != token:
                     return
-                heard(message)
+                on_progress(message)
 
     class Server(socketserver.ThreadingTCPServer):
         daemon_threads = True

@@ -1,6 +1,6 @@
 """Training on the executors by TorchDistributor: a process a task, a GPU each where Spark gives tasks one.
 
-driver ──Job: what to train, plain values──▶ TorchDistributor ──▶ `run_job` in every process ──▶ checkpoints
+driver ──TrainingSpec: plain values──▶ TorchDistributor ──▶ `run_spec` in every process ──▶ checkpoints
 """
 
 from __future__ import annotations
@@ -11,6 +11,7 @@ import json
 import logging
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass
+from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 from sparkcf.errors import ConfigError, SparkcfError, TrainingError
@@ -25,26 +26,38 @@ IGNORE_TLS = "pytorch.spark.distributor.ignoreSsl"
 
 
 @dataclass(frozen=True)
-class Job:
-    """What every process is told. `config` is the model's section as JSON, `data` what `net_of` must know of the data,
-    `train` and `validation` lists of files."""
+class TrainingSpec:
+    """What is trained, serialised and sent to every process.
+
+    factory : dotted name `module:function` of what builds the net from (data, params, seed).
+    params_class, params : the class of the model's parameters by its dotted name, and they as JSON.
+    data : plain values that the factory needs to know of the data. train, validation : lists of files.
+    """
 
     model: str
-    config: str
+    factory: str
+    params_class: str
+    params: str
     seed: int
     data: dict[str, Any]
     id_column: str
     train: tuple[str, ...]
     validation: tuple[str, ...]
-    saved: str
+    checkpoint_dir: str
     threads: int = 1
     report_to: tuple[str, int, str] | None = None
 
 
+def class_name(instance: object) -> str:
+    """The dotted name by which a process finds the instance's class again."""
+    kind = type(instance)
+    return f"{kind.__module__}:{kind.__qualname__}"
+
+
 def launch(
-    spark: SparkSession, job: Job, workers: int, heard: Callable[[dict[str, Any]], None]
+    spark: SparkSession, spec: TrainingSpec, workers: int, on_progress: Callable[[dict[str, Any]], None]
 ) -> list[dict[str, Any]]:
-    """Train in `workers` processes; returns the log of the epochs. The weights lie in the job's folder.
+    """Train in `workers` processes; returns the log of the epochs. The weights are in `checkpoint_dir`.
 
     A job that was cut short goes on from its last epoch when it is launched again.
 
@@ -57,14 +70,14 @@ def launch(
 
     distributor = TorchDistributor(num_processes=workers, local_mode=False, use_gpu=gpus_a_task(spark) > 0)
     distributor.logger.setLevel(logging.ERROR)
-    with listening(spark, heard) as report_to, _quiet_output() as printed:
-        told = asdict(job) | {"report_to": report_to, "threads": worker_threads(spark)}
+    with listening(spark, on_progress) as report_to, _quiet_output() as printed:
+        sent = asdict(spec) | {"report_to": report_to, "threads": worker_threads(spark)}
         try:
-            answer: Any = distributor.run(_entry(), json.dumps(told))
+            answer: Any = distributor.run(_entry(), json.dumps(sent))
         except Exception as error:
             raise TrainingError(
-                f"training of {job.model} broke off: {_cause(error, printed)}; run it again: it goes on after the last "
-                "epoch that was saved"
+                f"training of {spec.model} broke off: {_cause(error, printed)}; run it again: it goes on after the "
+                "last epoch that was saved"
             ) from error
     if "error" in answer:
         raise TrainingError(str(answer["error"]))
@@ -100,12 +113,12 @@ def gpus_a_task(spark: SparkSession) -> int:
 
 
 def _entry() -> Callable[[str], dict[str, Any]]:
-    """The function that TorchDistributor sends: pickled whole, since its process does not know our package yet."""
+    """A self-contained function for TorchDistributor, whose processes cannot import this package yet."""
     from pyspark import SparkFiles
 
     root = SparkFiles.getRootDirectory()
 
-    def entry(told: str) -> dict[str, Any]:
+    def entry(sent: str) -> dict[str, Any]:
         import atexit
         import glob
         import os
@@ -114,9 +127,9 @@ def _entry() -> Callable[[str], dict[str, Any]]:
         for folder in (root, os.getcwd()):  # where Spark lays what came by --py-files
             for kind in ("whl", "zip", "egg"):
                 sys.path.extend(glob.glob(f"{folder}/*.{kind}"))
-        from sparkcf.training.launch import run_job
+        from sparkcf.training.launch import run_spec
 
-        answer = run_job(told)
+        answer = run_spec(sent)
         # Once in some dozens of exits a thread of Arrow's aborts a Python that unloads itself, and the job with it.
         atexit.register(os._exit, 0)
         return answer
@@ -125,51 +138,51 @@ def _entry() -> Callable[[str], dict[str, Any]]:
     return entry
 
 
-def run_job(told: str) -> dict[str, Any]:
-    """In a process of the group: train, and say how it went. What the others must know is raised by all at once."""
+def run_spec(sent: str) -> dict[str, Any]:
+    """In a process of the group: train, and return the log, or the error that all ranks raised."""
     from sparkcf.training.group import joined_from_environment
 
-    job = Job(**json.loads(told))
-    section = _section(job)
-    with joined_from_environment(section.gradient.timeout_s, job.threads) as group:
-        reporter = Reporter(*job.report_to) if job.report_to and group.is_main else None
-        heard = reporter.send if reporter else lambda entry: None
+    spec = TrainingSpec(**json.loads(sent))
+    params = _found(spec.params_class).model_validate_json(spec.params)
+    with joined_from_environment(params.gradient.timeout_s, spec.threads) as group:
+        reporter = Reporter(*spec.report_to) if spec.report_to and group.is_main else None
+        on_progress = reporter.send if reporter else lambda entry: None
         try:
-            return {"log": _train(job, section, group, heard)}
+            return {"log": _train(spec, params, group, on_progress)}
         except SparkcfError as error:
             return {"error": str(error)}
 
 
-def _train(job: Job, section: Any, group: Any, heard: Callable[[dict[str, Any]], None]) -> list[dict[str, Any]]:
+def _train(
+    spec: TrainingSpec, params: Any, group: Any, on_progress: Callable[[dict[str, Any]], None]
+) -> list[dict[str, Any]]:
     from sparkcf.data.packed import PackedRows, fold_in_and_heldout
-    from sparkcf.models.nets.registry import net_of
     from sparkcf.training.checkpoint import Checkpoints
     from sparkcf.training.feed import PetastormFeed
     from sparkcf.training.loop import train
 
-    config = section.gradient
+    config = params.gradient
 
     def feed(files: Sequence[str], repeats: bool) -> PetastormFeed:
         batch = -(-config.batch_size // group.size)
-        made = PetastormFeed(files, job.id_column, batch, job.seed, group.rank, group.size, repeats)
+        made = PetastormFeed(files, spec.id_column, batch, spec.seed, group.rank, group.size, repeats)
         open_feeds.callback(made.close)
         return made
 
     def validation() -> Iterator[tuple[PackedRows, PackedRows]]:
-        return (fold_in_and_heldout(b.rows, FOLD_IN_SHARE, job.seed) for b in held.epoch(0) if len(b.rows))
+        return (fold_in_and_heldout(b.rows, FOLD_IN_SHARE, spec.seed) for b in held.epoch(0) if len(b.rows))
 
     with contextlib.ExitStack() as open_feeds:
-        fed, held = feed(job.train, repeats=False), feed(job.validation, repeats=True)
-        net = net_of(job.data, section, job.seed)
-        measured = validation if job.validation else None
-        return train(net, fed, config, job.seed, group, measured, Checkpoints(job.saved), heard)
+        fed, held = feed(spec.train, repeats=False), feed(spec.validation, repeats=True)
+        net = _found(spec.factory)(spec.data, params, spec.seed)
+        measured = validation if spec.validation else None
+        return train(net, fed, config, spec.seed, group, measured, Checkpoints(spec.checkpoint_dir), on_progress)
 
 
-def _section(job: Job) -> Any:
-    """The model's parameters, checked again: they came as text."""
-    from sparkcf.config.root import Config
-
-    return Config.model_fields[job.model].annotation.model_validate_json(job.config)  # type: ignore[union-attr]
+def _found(name: str) -> Any:
+    """What a dotted name `module:name` of the specification stands for."""
+    module, _, attribute = name.partition(":")
+    return getattr(import_module(module), attribute)
 
 
 @contextlib.contextmanager

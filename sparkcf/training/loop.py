@@ -22,13 +22,13 @@ from sparkcf.config.models import GradientConfig
 from sparkcf.data.packed import PackedRows
 from sparkcf.errors import TrainingError
 from sparkcf.kernels.metrics import ranking_measures
-from sparkcf.models.nets.layers import Rows
+from sparkcf.training.batch import Rows
 from sparkcf.training.checkpoint import Checkpoints, Progress
 from sparkcf.training.feed import Batch, Feed
 from sparkcf.training.group import Group
 from sparkcf.training.shared_gradients import shared_gradients
 
-Heard = Callable[[dict[str, Any]], None]
+OnProgress = Callable[[dict[str, Any]], None]
 Validation = Callable[[], Iterable[tuple[PackedRows, PackedRows]]]  # rows to fold in, and what to find
 AT = 100  # of the NDCG that stops the training
 NAMED = 5  # users in a message
@@ -36,8 +36,8 @@ BUCKET_MB = 2  # of gradient that travels at once: small, so that it travels whi
 SHARED_BUCKET_MB = 1024  # nothing travels: all at once
 
 
-class Objective(nn.Module):
-    """The summed loss of a batch: what DDP wraps, since it synchronises what `forward` made.
+class BatchLoss(nn.Module):
+    """The summed loss of a batch as a module: DDP synchronises only gradients of `forward`.
 
     Of a net the loop asks `loss(rows, kl_weight)`, (B,), and by its call logits (B, n_items) and anything.
     """
@@ -60,16 +60,16 @@ def train(
     seed: int,
     group: Group,
     validation: Validation | None = None,
-    saved: Checkpoints | None = None,
-    heard: Heard = lambda entry: None,
+    checkpoints: Checkpoints | None = None,
+    on_progress: OnProgress = lambda entry: None,
 ) -> list[dict[str, Any]]:
     """Train the net in place; it ends with the weights of the best epoch by validation, else of the last.
 
     Parameters
     ----------
     validation : gives this rank's share of the validation rows, anew at each call.
-    saved : where an epoch's end is written, and the training goes on from.
-    heard : called by the main rank with every epoch's log entry: epoch, loss, kl_weight, ndcg_at_100, seconds.
+    checkpoints : where an epoch's end is written, and the training goes on from.
+    on_progress : called by the main rank with every epoch's log entry: epoch, loss, kl_weight, ndcg_at_100, seconds.
 
     Returns
     -------
@@ -84,33 +84,39 @@ def train(
     if not feed.steps:
         raise TrainingError("there is no row to train on: look at preference.positive_from and at the table of rows")
     net.to(group.device)
-    objective: nn.Module = Objective(net)
+    objective: nn.Module = BatchLoss(net)
     if group.size > 1:
         objective = synchronised(objective, group)
     optimizer = Adam(net.parameters(), config.learning_rate, weight_decay=config.weight_decay, fused=True)
-    progress = (saved.resume(net, optimizer, group, heard) if saved else None) or Progress()
+    progress = (checkpoints.resume(net, optimizer, group, on_progress) if checkpoints else None) or Progress()
     while progress.epoch < config.epochs and not progress.is_over(config.patience):
         begin, number = time.perf_counter(), progress.epoch + 1
         torch.manual_seed(int(np.random.SeedSequence([seed, number, group.rank]).generate_state(1)[0]))
         net.train()
         steps_before, total, rows = (number - 1) * feed.steps, 0.0, 0
         for place, batch in enumerate(feed.epoch(number)):
-            weight = config.kl_weight(steps_before + place)
+            weight = annealed(config.annealing, steps_before + place)
             total += _step(objective, optimizer, batch, weight, config, group, (number, place + 1))
             rows += batch.total
-        entry = {"epoch": number, "loss": total / rows, "kl_weight": config.kl_weight(number * feed.steps)}
+        entry = {"epoch": number, "loss": total / rows, "kl_weight": annealed(config.annealing, number * feed.steps)}
         entry |= {"seconds": time.perf_counter() - begin, "rows": rows}
         if validation is not None:
             entry["ndcg_at_100"] = validate(net, validation(), group)
         best = progress.add(entry)
         if best:
             progress.keep(net)
-        if saved:
-            saved.save(progress, net, optimizer, group, best, heard)
+        if checkpoints:
+            checkpoints.save(progress, net, optimizer, group, best, on_progress)
         if group.is_main:
-            heard(entry)
+            on_progress(entry)
     progress.restore(net)
     return progress.log
+
+
+def annealed(annealing: tuple[float, int], update: int) -> float:
+    """The weight of the KL divergence at an update, from 0: it rises in a line from 0 to the cap."""
+    cap, steps = annealing
+    return cap * min(1.0, update / steps) if steps else cap
 
 
 def synchronised(objective: nn.Module, group: Group) -> nn.Module:

@@ -31,14 +31,14 @@ KEPT = 2  # sweeps: the newest may be damaged
 
 
 @dataclass(frozen=True)
-class Snapshot:
+class SavedSweep:
     """Factors of a worker's users and items, float32 (n, width), and the log of the sweeps that led to them."""
 
     factors: list[F32]
     log: list[dict[str, Any]]
 
 
-class Snapshots:
+class SavedSweeps:
     """The saved sweeps in one folder.
 
     Parameters
@@ -60,21 +60,20 @@ class Snapshots:
                 f"progress cannot be saved in {error}; set train.progress to such a place, or save_every to 0"
             ) from None
 
-    def save(self, gang: Gang, snapshot: Snapshot) -> str | None:
+    def save(self, gang: Gang, sweep: SavedSweep) -> str | None:
         """Write this worker's file; the first worker then declares the sweep complete. A collective.
 
         Returns None, or at all workers what went wrong at this one: nothing is declared then.
         """
-        sweep = len(snapshot.log)
-        folder = f"sweep-{sweep:06}"
-        data = save(dict(zip(KINDS, snapshot.factors, strict=True)))
+        folder = f"sweep-{len(sweep.log):06}"
+        data = save(dict(zip(KINDS, sweep.factors, strict=True)))
         problem = self._tried(lambda: self._files.write(f"{folder}/{_worker(gang.rank, gang.size)}", data))
         if gang.sum(np.array([problem is not None], np.int64))[0]:
             return problem or "another worker could not write"
         digest = np.frombuffer(hashlib.sha256(data).digest(), np.uint8)
         digests = [d.tobytes().hex() for d in gang.exchange([digest] * gang.size)]
         if gang.rank == 0:
-            manifest = {"workers": gang.size, "log": snapshot.log, "sha256": digests}
+            manifest = {"workers": gang.size, "log": sweep.log, "sha256": digests}
             problem = self._tried(lambda: self._declare(folder, manifest))
         return problem if gang.sum(np.array([problem is not None], np.int64))[0] else None
 
@@ -92,7 +91,7 @@ class Snapshots:
             self._files.delete(f"sweep-{old:06}.json")
             self._files.delete(f"sweep-{old:06}")
 
-    def load(self, gang: Gang, sizes: tuple[int, int], width: int) -> Snapshot | None:
+    def load(self, gang: Gang, sizes: tuple[int, int], width: int) -> SavedSweep | None:
         """The newest complete and undamaged sweep: this worker's rows of it. A collective.
 
         Parameters
@@ -121,7 +120,7 @@ class Snapshots:
         names = [name for name in self._files.names() if name.endswith(".json")]
         return sorted((int(n[6:-5]) for n in names if n.startswith("sweep-") and n[6:-5].isdigit()), reverse=True)
 
-    def _read(self, sweep: int, rank: int, size: int, sizes: tuple[int, int], width: int) -> Snapshot | None:
+    def _read(self, sweep: int, rank: int, size: int, sizes: tuple[int, int], width: int) -> SavedSweep | None:
         """One worker's rows; None where a file is missing, damaged or of other sizes."""
         try:
             manifest = self._files.read_json(f"sweep-{sweep:06}.json")
@@ -138,7 +137,7 @@ class Snapshots:
                 for side, name in enumerate(KINDS):
                     theirs = ids[side] % workers == worker
                     factors[side][theirs] = stored[name][ids[side][theirs] // workers]
-            return Snapshot(factors, list(manifest["log"]))
+            return SavedSweep(factors, list(manifest["log"]))
         except (OSError, ValueError, KeyError, IndexError, TypeError, SafetensorError):
             return None
 

@@ -10,31 +10,33 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Iterable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from functools import cached_property
 from typing import Any, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
-from pyspark import StorageLevel
 from pyspark.sql import DataFrame
 from pyspark.sql import functions as F
 from threadpoolctl import threadpool_limits
 
 from sparkcf.config.models import ALSConfig, FactorizationConfig, HALSConfig
-from sparkcf.errors import ConfigError, TrainingError
+from sparkcf.data.arrow import vectors_to_arrow
+from sparkcf.data.pairs import Reads
+from sparkcf.errors import ConfigError
 from sparkcf.kernels.als import gramian, work_order
 from sparkcf.models.als.objective import Objective
 from sparkcf.models.als.sweeps import NOTHING, Plan, Side, solve_rows, train
-from sparkcf.models.contract import Fit
+from sparkcf.models.contract import Features, FitRun, Fitted, InnerProduct, Model, Rows, Saved, TrainingData
 from sparkcf.training.blocks import ITEM, KINDS, NO_WEIGHTS, USER, Parts, positive_counts, row_ids
-from sparkcf.training.gang import Alone, Gang, check_slots, joined, listening, worker_threads
-from sparkcf.training.saved_sweeps import Snapshots
+from sparkcf.training.gang import Alone, Gang, check_slots, worker_threads
+from sparkcf.training.gang_stage import gang_result, text_rows, value_rows
+from sparkcf.training.saved_sweeps import SavedSweeps
 from sparkcf.training.shuffle import read_parts, shuffled
 
 F32 = NDArray[np.float32]
-COLUMNS = ("side", "idx", "factor", "bias", "log")
-Configured = TypeVar("Configured", bound=FactorizationConfig)
-RESULT = "side string, idx int, factor array<float>, bias float, log string"
+Configured = TypeVar("Configured", ALSConfig, HALSConfig)
+RESULT = "kind string, text string, idx int, factor array<float>, bias float"
 
 
 @dataclass
@@ -51,6 +53,74 @@ class Factors:
     log: list[dict[str, Any]]
 
 
+class Factorization(Model[Configured]):
+    """Matrix factorization by alternating row solves: what ALS and HALS have in common."""
+
+    @property
+    def reads(self) -> Reads:
+        return Reads("values" if self.params.mode == "explicit" else "positives")
+
+    @property
+    def width(self) -> int:
+        return self.params.rank
+
+    @property
+    def rounds(self) -> int:
+        return self.params.iterations
+
+    def fit(self, data: TrainingData, run: FitRun) -> Fitted:
+        """See `fit`; an earlier run of another rank is no start."""
+        starts = self._starts(run)
+        sizes, explicit = (data.n_users, data.n_items), self.params.mode == "explicit"
+        average = float(data.pairs.agg(F.avg("value")).first()[0] or 0.0) if explicit else 0.0
+        fitted = fit(data.pairs, *sizes, self.params, self.seed, starts, run.on_progress, run.checkpoint_dir)
+        return replace(fitted, average=average)
+
+    def _starts(self, run: FitRun) -> dict[str, DataFrame] | None:
+        """The vectors of an earlier run, with the bias behind them where biases are solved for."""
+        starts = {}
+        for side, factors in (run.warm_start or {}).items():
+            first = factors.first()
+            if first is None or len(first["factor"]) != self.width:
+                run.on_progress({"note": "the earlier run has another rank: starting from random factors"})
+                return None
+            vector = F.concat("factor", F.array("bias")) if self.params.biases else F.col("factor")
+            starts[side] = factors.select("idx", vector.alias("factor"))
+        return starts or None
+
+    def open(self, saved: Saved) -> FactorScorer:
+        return FactorScorer(saved, self.params)
+
+
+class ALS(Factorization[ALSConfig]):
+    """Alternating least squares."""
+
+    section = ALSConfig
+
+
+class HALS(Factorization[HALSConfig]):
+    """Hierarchical alternating least squares: one dimension at a time."""
+
+    section = HALSConfig
+
+
+class FactorScorer(InnerProduct):
+    """Vectors of new users by the row solve of the training, with the items fixed."""
+
+    def __init__(self, saved: Saved, params: ALSConfig | HALSConfig) -> None:
+        super().__init__(saved, None if params.biases else saved.average)
+        self.params = params
+
+    @cached_property
+    def _gram(self) -> NDArray[np.float64]:
+        return gramian(self.item_vectors)
+
+    def fold_in(self, rows: Rows, features: Features | None = None) -> tuple[F32, F32]:
+        indptr, indices, values, weights = rows
+        given = (self.item_vectors, self.item_bias, self.params, self.n_known_items, self.mean, self._gram)
+        return fold_in(indptr, indices, values, *given, weights=weights)
+
+
 def fit(
     pairs: DataFrame,
     n_users: int,
@@ -58,19 +128,19 @@ def fit(
     config: ALSConfig | HALSConfig,
     seed: int,
     starts: dict[str, DataFrame] | None = None,
-    heard: Callable[[dict[str, Any]], None] = lambda message: None,
-    snapshots: str | None = None,
-) -> Fit:
-    """Fit on Spark by a gang of workers in one barrier stage.
+    on_progress: Callable[[dict[str, Any]], None] = lambda message: None,
+    checkpoint_dir: str | None = None,
+) -> Fitted:
+    """Fit on Spark by a gang (worker group) in one barrier stage.
 
     Parameters
     ----------
     pairs : user_idx, item_idx, value; indices dense, below n_users and n_items. A pair that stands twice counts as one
         with the values' sum. With a column weight (explicit only) an entry counts like so many of weight 1.
     starts : by side ("user", "item"), frames (idx, factor) to begin from.
-    heard : called on the driver with every sweep's log entry, while the sweeps run; or with a "note" for people.
-    snapshots : folder or address where sweeps are saved every `config.save_every`. A gang that lost a worker goes on
-        from the newest; so does a later call with the same folder. It is removed when the fit has ended well.
+    on_progress : called on the driver with every sweep's log entry, while the sweeps run; or with a "note" for people.
+    checkpoint_dir : folder or address where sweeps are saved every `config.save_every`. A gang that lost a worker goes
+        on from the newest; so does a later call with the same folder. It is removed when the fit has ended well.
 
     Raises
     ------
@@ -84,35 +154,20 @@ def fit(
     workers = check_slots(spark, config.workers, config.section)
     warm = bool(starts)
     plan = Plan(config, n_users, n_items, seed, worker_threads(spark))
-    saved = Snapshots(snapshots) if snapshots and config.save_every else None
-    with listening(spark, heard) as report_to:
+    saved = SavedSweeps(checkpoint_dir) if checkpoint_dir and config.save_every else None
 
-        def work(batches: Iterable[Any]) -> Iterator[Any]:
-            with joined(workers, config.timeout_s, report_to) as gang:
-                try:
-                    sides, log = train(read_parts(batches, warm, config.width), plan, gang, saved)
-                except TrainingError as error:  # raised by all workers at once; a retry would end the same way
-                    yield from _failure(error, gang)
-                else:
-                    yield from _result(sides, log, plan, gang)
+    def work(batches: Iterable[Any], gang: Gang) -> Iterator[Any]:
+        sides, log = train(read_parts(batches, warm, config.width), plan, gang, saved)
+        yield from _result(sides, log, plan, gang)
 
-        trained = shuffled(pairs, workers, starts).mapInArrow(work, RESULT, barrier=True)
-        # With a shuffle behind it Spark starts a failed barrier stage again; without, it gives the job up.
-        kept = trained.repartition(max(workers, 1), "idx").persist(StorageLevel.MEMORY_AND_DISK)
-        try:
-            # Runs the training, fills the cache. Spark starts no worker at all for an input that it knows to be empty.
-            told = kept.where("log IS NOT NULL").select("side", "log").collect() or [{"side": "error", "log": NOTHING}]
-            for row in told:
-                if row["side"] == "error":
-                    raise TrainingError(row["log"])
-        except BaseException:
-            kept.unpersist()
-            raise
-    if saved and (problem := saved.clear()):  # the fit itself is well
-        heard({"note": f"saved sweeps cannot be removed from {snapshots}: {problem}"})
-    log = sorted((json.loads(row["log"]) for row in told), key=lambda entry: entry["sweep"])
-    user, item = (kept.where(F.col("side") == name).select("idx", "factor", "bias") for name in KINDS)
-    return Fit(user, item, log, kept, log[-1]["mean"])
+    with gang_result(
+        shuffled(pairs, workers, starts), work, RESULT, workers, config.timeout_s, on_progress, NOTHING
+    ) as (cached, told):
+        if saved and (problem := saved.clear()):  # the fit itself is well
+            on_progress({"note": f"saved sweeps cannot be removed from {checkpoint_dir}: {problem}"})
+        log = sorted((json.loads(text) for _, text in told), key=lambda entry: entry["sweep"])
+        user, item = (cached.where(F.col("kind") == name).select("idx", "factor", "bias") for name in KINDS)
+        return Fitted(user, item, log, log[-1]["mean"], cached=cached)
 
 
 def fit_arrays(
@@ -124,8 +179,8 @@ def fit_arrays(
     config: ALSConfig | HALSConfig,
     seed: int,
     threads: int = 1,
-    heard: Callable[[dict[str, Any]], None] | None = None,
-    snapshots: str | None = None,
+    on_progress: Callable[[dict[str, Any]], None] | None = None,
+    checkpoint_dir: str | None = None,
     weights: F32 | None = None,
 ) -> Factors:
     """The same fit in this process, for notebooks, tests and small data. Arrays (nnz,); weights: explicit only."""
@@ -135,7 +190,7 @@ def fit_arrays(
     values = values.astype(np.float32)
     weight = NO_WEIGHTS if weights is None else weights.astype(np.float32)
     parts = Parts([(users, items, values, weight), (items, users, values, weight)], [None, None])
-    sides, log = train(parts, plan, Alone(heard), Snapshots(snapshots) if snapshots else None)
+    sides, log = train(parts, plan, Alone(on_progress), SavedSweeps(checkpoint_dir) if checkpoint_dir else None)
     (user, user_bias), (item, item_bias) = (_split(side.factors, config) for side in sides)
     present = [side.block.counts > 0 for side in sides]
     return Factors(user, item, user_bias, item_bias, present[USER], present[ITEM], log[-1]["mean"], log)
@@ -157,46 +212,15 @@ def _result(sides: list[Side], log: list[dict[str, Any]], plan: Plan, gang: Gang
     import pyarrow as pa
 
     if gang.rank == 0:
-        yield _lines("log", [json.dumps(entry) for entry in log])
+        yield text_rows(RESULT, "log", [json.dumps(entry) for entry in log])
     for number, side in enumerate(sides):
         factors, bias = _split(side.factors, plan.config)
         present = np.flatnonzero(side.block.counts)
         ids = row_ids(plan.sizes[number], gang.rank, gang.size)
         for first in range(0, len(present), 10_000):
             rows = present[first : first + 10_000]
-            yield pa.RecordBatch.from_arrays(
-                [
-                    pa.array([side.name] * len(rows)),
-                    pa.array(ids[rows].astype(np.int32)),
-                    vectors_to_arrow(factors[rows]),
-                    pa.array(bias[rows]),
-                    pa.nulls(len(rows), pa.string()),
-                ],
-                names=COLUMNS,
-            )
-
-
-def _failure(error: TrainingError, gang: Gang) -> Iterator[Any]:
-    if gang.rank == 0:
-        yield _lines("error", [str(error)])
-
-
-def _lines(side: str, lines: list[str]) -> Any:
-    """Text for the driver as an Arrow batch of RESULT."""
-    import pyarrow as pa
-
-    n, vectors = len(lines), pa.list_(pa.float32())
-    nothing = (pa.nulls(n, pa.int32()), pa.nulls(n, vectors), pa.nulls(n, pa.float32()))
-    return pa.RecordBatch.from_arrays([pa.array([side] * n), *nothing, pa.array(lines)], names=COLUMNS)
-
-
-def vectors_to_arrow(vectors: F32) -> Any:
-    """A (n, k) array as an Arrow list column."""
-    import pyarrow as pa
-
-    n, k = vectors.shape
-    offsets = np.arange(0, (n + 1) * k, k, dtype=np.int32) if k else np.zeros(n + 1, np.int32)
-    return pa.ListArray.from_arrays(pa.array(offsets), pa.array(np.ascontiguousarray(vectors).reshape(-1)))
+            values = (pa.array(ids[rows].astype(np.int32)), vectors_to_arrow(factors[rows]), pa.array(bias[rows]))
+            yield value_rows(RESULT, side.name, *values)
 
 
 def fold_in(
@@ -244,8 +268,3 @@ def fold_in(
     with threadpool_limits(1, user_api="blas"):
         solve_rows(rows, (fixed, offsets, matrix), reg, work_order(counts), exact, threads, out, loss)
     return _split(out, config)
-
-
-def with_defaults(config: Configured, **changes: Any) -> Configured:
-    """The configuration with some keys changed, checked again."""
-    return type(config).model_validate(config.model_dump() | changes)

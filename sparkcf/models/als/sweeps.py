@@ -9,10 +9,8 @@ The objectives stand in `sparkcf.models.als.objective`, the row problem in `spar
 from __future__ import annotations
 
 import time
-from collections.abc import Callable
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
-from typing import Any, TypeVar
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -25,6 +23,7 @@ from sparkcf.kernels.cg import solve_cg
 from sparkcf.kernels.cholesky import solve_cholesky, solve_subspace
 from sparkcf.kernels.hals import solve_hals, solve_hals_unweighted
 from sparkcf.kernels.random import normal_rows
+from sparkcf.kernels.threads import in_threads
 from sparkcf.models.als.objective import Objective
 from sparkcf.training.blocks import (
     ITEM,
@@ -39,12 +38,11 @@ from sparkcf.training.blocks import (
     row_ids,
 )
 from sparkcf.training.gang import Gang
-from sparkcf.training.saved_sweeps import Snapshot, Snapshots
+from sparkcf.training.saved_sweeps import SavedSweep, SavedSweeps
 
 F32 = NDArray[np.float32]
 F64 = NDArray[np.float64]
 Entry = dict[str, Any]
-T = TypeVar("T")
 NOTHING = "no positive interaction to train on: is preference.positive_from too high?"
 
 
@@ -96,12 +94,12 @@ class Side:
         self.loss = np.zeros(len(self.factors))
 
 
-def train(parts: Parts, plan: Plan, gang: Gang, snapshots: Snapshots | None = None) -> tuple[list[Side], list[Entry]]:
+def train(parts: Parts, plan: Plan, gang: Gang, saved: SavedSweeps | None = None) -> tuple[list[Side], list[Entry]]:
     """All sweeps, at one worker of a gang.
 
     Parameters
     ----------
-    snapshots : where sweeps are saved every `save_every`, and taken up again after a failure.
+    saved : where sweeps are saved every `save_every`, and taken up again after a failure.
 
     Returns
     -------
@@ -118,19 +116,19 @@ def train(parts: Parts, plan: Plan, gang: Gang, snapshots: Snapshots | None = No
     with threadpool_limits(1, user_api="blas"):
         sides, objective = _build_sides(parts, plan, gang)
         log: list[Entry] = []
-        saved = snapshots.load(gang, plan.sizes, config.width) if snapshots else None
-        if saved:
-            _resume(sides, saved, objective, gang)
-            log = saved.log
+        newest = saved.load(gang, plan.sizes, config.width) if saved else None
+        if newest:
+            _resume(sides, newest, objective, gang)
+            log = newest.log
         while len(log) < config.iterations and not _converged(log, config.tolerance):
             entry = _sweep(sides, plan, gang, objective, len(log) + 1)
             log.append(entry)
             gang.report(entry)
-            if snapshots and config.save_every and len(log) % config.save_every == 0 and len(log) < config.iterations:
-                problem = snapshots.save(gang, Snapshot([side.factors for side in sides], log))
+            if saved and config.save_every and len(log) % config.save_every == 0 and len(log) < config.iterations:
+                problem = saved.save(gang, SavedSweep([side.factors for side in sides], log))
                 if problem:  # the fit itself is well
-                    gang.report({"note": f"sweeps cannot be saved in {snapshots.folder}: {problem}"})
-                    snapshots = None
+                    gang.report({"note": f"sweeps cannot be saved in {saved.folder}: {problem}"})
+                    saved = None
         return sides, log
 
 
@@ -153,7 +151,7 @@ def _sweep(sides: list[Side], plan: Plan, gang: Gang, objective: Objective, numb
     return entry | {"mean": objective.mean, "seconds": seconds, "exchange": exchange, "singular_rows": int(raised)}
 
 
-def _resume(sides: list[Side], saved: Snapshot, objective: Objective, gang: Gang) -> None:
+def _resume(sides: list[Side], saved: SavedSweep, objective: Objective, gang: Gang) -> None:
     for side, factors in zip(sides, saved.factors, strict=True):
         side.factors[:] = factors
         side.gram = _gramian(factors, objective, gang)
@@ -301,14 +299,6 @@ def solve_rows(
     fixed = against[0]
     scale = np.float32(np.vdot(fixed, fixed) / max(1, len(fixed)))
     return sum(in_threads(threads, share))
-
-
-def in_threads(threads: int, work: Callable[[int], T]) -> list[T]:
-    """work(0), …, work(threads - 1), at once. Kernels and BLAS run without the GIL."""
-    if threads == 1:
-        return [work(0)]
-    with ThreadPoolExecutor(threads) as pool:
-        return list(pool.map(work, range(threads)))
 
 
 def _solve_hot(side: Side, other: Side, gram: F64, plan: Plan, gang: Gang) -> None:

@@ -11,9 +11,9 @@ from numpy.typing import NDArray
 
 from sparkcf.config.models import FMConfig
 from sparkcf.kernels.fm import predict_rows
-from sparkcf.models.als.sweeps import in_threads
+from sparkcf.kernels.threads import in_threads
 from sparkcf.models.fm.links import answers
-from sparkcf.models.fm.rows import Field, FMPlan, FMRows, make_plan, part_starts
+from sparkcf.models.fm.rows import Field, FMData, FMPlan, FMRows, make_plan, part_starts
 from sparkcf.models.fm.sweeps import Sample, train_fm
 from sparkcf.training.gang import Alone
 
@@ -21,26 +21,6 @@ F32 = NDArray[np.float32]
 F64 = NDArray[np.float64]
 I32 = NDArray[np.int32]
 I64 = NDArray[np.int64]
-
-
-@dataclass(frozen=True)
-class FMData:
-    """Rows in this process: `users`, `items` int32 (n,), `y` float32 (n,), and what the other fields have as
-    compressed rows: `ptr` int64 (n + 1,), `feat` int32 into the fields other than user and item, one after the other,
-    `val` float32."""
-
-    users: I32
-    items: I32
-    y: F32
-    ptr: I64
-    feat: I32
-    val: F32
-
-    @classmethod
-    def of_pairs(cls, users: NDArray[Any], items: NDArray[Any], y: NDArray[Any]) -> FMData:
-        """Rows of a user and an item, and nothing else."""
-        nothing = np.zeros(len(y) + 1, np.int64), np.empty(0, np.int32), np.empty(0, np.float32)
-        return cls(users.astype(np.int32), items.astype(np.int32), y.astype(np.float32), *nothing)
 
 
 @dataclass(frozen=True)
@@ -80,7 +60,7 @@ def fit_fm_arrays(
     config: FMConfig,
     seed: int,
     threads: int = 1,
-    heard: Callable[[dict[str, Any]], None] | None = None,
+    on_progress: Callable[[dict[str, Any]], None] | None = None,
 ) -> FMFit:
     """Fit in this process.
 
@@ -90,18 +70,18 @@ def fit_fm_arrays(
     """
     plan = make_plan(config, fields, n_users, n_items, seed, threads)
     if config.learner == "sgd":
-        return _descended(data, plan, heard)
+        return _descended(data, plan, on_progress)
     key = np.arange(len(data.y), dtype=np.int64)
     rest = (data.y, key, data.ptr, data.feat, data.val)
     rows = [FMRows(data.users, data.items, *rest), FMRows(data.items, data.users, *rest)]
-    samples, log = train_fm(rows, plan, Alone(heard))
+    samples, log = train_fm(rows, plan, Alone(on_progress))
     return FMFit(plan, [(sample.w0, whole_table(sample, plan)) for sample in samples], log)
 
 
-def _descended(data: FMData, plan: FMPlan, heard: Callable[[dict[str, Any]], None] | None) -> FMFit:
+def _descended(data: FMData, plan: FMPlan, on_progress: Callable[[dict[str, Any]], None] | None) -> FMFit:
     from sparkcf.models.fm.sgd import descend, examples_of
 
-    w0, table, log = descend(examples_of(data, plan), plan, heard or (lambda entry: None))
+    w0, table, log = descend(examples_of(data, plan), plan, on_progress or (lambda entry: None))
     users, items = part_starts(plan)
     own = [table[start : start + size] for start, size in zip((users, items), plan.sizes, strict=True)]
     sample = Sample(w0, 1.0, [*own], table[:users], [])

@@ -15,16 +15,14 @@ from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import NDArray
-from pyspark.sql import Column, DataFrame, SparkSession, Window
+from pyspark.sql import Column, DataFrame
 from pyspark.sql import functions as F
 
-from sparkcf.config.models import FMField
-from sparkcf.config.root import Config
+from sparkcf.config.models import FMConfig, FMField
+from sparkcf.data.dictionary import numbered
+from sparkcf.data.pairs import last_items
 from sparkcf.errors import ConfigError
-from sparkcf.lake.ids import register
-from sparkcf.lake.schemas import TABLES
-from sparkcf.lake.tables import LakeTables
-from sparkcf.models.contract import Context
+from sparkcf.models.contract import TrainingData
 from sparkcf.models.fm.rows import Field
 from sparkcf.training.blocks import ITEM, USER
 
@@ -52,47 +50,27 @@ class Features:
     scales: Scales
 
 
-def register_values(tables: LakeTables, config: Config) -> None:
-    """Give numbers to the texts in the tables that the dictionary does not have yet."""
-    wanted = {f.dictionary: f for f in config.fm.fields if f.dictionary}
-    for name, field in sorted(wanted.items()):
-        if tables.version(field.table) < 0:
-            continue
-        texts = F.explode("categories") if field.of == "categories" else _text_of(field)
-        found = tables.read(field.table).select(texts.alias("value")).where("value IS NOT NULL").distinct()
-        named = found.select(
-            F.concat(F.lit(f"{name}="), "value").alias("feature"),
-            F.lit(None).cast("timestamp").alias("first_seen"),
-            F.lit(name).alias("field"),
-            "value",
-        )
-        register(tables, "features", named)
-
-
-def features_of(
-    pairs: DataFrame, n_users: int, n_items: int, config: Config, context: Context, scales: Scales | None = None
-) -> Features:
+def features_of(data: TrainingData, params: FMConfig, scales: Scales | None = None) -> Features:
     """The features of all users and items that there are; where no table of them is at hand, of those in the pairs.
 
     Parameters
     ----------
-    pairs : user_idx, item_idx, value and, for fields of the moment, see `preferences.pairs`; what a user's history is
-        made of. context : `users`, `items` and `dictionary`, where the fields need them. scales : of a fit; None: made
-        anew.
+    data : pairs, with their moments where fields need them: what a user's history is made of. scales : of a fit;
+        None: made anew.
 
     Raises
     ------
     ConfigError
         A field needs what the tables do not have.
     """
-    return _Encoding(pairs, n_users, n_items, config, context, scales).features()
+    return _Encoding(data, params, scales).features()
 
 
-def fields_of(config: Config, n_users: int, n_items: int, dictionary: DataFrame | None) -> tuple[Field, ...]:
+def fields_of(params: FMConfig, n_users: int, n_items: int, dictionary: DataFrame | None) -> tuple[Field, ...]:
     """The fields in the configuration's order, with the number of their features."""
     sizes = {"user": n_users, "item": n_items, "history": n_items, "previous": n_items, "number": 1, **CLOCK}
     fields = []
-    for f in config.fm.fields:
+    for f in params.fields:
         size = sizes.get(f.of)
         if size is None:
             size = 0 if dictionary is None else dictionary.where(F.col("field") == f.dictionary).count()
@@ -104,34 +82,26 @@ def fields_of(config: Config, n_users: int, n_items: int, dictionary: DataFrame 
 class _Encoding:
     """Makes the columns of one feature array after the other."""
 
-    def __init__(
-        self,
-        pairs: DataFrame,
-        n_users: int,
-        n_items: int,
-        config: Config,
-        context: Context,
-        scales: Scales | None,
-    ) -> None:
-        self.pairs, self.config, self.context = pairs, config, context
-        self.fields = fields_of(config, n_users, n_items, context.dictionary)
+    def __init__(self, data: TrainingData, params: FMConfig, scales: Scales | None) -> None:
+        self.data, self.params = data, params
+        self.fields = fields_of(params, data.n_users, data.n_items, data.dictionary)
         self.scales = np.tile([0.0, 1.0], (len(self.fields), 1)) if scales is None else scales
         self.fitting = scales is None
 
     def features(self) -> Features:
-        told_of_users = any(f.side == "user" and f.of in ("attribute", "number") for f in self.config.fm.fields)
+        told_of_users = any(f.side == "user" and f.of in ("attribute", "number") for f in self.params.fields)
         # Without attributes nothing is known of a user who has no pairs.
-        users = self.context.users if told_of_users else None
-        users = self.pairs.select("user_idx").distinct() if users is None else users
-        items = self.pairs.select("item_idx").distinct() if self.context.items is None else self.context.items
+        users = self.data.users if told_of_users else None
+        users = self.data.pairs.select("user_idx").distinct() if users is None else users
+        items = self.data.pairs.select("item_idx").distinct() if self.data.items is None else self.data.items
         frames = {"user": users, "item": items}
         columns: dict[str, list[Column]] = {"user": [], "item": [], "context": []}
         served: list[Column] = []
-        for number, (f, begin) in enumerate(zip(self.config.fm.fields, self._starts(), strict=True)):
+        for number, (f, begin) in enumerate(zip(self.params.fields, self._starts(), strict=True)):
             if f.of in ("user", "item"):
                 continue
             if f.side == "context":
-                self._check(f, number, self.pairs)
+                self._check(f, number, self.data.pairs)
                 frames["user"], moment = self._served(frames["user"], f, number)
                 served.append(_shifted(moment, begin))
             else:
@@ -149,7 +119,7 @@ class _Encoding:
 
     def in_context(self, pairs: DataFrame) -> DataFrame:
         names, columns, unknown = tuple(pairs.columns), [], F.lit(0)
-        for number, (f, begin) in enumerate(zip(self.config.fm.fields, self._starts(), strict=True)):
+        for number, (f, begin) in enumerate(zip(self.params.fields, self._starts(), strict=True)):
             if f.side == "context":
                 pairs = self._with_field(pairs, f, number)
                 columns.append(_shifted(F.col(_named(f)), begin))
@@ -164,7 +134,7 @@ class _Encoding:
     def _check(self, f: FMField, number: int, frame: DataFrame) -> None:
         """Whether there is anything to make the field of; where it is fitted, its scale."""
         if f.of == "number":
-            if f.table != "interactions" and getattr(self.context, f.table) is None:
+            if f.table != "interactions" and getattr(self.data, f.table) is None:
                 raise ConfigError(f"fm.fields: {f.name} is a number of {f.table}, and there is no table of them here")
             if not self.fitting:
                 return
@@ -174,7 +144,7 @@ class _Encoding:
                 raise ConfigError(f"fm.fields: no {f.whose} has a number {f.column!r}: give it in {f.source_key}")
             self.scales[number] = mean, sd or 1.0
         elif f.dictionary:
-            if self.context.dictionary is None or (f.side != "context" and getattr(self.context, f.table) is None):
+            if self.data.dictionary is None or (f.side != "context" and getattr(self.data, f.table) is None):
                 raise ConfigError(
                     f"fm.fields: {f.name} is of {f.column or f.of}, and there is no table of {f.table} here"
                 )
@@ -186,7 +156,7 @@ class _Encoding:
     def _with_field(self, frame: DataFrame, f: FMField, number: int) -> DataFrame:
         """The frame with the field's features as a column; null where it has none."""
         if f.of == "history":
-            return frame.join(_histories(self.pairs, _named(f)), on="user_idx", how="left")
+            return frame.join(_histories(self.data.pairs, _named(f)), on="user_idx", how="left")
         if f.of == "categories":
             return _with_categories(frame, f, self._known(f))
         if f.of == "attribute":
@@ -207,11 +177,9 @@ class _Encoding:
     def _served(self, users: DataFrame, f: FMField, number: int) -> tuple[DataFrame, Column]:
         """The field's features in the moment that vectors are made for."""
         if f.of == "previous":  # every user's own last item
-            last = F.max(F.struct("ts", "item_idx"))["item_idx"].alias(_named(f))
-            return users.join(self.pairs.groupBy("user_idx").agg(last), on="user_idx", how="left"), _one(
-                F.col(_named(f))
-            )
-        told = self.config.fm.context.get(f.name)
+            last = last_items(self.data.pairs).withColumnRenamed("previous", _named(f))
+            return users.join(last, on="user_idx", how="left"), _one(F.col(_named(f)))
+        told = self.params.context.get(f.name)
         if told is None:
             return users, F.lit(None).cast(f"array<{ENTRY}>")
         if f.of == "attribute":
@@ -225,8 +193,8 @@ class _Encoding:
         return users, _one(F.lit(int(told)))
 
     def _known(self, f: FMField) -> DataFrame:
-        assert self.context.dictionary is not None and f.dictionary
-        return numbered(self.context.dictionary, f.dictionary)
+        assert self.data.dictionary is not None and f.dictionary
+        return numbered(self.data.dictionary, f.dictionary)
 
 
 def _one(feat: Column, value: Column | None = None, present: Column | None = None) -> Column:
@@ -276,17 +244,6 @@ def _with_categories(items: DataFrame, f: FMField, known: DataFrame) -> DataFram
     one = F.struct(F.col("feat"), F.lit(1.0).cast("float").alias("val"))
     listed = exploded.join(known, on="value", how="inner").groupBy("item_idx")
     return items.join(listed.agg(F.sort_array(F.collect_list(one)).alias(_named(f))), on="item_idx", how="left")
-
-
-def numbered(dictionary: DataFrame, field: str) -> DataFrame:
-    """value, feat: the field's values in the order in which they came into the dictionary."""
-    order = F.row_number().over(Window.partitionBy("field").orderBy("feature_idx")) - 1
-    return dictionary.where(F.col("field") == field).select("value", order.cast("int").alias("feat"))
-
-
-def no_values(spark: SparkSession) -> DataFrame:
-    """An empty dictionary."""
-    return spark.createDataFrame([], TABLES["features"].schema)
 
 
 def rows_of(pairs: DataFrame, features: Features) -> DataFrame:

@@ -9,125 +9,193 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterable, Iterator
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 from numpy.typing import NDArray
-from pyspark import StorageLevel
 from pyspark.sql import DataFrame
 from pyspark.sql import functions as F
 
-from sparkcf.config.root import Config
+from sparkcf.config.models import FMConfig
+from sparkcf.data.arrow import collect_factors, lengths, vectors_to_arrow
+from sparkcf.data.pairs import Reads, Texts, last_items
 from sparkcf.data.shared import share
-from sparkcf.errors import ConfigError, TrainingError
-from sparkcf.models.als.fit import vectors_to_arrow
-from sparkcf.models.contract import Context, Fit
-from sparkcf.models.fm.factors import unknown_vectors
-from sparkcf.models.fm.features import features_of, rows_of
-from sparkcf.models.fm.frames import BATCH, Learned, feature_factors, folded_in_context, folded_side, lengths
+from sparkcf.errors import ConfigError
+from sparkcf.lake.arrays import Shapes
+from sparkcf.models.contract import (
+    F32,
+    F64,
+    I32,
+    Features,
+    FitRun,
+    Fitted,
+    InnerProduct,
+    Model,
+    Rows,
+    Saved,
+    TrainingData,
+    UserBlock,
+)
+from sparkcf.models.fm.factors import (
+    fm_state_shapes,
+    fold_in_fm,
+    sample_count,
+    sample_width,
+    unknown_vectors,
+    without_biases,
+)
+from sparkcf.models.fm.features import features_of, fields_of, rows_of
+from sparkcf.models.fm.frames import BATCH, Learned, feature_factors, folded_in_context, folded_side
+from sparkcf.models.fm.links import answers
 from sparkcf.models.fm.rows import FMPlan, FMRows, make_plan
 from sparkcf.models.fm.sgd import by_descent
 from sparkcf.models.fm.sweeps import NO_ROWS, Sample, train_fm
-from sparkcf.ranking.topk import collect_factors
 from sparkcf.training.blocks import ITEM, KINDS, USER, row_ids
-from sparkcf.training.gang import Gang, check_slots, joined, listening, worker_threads
+from sparkcf.training.gang import Gang, check_slots, worker_threads
+from sparkcf.training.gang_stage import gang_result, text_rows, value_rows
 from sparkcf.training.shuffle import shuffled
 
-RESULT = "kind string, idx int, factor array<float>, log string"
-COLUMNS = ("kind", "idx", "factor", "log")
+RESULT = "kind string, text string, idx int, factor array<float>"
 ROW_TYPES = (np.int32, np.int32, np.float32, np.int64)
 LISTS = (np.int32, np.float32)
 
-F32 = NDArray[np.float32]
-F64 = NDArray[np.float64]
-I32 = NDArray[np.int32]
-I64 = NDArray[np.int64]
+
+class FM(Model[FMConfig]):
+    """A factorization machine, learned by exact sweeps of a gang or by gradient descent."""
+
+    section = FMConfig
+    tables = ("feature_factors",)
+
+    @property
+    def reads(self) -> Reads:
+        """Values or labels, with their moments where fields need them."""
+        kind: Literal["values", "labels"] = "values" if self.params.task == "regression" else "labels"
+        texts = {f.dictionary: Texts(f.dictionary, f.table, f.column) for f in self.params.fields if f.dictionary}
+        return Reads(kind, self.params.contextual, attributes=True, texts=tuple(texts.values()))
+
+    @property
+    def width(self) -> int:
+        return sample_count(self.params) * sample_width(self.params)
+
+    @property
+    def rounds(self) -> int:
+        return self.params.sgd.epochs if self.params.learner == "sgd" else self.params.iterations
+
+    def packed_by(self) -> dict[str, Any]:
+        return self.params.model_dump(mode="json", include={"fields", "task"})
+
+    def fit(self, data: TrainingData, run: FitRun) -> Fitted:
+        """Learn by the configured learner, and fold what was learned into factors.
+
+        Raises
+        ------
+        ConfigError
+            Too few task slots, dynamic allocation, weights, or a field that the tables have nothing for.
+        TrainingError
+            There is no row, or a parameter is not finite.
+        """
+        spark, params = data.pairs.sparkSession, self.params
+        if "weight" in data.pairs.columns:
+            raise ConfigError("preference.weight=event: model=fm takes every row with weight 1; set it to one")
+        if run.warm_start:
+            run.on_progress({"note": "fm starts from its seed"})
+        features = features_of(data, params)
+        plan = self._plan(features, data, worker_threads(spark))
+        rows = rows_of(data.pairs, features)
+        if params.learner == "sgd":
+            learned = by_descent(rows, plan, data, run)
+        else:
+            learned = by_gang(rows, plan, run)
+        w0, everywhere = learned.state["w0"], share(spark, everywhere=learned.state["everywhere"])
+        user, item = (
+            folded_side(learned.own(name), name, frame, w0, everywhere, plan)
+            for name, frame in (("user", features.serving), ("item", features.item))
+        )
+        sizes = np.array([f.size for f in plan.fields])
+        return Fitted(
+            user,
+            item,
+            learned.log,
+            arrays=learned.state | {"sizes": sizes, "scales": features.scales},
+            tables={"feature_factors": feature_factors(learned, plan)},
+            cached=learned.cached,
+        )
+
+    def open(self, saved: Saved) -> FMScorer:
+        return FMScorer(saved, self.params)
+
+    def shapes(self, data: TrainingData) -> Shapes:
+        return fm_state_shapes(fields_of(self.params, data.n_users, data.n_items, data.dictionary), self.params)
+
+    def user_features(self, data: TrainingData, fitted: Fitted) -> DataFrame:
+        return features_of(data, self.params, fitted.arrays["scales"]).serving
+
+    def in_context(self, pairs: DataFrame, data: TrainingData, fitted: Fitted) -> DataFrame | None:
+        """Where pairs have no `previous` of their own, it is the user's last item."""
+        if not self.params.contextual:
+            return None
+        features = features_of(data, self.params, fitted.arrays["scales"])
+        ids = next((f.name for f in self.params.fields if f.of == "user"), "")
+        table = fitted.tables["feature_factors"].where(F.col("field") == ids)
+        own = table.select(F.col("feature_idx").alias("user_idx"), F.col("samples").alias("own"))
+        if "previous" not in pairs.columns:
+            pairs = pairs.join(last_items(data.pairs), on="user_idx", how="left")
+        everywhere = share(pairs.sparkSession, everywhere=fitted.arrays["everywhere"].astype(np.float32))
+        plan = self._plan(features, data, threads=1)
+        found = folded_in_context(pairs, own, features, fitted.arrays["w0"], everywhere, plan)
+        return found.withColumn("bias", F.lit(0.0).cast("float"))
+
+    def _plan(self, features: Any, data: TrainingData, threads: int) -> FMPlan:
+        return make_plan(self.params, features.fields, data.n_users, data.n_items, self.seed, threads)
 
 
-def fit_fm(pairs: DataFrame, n_users: int, n_items: int, config: Config, context: Context) -> Fit:
-    """Fit on Spark by the configured learner, and fold what it learned into factors.
+class FMScorer(InnerProduct):
+    """The mean over the samples, with their spread; whoever is unknown adds nothing to a(x)."""
 
-    Parameters
-    ----------
-    pairs : user_idx, item_idx, value (classification: 1 or 0) and, for fields of the moment, see
-        `preferences.in_their_moments`. context : see `features.features_of`.
+    def __init__(self, saved: Saved, params: FMConfig) -> None:
+        super().__init__(saved)
+        self.params, self._state = params, saved.arrays
 
-    Raises
-    ------
-    ConfigError
-        Too few task slots, dynamic allocation, weights, or a field that the tables have nothing for.
-    TrainingError
-        There is no row, or a parameter is not finite.
-    """
-    spark, fm = pairs.sparkSession, config.fm
-    if "weight" in pairs.columns:
-        raise ConfigError("preference.weight=event: model=fm takes every row with weight 1; set it to one")
-    features = features_of(pairs, n_users, n_items, config, context)
-    plan = make_plan(fm, features.fields, n_users, n_items, config.seed, worker_threads(spark))
-    rows = rows_of(pairs, features)
-    learned = by_descent(rows, plan, context) if fm.learner == "sgd" else by_gang(rows, plan, context)
-    sizes = np.array([f.size for f in plan.fields])
-    w0, everywhere = learned.state["w0"], share(spark, everywhere=learned.state["everywhere"])
-    user, item = (
-        folded_side(learned.own(name), name, frame, w0, everywhere, plan)
-        for name, frame in (("user", features.serving), ("item", features.item))
-    )
-    state = learned.state | {"sizes": sizes, "scales": features.scales}
+    def fold_in(self, rows: Rows, features: Features | None = None) -> tuple[F32, F32]:
+        vectors = fold_in_fm(rows[:3], self.item_vectors, self._state, self.params, features)
+        return vectors, np.zeros(len(vectors), np.float32)
 
-    def in_context(pairs: DataFrame) -> DataFrame:
-        return folded_in_context(pairs, learned.own("user"), features, w0, everywhere, plan)
+    def likeness(self) -> F32:
+        return without_biases(self.item_vectors, self.params)
 
-    table = feature_factors(learned, plan)
-    return Fit(
-        user,
-        item,
-        learned.log,
-        learned.kept,
-        state=state,
-        features=table,
-        unknown=unknown_vectors(w0, fm),
-        in_context=in_context if fm.contextual else None,
-        serving=lambda known: features_of(known, n_users, n_items, config, context, features.scales).serving,
-    )
+    def predict(self, users: UserBlock, items: I32) -> tuple[F64, F64]:
+        unknown_user, unknown_item = unknown_vectors(self._state["w0"], self.params)
+        known = self.knows(items)
+        left = np.where(users.known[:, None], users.vectors, unknown_user).astype(np.float64)
+        right = np.where(known[:, None], self.item_vectors[np.where(known, items, 0)], unknown_item)
+        samples = sample_count(self.params)
+        products = (left * right).reshape(len(items), samples, sample_width(self.params))
+        values = answers(products.sum(axis=2) * samples, self.params)
+        return values.mean(axis=1), values.std(axis=1)
 
 
-def by_gang(rows: DataFrame, plan: FMPlan, context: Context) -> Learned:
+def by_gang(rows: DataFrame, plan: FMPlan, run: FitRun) -> Learned:
     """Exact sweeps by a gang of workers in one barrier stage."""
     spark, fm = rows.sparkSession, plan.config
     workers = check_slots(spark, fm.workers, fm.section)
-    with listening(spark, context.heard) as report_to:
 
-        def work(batches: Iterable[Any]) -> Iterator[Any]:
-            with joined(workers, fm.timeout_s, report_to) as gang:
-                try:
-                    samples, log = train_fm(_received_rows(batches), plan, gang)
-                except TrainingError as error:  # raised by all workers at once; a retry would end the same way
-                    if gang.rank == 0:
-                        yield _lines("error", [str(error)])
-                else:
-                    yield from _result(samples, log, plan, gang)
+    def work(batches: Iterable[Any], gang: Gang) -> Iterator[Any]:
+        samples, log = train_fm(_received_rows(batches), plan, gang)
+        yield from _result(samples, log, plan, gang)
 
-        trained = shuffled(rows, workers).mapInArrow(work, RESULT, barrier=True)
-        # With a shuffle behind it Spark starts a failed barrier stage again; without, it gives the job up.
-        kept = trained.repartition(workers, "idx").persist(StorageLevel.MEMORY_AND_DISK)
-        try:
-            told = kept.where("log IS NOT NULL").select("kind", "log").collect()
-            told = told or [{"kind": "error", "log": NO_ROWS}]
-            for row in told:
-                if row["kind"] == "error":
-                    raise TrainingError(row["log"])
-        except BaseException:
-            kept.unpersist()
-            raise
-    log = sorted((json.loads(r["log"]) for r in told if r["kind"] == "log"), key=lambda entry: entry["sweep"])
-    state = {
-        name: np.array(values) for r in told if r["kind"] == "state" for name, values in json.loads(r["log"]).items()
-    }
-    samples, width = len(state["w0"]), fm.rank + 1
-    common = kept.where(F.col("kind") == "everywhere").select("idx", "factor", F.lit(0.0).cast("float").alias("bias"))
-    table = collect_factors(common, plan.everywhere, samples * width)[0].reshape(plan.everywhere, samples, width)
-    state["everywhere"] = np.ascontiguousarray(table.transpose(1, 0, 2))
-    return Learned(kept, log, state)
+    with gang_result(shuffled(rows, workers), work, RESULT, workers, fm.timeout_s, run.on_progress, NO_ROWS) as (
+        cached,
+        told,
+    ):
+        log = sorted((json.loads(text) for kind, text in told if kind == "log"), key=lambda entry: entry["sweep"])
+        parts = [json.loads(text) for kind, text in told if kind == "state"]
+        state = {name: np.array(values) for part in parts for name, values in part.items()}
+        samples, width = len(state["w0"]), fm.rank + 1
+        common = cached.where(F.col("kind") == "everywhere")
+        common = common.select("idx", "factor", F.lit(0.0).cast("float").alias("bias"))
+        table = collect_factors(common, plan.everywhere, samples * width)[0].reshape(plan.everywhere, samples, width)
+        state["everywhere"] = np.ascontiguousarray(table.transpose(1, 0, 2))
+        return Learned(cached, log, state)
 
 
 def _received_rows(batches: Iterable[Any]) -> list[FMRows]:
@@ -156,8 +224,8 @@ def _received_rows(batches: Iterable[Any]) -> list[FMRows]:
 def _result(samples: list[Sample], log: list[dict[str, Any]], plan: FMPlan, gang: Gang) -> Iterator[Any]:
     """A worker's own features, and from the first worker everything else, as Arrow batches of RESULT."""
     if gang.rank == 0:
-        yield _lines("log", [json.dumps(entry) for entry in log])
-        yield _lines("state", [json.dumps(_state(samples, plan))])
+        yield text_rows(RESULT, "log", [json.dumps(entry) for entry in log])
+        yield text_rows(RESULT, "state", [json.dumps(_state(samples, plan))])
         everywhere = np.stack([sample.everywhere for sample in samples], axis=1)
         yield from _vectors("everywhere", np.arange(len(everywhere)), everywhere)
     for side, name in enumerate(KINDS):
@@ -184,14 +252,4 @@ def _vectors(kind: str, ids: NDArray[Any], vectors: F32) -> Iterator[Any]:
     flat = vectors.reshape(len(vectors), int(np.prod(vectors.shape[1:])))
     for first in range(0, len(ids), BATCH):
         part = slice(first, first + BATCH)
-        n = len(ids[part])
-        columns = [pa.array([kind] * n), pa.array(ids[part].astype(np.int32)), vectors_to_arrow(flat[part])]
-        yield pa.RecordBatch.from_arrays([*columns, pa.nulls(n, pa.string())], names=COLUMNS)
-
-
-def _lines(kind: str, lines: list[str]) -> Any:
-    import pyarrow as pa
-
-    n = len(lines)
-    nothing = (pa.nulls(n, pa.int32()), pa.nulls(n, pa.list_(pa.float32())))
-    return pa.RecordBatch.from_arrays([pa.array([kind] * n), *nothing, pa.array(lines)], names=COLUMNS)
+        yield value_rows(RESULT, kind, pa.array(ids[part].astype(np.int32)), vectors_to_arrow(flat[part]))

@@ -15,13 +15,12 @@ from pyspark.sql import DataFrame
 from pyspark.sql import functions as F
 from pyspark.sql.types import ArrayType, FloatType, StructField, StructType
 
+from sparkcf.data.arrow import entries_of, vectors_of, vectors_to_arrow
 from sparkcf.data.shared import SharedArrays
-from sparkcf.models.als.fit import vectors_to_arrow
-from sparkcf.models.contract import Arrays
-from sparkcf.models.fm.factors import Entries, folded
+from sparkcf.lake.arrays import Arrays
+from sparkcf.models.fm.factors import folded
 from sparkcf.models.fm.features import ENTRY, Features
 from sparkcf.models.fm.rows import FMPlan
-from sparkcf.ranking.topk import vectors_of
 from sparkcf.training.blocks import KINDS, USER
 
 F64 = NDArray[np.float64]
@@ -33,18 +32,18 @@ FEATURES = "field string, feature_idx int, factor array<float>, bias float, samp
 class Learned:
     """What a learner gives, before it is folded.
 
-    `kept`: persisted, kind (user, item, everywhere), idx and factor, the feature's [v, w] of all samples side by side.
+    `cached`: persisted, kind (user, item, everywhere), idx, and factor: a feature's [v, w] of all samples side by side.
     `state`: w0 and noise_precision (samples,), precision and mean of the users' prior (samples, k + 1), everywhere
     (samples, m, k + 1).
     """
 
-    kept: DataFrame
+    cached: DataFrame
     log: list[dict[str, Any]]
     state: Arrays
 
     def own(self, kind: str) -> DataFrame:
         """KIND_idx, own: the parameters of the ids of one side."""
-        return self.kept.where(F.col("kind") == kind).select(
+        return self.cached.where(F.col("kind") == kind).select(
             F.col("idx").alias(f"{kind}_idx"), F.col("factor").alias("own")
         )
 
@@ -91,7 +90,7 @@ def _folded_rows(
         for batch in batches:
             for first in range(0, batch.num_rows, BATCH):
                 part = batch.slice(first, BATCH)
-                entries = entries_of_column(part.column("features"))
+                entries = entries_of(part.column("features"))
                 ids = None
                 if has_ids:
                     ids = vectors_of(part.column("own"), width[0] * width[1])[1].reshape(-1, *width)
@@ -138,20 +137,5 @@ def feature_factors(learned: Learned, plan: FMPlan) -> DataFrame:
             ]
             yield pa.RecordBatch.from_arrays(columns, names=[part.split()[0] for part in FEATURES.split(", ")])
 
-    rows = learned.kept.where(F.col("factor").isNotNull()).select("kind", "idx", "factor")
+    rows = learned.cached.where(F.col("factor").isNotNull()).select("kind", "idx", "factor")
     return rows.mapInArrow(work, FEATURES)
-
-
-def entries_of_column(column: Any) -> Entries:
-    """An Arrow column of features as indptr, feat, val; null is a row without any."""
-    ptr = np.concatenate([[0], np.cumsum(lengths(column), dtype=np.int64)])
-    feat, val = (part.to_numpy(zero_copy_only=False) for part in column.flatten().flatten())
-    return ptr, feat.astype(np.int32), val.astype(np.float32)
-
-
-def lengths(column: Any) -> NDArray[Any]:
-    """Of the lists of an Arrow column; 0 for null."""
-    import pyarrow.compute as pc
-
-    found: NDArray[Any] = pc.list_value_length(column).fill_null(0).to_numpy(zero_copy_only=False)
-    return found

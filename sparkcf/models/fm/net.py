@@ -7,13 +7,15 @@ A row's first entry is its target; the others are features and their values.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from sparkcf.models.nets.layers import Rows
+from sparkcf.config.models import FMConfig
+from sparkcf.training.batch import Rows
 
 
 class FactorizationMachine(nn.Module):
@@ -93,3 +95,18 @@ def split(rows: Rows) -> tuple[Tensor, Rows]:
     rest[first] = False
     offsets = rows.offsets - torch.arange(len(rows.offsets), device=first.device)
     return rows.values[first], Rows(rows.indices[rest], offsets, rows.values[rest])
+
+
+def net_of(data: Mapping[str, Any], config: FMConfig, seed: int) -> FactorizationMachine:
+    """The machine with its initial parameters, for what is known of the data, see `sgd.net_data`."""
+    machine = FactorizationMachine(
+        data["sizes"],
+        config.rank,
+        data["pairs"],
+        float(data["mean"]),
+        data["penalty"],
+        config.task == "classification",
+        config.intercept,
+    )
+    machine.initialize(config.init_sd, torch.Generator().manual_seed(seed))
+    return machine

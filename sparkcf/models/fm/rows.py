@@ -6,11 +6,13 @@ Every row of the data is held twice, with the worker of its user and with that o
 from __future__ import annotations
 
 from dataclasses import dataclass, field
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from sparkcf.config.models import FMConfig
+from sparkcf.kernels.csr import take_rows
 from sparkcf.training.blocks import USER, places, row_ids
 from sparkcf.training.gang import Gang
 
@@ -82,6 +84,26 @@ def part_starts(plan: FMPlan) -> tuple[int, int]:
     return plan.everywhere, plan.everywhere + (plan.n_users if has_users else 0)
 
 
+@dataclass(frozen=True)
+class FMData:
+    """Rows in this process: `users`, `items` int32 (n,), `y` float32 (n,), and what the other fields have as
+    compressed rows: `ptr` int64 (n + 1,), `feat` int32 into the fields other than user and item, one after the other,
+    `val` float32."""
+
+    users: I32
+    items: I32
+    y: F32
+    ptr: I64
+    feat: I32
+    val: F32
+
+    @classmethod
+    def of_pairs(cls, users: NDArray[Any], items: NDArray[Any], y: NDArray[Any]) -> FMData:
+        """Rows of a user and an item, and nothing else."""
+        nothing = np.zeros(len(y) + 1, np.int64), np.empty(0, np.int32), np.empty(0, np.float32)
+        return cls(users.astype(np.int32), items.astype(np.int32), y.astype(np.float32), *nothing)
+
+
 @dataclass
 class FMRows:
     """Rows as the shuffle brings them to the worker of one side: `own` int32 (n,) places there, `other` int32 (n,)
@@ -147,9 +169,8 @@ def copy_rows(rows: list[FMRows], side: int, plan: FMPlan, gang: Gang) -> Copy:
     located = {f.side: number for number, f in enumerate(plan.fields) if f.side is not None}
     own_size = places(plan.sizes[side], gang.rank, gang.size) if side in located else 0
     order = np.lexsort((part.key, part.own))
-    counts = np.diff(part.ptr)[order]
-    taken = np.concatenate([[0], np.cumsum(counts)]).astype(np.int64)
-    source = np.repeat(part.ptr[:-1][order] - taken[:-1], counts) + np.arange(taken[-1])
+    taken, source = take_rows(part.ptr, order)
+    counts = np.diff(taken)
     needed: list[I64] = [np.empty(0, np.int64)] * gang.size
     position = np.empty(0, np.int32)
     if 1 - side in located:

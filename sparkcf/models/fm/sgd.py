@@ -16,24 +16,23 @@ from numpy.typing import NDArray
 from pyspark.sql import DataFrame
 from pyspark.sql import functions as F
 
+from sparkcf.data.arrow import vectors_to_arrow
 from sparkcf.data.packed import PackedRows
 from sparkcf.data.shared import share
 from sparkcf.errors import ConfigError, TrainingError
-from sparkcf.jobs.prepare import write_examples
-from sparkcf.models.als.fit import vectors_to_arrow
-from sparkcf.models.contract import Context
-from sparkcf.models.fm.arrays import FMData
+from sparkcf.models.contract import FitRun, TrainingData
 from sparkcf.models.fm.frames import BATCH, Learned
-from sparkcf.models.fm.rows import FMPlan, part_starts
+from sparkcf.models.fm.rows import FMData, FMPlan, part_starts
 from sparkcf.models.fm.sweeps import NO_ROWS
 from sparkcf.training.blocks import ITEM, KINDS, USER
-from sparkcf.training.launch import Job, check_launch, launch
+from sparkcf.training.launch import TrainingSpec, check_launch, class_name, launch
 
 F32 = NDArray[np.float32]
 TABLE = "kind string, idx int, factor array<float>"
+FACTORY = "sparkcf.models.fm.net:net_of"
 
 
-def descend(rows: PackedRows, plan: FMPlan, heard: Any) -> tuple[float, F32, list[dict[str, Any]]]:
+def descend(rows: PackedRows, plan: FMPlan, on_progress: Any) -> tuple[float, F32, list[dict[str, Any]]]:
     """w_0, the table float32 (m, k + 1) of all features and the log of the epochs, from rows in this process.
 
     Parameters
@@ -42,16 +41,16 @@ def descend(rows: PackedRows, plan: FMPlan, heard: Any) -> tuple[float, F32, lis
     """
     import torch
 
-    from sparkcf.models.nets.registry import net_of
+    from sparkcf.models.fm.net import net_of
     from sparkcf.training.feed import MemoryFeed
     from sparkcf.training.group import Group
     from sparkcf.training.loop import train
 
     config = plan.config
     targets = rows.values[rows.indptr[:-1]]
-    net = net_of(told(plan, float(targets.mean()), len(rows)), config, plan.seed)
+    net = net_of(net_data(plan, float(targets.mean()), len(rows)), config, plan.seed)
     feed = MemoryFeed(rows, config.sgd.batch_size, plan.seed)
-    log = train(net, feed, config.sgd, plan.seed, Group(0, 1, torch.device("cpu")), heard=heard)
+    log = train(net, feed, config.sgd, plan.seed, Group(0, 1, torch.device("cpu")), on_progress=on_progress)
     state = {name: tensor.detach().numpy() for name, tensor in net.state_dict().items()}
     table = state["table"].copy()
     features = np.delete(rows.indices, rows.indptr[:-1])
@@ -78,7 +77,7 @@ def examples_of(data: FMData, plan: FMPlan) -> PackedRows:
     return PackedRows(data.users.astype(np.int64), indptr, indices, values)
 
 
-def by_descent(rows: DataFrame, plan: FMPlan, context: Context) -> Learned:
+def by_descent(rows: DataFrame, plan: FMPlan, data: TrainingData, run: FitRun) -> Learned:
     """Mini-batches through the feed, in one process or many.
 
     Raises
@@ -88,24 +87,24 @@ def by_descent(rows: DataFrame, plan: FMPlan, context: Context) -> Learned:
     TrainingError
         There is no row, a loss is not finite, or a process died.
     """
-    from sparkcf.models.nets.registry import net_of
+    from sparkcf.models.fm.net import net_of
     from sparkcf.training.checkpoint import Checkpoints
 
-    spark, config, tables = rows.sparkSession, plan.config, context.tables
-    if tables is None or context.snapshot is None or context.saved is None:
+    spark, config = rows.sparkSession, plan.config
+    if data.packing is None or run.checkpoint_dir is None:
         raise ConfigError("fm.learner=sgd needs a folder that every process can write: set train.progress")
     workers = check_launch(spark, config.sgd.workers, config.sgd.section)
     n, mean = rows.agg(F.count(F.lit(1)), F.avg("value")).first()
     if not n:
         raise TrainingError(NO_ROWS)
     examples = _examples(rows, plan)
-    snapshot = write_examples(tables, examples, n, context.snapshot)
-    data = told(plan, float(mean), n)
-    files = tuple(snapshot.train)
-    job = Job("fm", config.model_dump_json(), plan.seed, data, "user_idx", files, (), context.saved)
-    log = launch(spark, job, workers, context.heard)
-    checkpoints = Checkpoints(context.saved)
-    state = checkpoints.best(net_of(data, config, plan.seed))
+    snapshot = data.packing.examples(examples, n)
+    known = net_data(plan, float(mean), n)
+    params = (class_name(config), config.model_dump_json(), plan.seed)
+    spec = TrainingSpec("fm", FACTORY, *params, known, "user_idx", snapshot.train, (), run.checkpoint_dir)
+    log = launch(spark, spec, workers, run.on_progress)
+    checkpoints = Checkpoints(run.checkpoint_dir)
+    state = checkpoints.best(net_of(known, config, plan.seed))
     present = examples.select(F.explode(F.slice("features", 2, F.size("features"))).alias("feature")).distinct()
     seen = np.fromiter((row["feature"] for row in present.toLocalIterator()), np.int64)
     table = np.zeros_like(state["table"])
@@ -124,8 +123,8 @@ def by_descent(rows: DataFrame, plan: FMPlan, context: Context) -> Learned:
     return Learned(kept, log, learned)
 
 
-def told(plan: FMPlan, mean: float, n: int) -> dict[str, Any]:
-    """What a process must know to build the net: plain values."""
+def net_data(plan: FMPlan, mean: float, n: int) -> dict[str, Any]:
+    """What a process needs to know of the data to build the net: plain values."""
     places = {None: 0, USER: 1, ITEM: 2}
     order = sorted(range(len(plan.fields)), key=lambda number: places[plan.fields[number].side])
     if plan.config.task == "classification":

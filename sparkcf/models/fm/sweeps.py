@@ -33,7 +33,7 @@ from sparkcf.kernels.fm import (
     sum_features,
 )
 from sparkcf.kernels.random import normal_rows, uniform_rows
-from sparkcf.models.als.sweeps import in_threads
+from sparkcf.kernels.threads import in_threads
 from sparkcf.models.fm.links import latent_means
 from sparkcf.models.fm.rows import Copy, FMPlan, FMRows, Visits, copy_rows, feature_ids, field_visits
 from sparkcf.training.blocks import ITEM, USER

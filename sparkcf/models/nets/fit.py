@@ -1,4 +1,4 @@
-"""Nets on Spark: fit from packed rows, factors of all users by blocks on the executors, fold-in.
+"""Nets over users' rows, on Spark: fitted from packed rows, all users encoded by blocks on the executors.
 
     user_rows ──petastorm, torch──▶ weights ──shared──▶ user rows encoded ──▶ user factors, item factors
 
@@ -9,113 +9,152 @@ factor its weights. So top-K, evaluation, gate and queries are those of every ot
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
-from typing import Any
+from functools import cached_property
+from typing import Any, TypeVar
 
 import numpy as np
-from numpy.typing import NDArray
 from pyspark import StorageLevel
 from pyspark.sql import DataFrame, SparkSession
 from pyspark.sql import functions as F
 
 from sparkcf.config.models import MultDAEConfig, MultVAEConfig
-from sparkcf.config.root import Config
+from sparkcf.data.arrow import vectors_to_arrow
 from sparkcf.data.packed import PackedRows, unpack
+from sparkcf.data.pairs import Reads
 from sparkcf.data.shared import share, share_state
 from sparkcf.errors import ConfigError
-from sparkcf.jobs.prepare import rows_of, write_rows
-from sparkcf.models.contract import Arrays, Context, Fit, Known
-from sparkcf.training.launch import Job, check_launch, launch
+from sparkcf.lake.arrays import Arrays, Shapes
+from sparkcf.models.contract import F32, Features, FitRun, Fitted, InnerProduct, Model, Rows, Saved, TrainingData
+from sparkcf.training.launch import TrainingSpec, check_launch, class_name, launch
 
-F32 = NDArray[np.float32]
 FACTORS = "idx int, factor array<float>, bias float, latent array<float>"
 BLOCK = 2_000  # rows that are encoded at once
+FACTORY = "sparkcf.models.nets.registry:net_of"
+NetParams = TypeVar("NetParams", MultVAEConfig, MultDAEConfig)
 
 
-def fit_net(pairs: DataFrame, _n_users: int, n_items: int, config: Config, context: Context) -> Fit:
-    """Pack the pairs into the context's snapshot, train the net of `config.model` on it, then encode every user.
+class NetModel(Model[NetParams]):
+    """An autoencoder of users' rows, trained by gradient in processes of its own."""
 
-    Parameters
-    ----------
-    pairs : user_idx, item_idx, value. context : tables, snapshot and saved must be given.
+    @property
+    def reads(self) -> Reads:
+        return Reads("positives")
 
-    Raises
-    ------
-    ConfigError
-        Settings of Spark that do not go together with processes that need each other, or no folder for progress.
-    TrainingError
-        A loss is not finite, or a process died.
-    """
-    from sparkcf.models.nets.registry import build_net
-    from sparkcf.training.checkpoint import Checkpoints
+    @property
+    def width(self) -> int:
+        return self.params.hidden[0] if self.params.hidden else self.params.latent_dim
 
-    tables, net = context.tables, configured(config)
-    if tables is None or context.snapshot is None or context.saved is None:
-        raise ConfigError(f"model={config.model} needs a folder that every process can write: set train.progress")
-    spark = pairs.sparkSession
-    workers = check_launch(spark, net.workers, net.section)
-    snapshot = write_rows(tables, pairs, "user", context.snapshot, config)
-    files = (tuple(snapshot.train), tuple(snapshot.validation))
-    job = Job(config.model, net.model_dump_json(), config.seed, {"n_items": n_items}, "user_idx", *files, context.saved)
-    log = launch(spark, job, workers, context.heard)
-    checkpoints = Checkpoints(context.saved)
-    state = checkpoints.best(build_net(n_items, net, config.seed))
-    present = pairs.select(F.col("item_idx").alias("idx")).distinct()
-    items = item_factors(spark, state).join(present, on="idx", how="left_semi")
-    users = encode_users(rows_of(tables, "user", context.snapshot, snapshot.version), state, config)
-    kept = users.persist(StorageLevel.MEMORY_AND_DISK)
-    kept.count()  # encodes; from here on nothing is read from the snapshot or the checkpoints
-    checkpoints.clear()
-    return Fit(kept, items, log, kept, state=state)
+    @property
+    def rounds(self) -> int:
+        return self.params.epochs
+
+    @property
+    def validation_share(self) -> float:  # type: ignore[override]
+        return self.params.validation_share
+
+    def packed_by(self) -> dict[str, Any]:
+        return {"validation_share": self.validation_share}
+
+    def fit(self, data: TrainingData, run: FitRun) -> Fitted:
+        """Pack the pairs, train the net on them, then encode every user.
+
+        Raises
+        ------
+        ConfigError
+            Settings of Spark that do not go together with processes that need each other, or no folder for progress.
+        TrainingError
+            A loss is not finite, or a process died.
+        """
+        from sparkcf.training.checkpoint import Checkpoints
+
+        if data.packing is None or run.checkpoint_dir is None:
+            raise ConfigError(f"model={self.name} needs a folder that every process can write: set train.progress")
+        if run.warm_start:
+            run.on_progress({"note": f"{self.name} starts from its seed"})
+        spark = data.pairs.sparkSession
+        workers = check_launch(spark, self.params.workers, self.name)
+        snapshot = data.packing.rows(data.pairs, "user", self.validation_share)
+        spec = TrainingSpec(
+            self.name,
+            FACTORY,
+            class_name(self.params),
+            self.params.model_dump_json(),
+            self.seed,
+            {"n_items": data.n_items},
+            "user_idx",
+            snapshot.train,
+            snapshot.validation,
+            run.checkpoint_dir,
+        )
+        log = launch(spark, spec, workers, run.on_progress)
+        checkpoints = Checkpoints(run.checkpoint_dir)
+        state = checkpoints.best(self._net(data.n_items))
+        present = data.pairs.select(F.col("item_idx").alias("idx")).distinct()
+        items = _item_factors(spark, state).join(present, on="idx", how="left_semi")
+        users = self._encoded(data.packing.read(snapshot), state)
+        cached = users.persist(StorageLevel.MEMORY_AND_DISK)  # released with the fit
+        cached.count()  # encodes; from here on nothing is read from the snapshot or the checkpoints
+        checkpoints.clear()
+        return Fitted(cached, items, log, arrays=state, cached=cached)
+
+    def open(self, saved: Saved) -> NetScorer:
+        return NetScorer(saved, self)
+
+    def shapes(self, data: TrainingData) -> Shapes:
+        from sparkcf.training.checkpoint import shapes_of
+
+        return shapes_of(self._net(data.n_items))
+
+    def encoder(self, state: Arrays) -> Encoder:
+        return Encoder(self._net(len(state["output.bias"])), state)
+
+    def _net(self, n_items: int) -> Any:
+        from sparkcf.models.nets.registry import build_net
+
+        return build_net(n_items, self.params, self.seed)
+
+    def _encoded(self, rows: DataFrame, state: Arrays) -> DataFrame:
+        """FACTORS of packed rows, a block at a time, on the executor's GPU where it has one."""
+        shared = share_state(rows.sparkSession, state)
+
+        def work(batches: Iterable[Any]) -> Iterator[Any]:
+            import pyarrow as pa
+
+            encoder = self.encoder(shared.open())
+            for batch in batches:
+                for first in range(0, batch.num_rows, BLOCK):
+                    part = batch.slice(first, BLOCK)
+                    ids = part.column(0).to_numpy(zero_copy_only=False)
+                    factor, latent = encoder(unpack(ids, part.column(1).to_pylist(), part.column(2).to_pylist()))
+                    biases = pa.array(np.zeros(len(ids), np.float32))
+                    columns = [part.column(0), vectors_to_arrow(factor), biases, vectors_to_arrow(latent)]
+                    yield pa.RecordBatch.from_arrays(columns, names=["idx", "factor", "bias", "latent"])
+
+        return rows.select("user_idx", "items", "values").mapInArrow(work, FACTORS)
 
 
-def configured(config: Config) -> MultVAEConfig | MultDAEConfig:
-    if config.net is None:
-        raise ConfigError(f"model={config.model} is not trained by gradient")
-    return config.net
+class MultVAEModel(NetModel[MultVAEConfig]):
+    """Mult-VAE."""
+
+    section = MultVAEConfig
 
 
-def state_shapes(n_items: int, config: Config) -> dict[str, tuple[int, ...]]:
-    """The weights that a fit over so many items has."""
-    from sparkcf.models.nets.registry import build_net
-    from sparkcf.training.checkpoint import shapes_of
+class MultDAEModel(NetModel[MultDAEConfig]):
+    """Mult-DAE."""
 
-    return dict(shapes_of(build_net(n_items, configured(config), config.seed)))
-
-
-def encode_users(rows: DataFrame, state: Arrays, config: Config) -> DataFrame:
-    """FACTORS of packed rows, a block at a time, on the executor's GPU where it has one."""
-    shared = share_state(rows.sparkSession, state)
-
-    def work(batches: Iterable[Any]) -> Iterator[Any]:
-        import pyarrow as pa
-
-        encoder = Encoder(shared.open(), config)
-        for batch in batches:
-            for first in range(0, batch.num_rows, BLOCK):
-                part = batch.slice(first, BLOCK)
-                ids = part.column(0).to_numpy(zero_copy_only=False)
-                packed = unpack(ids, part.column(1).to_pylist(), part.column(2).to_pylist())
-                factor, latent = encoder(packed)
-                lists = [pa.FixedSizeListArray.from_arrays(pa.array(a.ravel()), a.shape[1]) for a in (factor, latent)]
-                lists = [a.cast(pa.list_(pa.float32())) for a in lists]
-                columns = [part.column(0), lists[0], pa.array(np.zeros(len(ids), np.float32)), lists[1]]
-                yield pa.RecordBatch.from_arrays(columns, names=["idx", "factor", "bias", "latent"])
-
-    return rows.select("user_idx", "items", "values").mapInArrow(work, FACTORS)
+    section = MultDAEConfig
 
 
 class Encoder:
-    """A net rebuilt from its weights, on this process's device, to encode rows."""
+    """A net with given weights, on this process's device, to encode rows."""
 
-    def __init__(self, state: Arrays, config: Config) -> None:
-        from sparkcf.models.nets.registry import build_net
+    def __init__(self, net: Any, state: Arrays) -> None:
         from sparkcf.training.checkpoint import load_into
         from sparkcf.training.group import device_of
 
-        self._device = device_of(0)
-        self._net: Any = build_net(len(state["output.bias"]), configured(config), config.seed)
-        load_into(self._net, state)
-        self._net.to(self._device).eval()
+        self._device, self._net = device_of(0), net
+        load_into(net, state)
+        net.to(self._device).eval()
 
     def __call__(self, rows: PackedRows) -> tuple[F32, F32]:
         """Factors float32 (n, width) and latent means float32 (n, latent_dim)."""
@@ -128,10 +167,26 @@ class Encoder:
         return factor.float().cpu().numpy(), latent.float().cpu().numpy()
 
 
-def item_factors(spark: SparkSession, state: Arrays) -> DataFrame:
+class NetScorer(InnerProduct):
+    """Vectors of new users by the net's encoder."""
+
+    def __init__(self, saved: Saved, model: NetModel[Any]) -> None:
+        super().__init__(saved)
+        self._state, self._model = saved.arrays, model
+
+    @cached_property
+    def _encoder(self) -> Encoder:
+        return self._model.encoder(self._state)
+
+    def fold_in(self, rows: Rows, features: Features | None = None) -> tuple[F32, F32]:
+        indptr, indices, values, _ = rows
+        factors, _ = self._encoder(PackedRows(np.arange(len(indptr) - 1), indptr, indices, values))
+        return factors, np.zeros(len(factors), np.float32)
+
+
+def _item_factors(spark: SparkSession, state: Arrays) -> DataFrame:
     """idx, factor, bias of every item: the output layer's weights, a row an item."""
-    weights, bias = state["output.weight"], state["output.bias"]
-    shared = share(spark, weights=weights, bias=bias)
+    shared = share(spark, weights=state["output.weight"], bias=state["output.bias"])
 
     def work(batches: Iterable[Any]) -> Iterator[Any]:
         import pyarrow as pa
@@ -139,16 +194,7 @@ def item_factors(spark: SparkSession, state: Arrays) -> DataFrame:
         weights, bias = shared.open()
         for batch in batches:
             idx = batch.column(0).to_numpy(zero_copy_only=False)
-            factors = pa.FixedSizeListArray.from_arrays(pa.array(weights[idx].ravel()), weights.shape[1])
-            columns = [pa.array(idx.astype(np.int32)), factors.cast(pa.list_(pa.float32())), pa.array(bias[idx])]
+            columns = [pa.array(idx.astype(np.int32)), vectors_to_arrow(weights[idx]), pa.array(bias[idx])]
             yield pa.RecordBatch.from_arrays(columns, names=["idx", "factor", "bias"])
 
-    return spark.range(len(bias)).mapInArrow(work, "idx int, factor array<float>, bias float")
-
-
-def fold_in_net(rows: tuple[Any, ...], known: Known, config: Config) -> tuple[F32, F32]:
-    """Factors (n, width) of rows not in training, and zeros for their biases (n,)."""
-    indptr, indices, values, _ = rows
-    packed = PackedRows(np.arange(len(indptr) - 1), indptr, indices, values)
-    factors, _ = Encoder(known.state, config)(packed)
-    return factors, np.zeros(len(factors), np.float32)
+    return spark.range(len(state["output.bias"])).mapInArrow(work, "idx int, factor array<float>, bias float")

@@ -10,7 +10,8 @@ from collections.abc import Callable
 from torch import Tensor
 from torch.nn import functional as F
 
-from sparkcf.models.nets.layers import Rows, by_row, entries
+from sparkcf.models.nets.layers import by_row, entries
+from sparkcf.training.batch import Rows
 
 CONFIDENCE = 10.0  # Gaussian: c of an observed entry; 1 of the others
 

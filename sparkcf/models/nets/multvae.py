@@ -17,8 +17,9 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from sparkcf.models.nets.layers import Rows, SparseLinear
+from sparkcf.models.nets.layers import SparseLinear
 from sparkcf.models.nets.likelihoods import LIKELIHOODS
+from sparkcf.training.batch import Rows
 
 
 class Encoded(NamedTuple):

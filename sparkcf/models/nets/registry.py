@@ -8,8 +8,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from sparkcf.config.models import FMConfig, MultDAEConfig, MultVAEConfig
-from sparkcf.models.fm.net import FactorizationMachine
+from sparkcf.config.models import MultDAEConfig, MultVAEConfig
 from sparkcf.models.nets.layers import initialize
 from sparkcf.models.nets.multvae import MultVAE
 
@@ -26,21 +25,9 @@ NETS: dict[str, Callable[[int, Configured], nn.Module]] = {
 }
 
 
-def net_of(data: Mapping[str, Any], config: Configured | FMConfig, seed: int) -> nn.Module:
-    """The net for what is known of the data: `n_items`; of a factorization machine, see `fm.descent.told`."""
-    if not isinstance(config, FMConfig):
-        return build_net(int(data["n_items"]), config, seed)
-    machine = FactorizationMachine(
-        data["sizes"],
-        config.rank,
-        data["pairs"],
-        float(data["mean"]),
-        data["penalty"],
-        config.task == "classification",
-        config.intercept,
-    )
-    machine.initialize(config.init_sd, torch.Generator().manual_seed(seed))
-    return machine
+def net_of(data: Mapping[str, Any], config: Configured, seed: int) -> nn.Module:
+    """The net for what is known of the data: `n_items`."""
+    return build_net(int(data["n_items"]), config, seed)
 
 
 def build_net(n_items: int, config: Configured, seed: int) -> nn.Module:

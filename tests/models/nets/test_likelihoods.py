@@ -8,9 +8,9 @@ import pytest
 import torch
 from torch.distributions import Bernoulli, Multinomial, Normal, kl_divergence
 
-from sparkcf.models.nets.layers import Rows
 from sparkcf.models.nets.likelihoods import CONFIDENCE, gaussian, logistic, multinomial
 from sparkcf.models.nets.multvae import divergence
+from sparkcf.training.batch import Rows
 
 X = torch.tensor([[2.0, 0.0, 1.0], [0.0, 0.0, 0.0], [0.0, 1.0, 0.0]])
 ROWS = Rows(torch.tensor([0, 2, 1]), torch.tensor([0, 2, 2, 3]), torch.tensor([2.0, 1.0, 1.0]))

@@ -8,9 +8,10 @@ import torch
 from torch import Tensor
 
 from sparkcf.config.models import MultDAEConfig, MultVAEConfig
-from sparkcf.models.nets.layers import BIAS_SD, Rows, SparseLinear
+from sparkcf.models.nets.layers import BIAS_SD, SparseLinear
 from sparkcf.models.nets.multvae import MultVAE
 from sparkcf.models.nets.registry import build_net
+from sparkcf.training.batch import Rows
 
 M = 7
 DENSE = torch.tensor([[0, 2.0, 0, 0, 1, 0, 0], [0, 0, 0, 0, 0, 0, 0], [1, 1, 1, 1, 1, 1, 1]])

@@ -1,0 +1,59 @@
+"""Models of other packages: classes registered by the entry-point group `sparkcf.models`, under the models' names.
+
+In the pyproject.toml of such a package:
+
+    [project.entry-points."sparkcf.models"]
+    knn = "sparkcf_knn:KNN"
+
+The class implements `sparkcf.models.contract.Model` and names its parameters' class in `section`.
+"""
+
+from __future__ import annotations
+
+from functools import cache
+from importlib.metadata import EntryPoint, entry_points
+from typing import Any
+
+from sparkcf.config.section import ModelSection
+from sparkcf.errors import ConfigError
+
+GROUP = "sparkcf.models"
+NEEDED = ("section", "reads", "fit", "open")  # of a class
+
+
+def installed() -> dict[str, EntryPoint]:
+    """The entry points by the models' names; nothing of them is loaded."""
+    return {point.name: point for point in sorted(entry_points(group=GROUP), key=lambda point: point.value)}
+
+
+@cache
+def plugin(name: str) -> Any:
+    """The class of an installed model, loaded and looked over.
+
+    Raises
+    ------
+    ConfigError
+        It cannot be loaded, or it lacks something of the contract; the message names what.
+    """
+    point = installed()[name]
+    where = f"model {name} ({point.value}{f' of {point.dist.name}' if point.dist else ''})"
+    try:
+        found = point.load()
+    except Exception as error:  # whatever the foreign module raises
+        reason = f"{type(error).__name__}: {error}"
+        raise ConfigError(f"{where} does not load: {reason}; mend or uninstall that package") from error
+    abstract = getattr(found, "__abstractmethods__", frozenset())
+    lacking = [part for part in NEEDED if getattr(found, part, None) is None or part in abstract]
+    lacking += sorted(set(abstract) - set(lacking))
+    if lacking:
+        raise ConfigError(
+            f"{where} breaks the contract of sparkcf.models.contract.Model: it lacks {', '.join(lacking)}"
+        )
+    section = found.section
+    if not (isinstance(section, type) and issubclass(section, ModelSection)):
+        raise ConfigError(f"{where} breaks the contract: section={section!r} is no class derived from ModelSection")
+    if section.section != name:
+        raise ConfigError(
+            f"{where} breaks the contract: its section is named {section.section!r}, the entry point {name!r}"
+        )
+    return found

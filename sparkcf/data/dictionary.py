@@ -1,0 +1,36 @@
+"""The dictionary of texts: a number for each text that is a feature, given once and for ever (table `features`)."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+
+from pyspark.sql import DataFrame, Window
+from pyspark.sql import functions as F
+
+from sparkcf.data.pairs import Texts
+from sparkcf.lake.ids import register
+from sparkcf.lake.tables import LakeTables
+
+MAPS = {"users": "attributes", "items": "attributes", "interactions": "context"}  # of texts, by table
+
+
+def register_texts(tables: LakeTables, wanted: Iterable[Texts]) -> None:
+    """Give numbers to the texts in the tables that the dictionary does not have yet."""
+    for texts in sorted(set(wanted), key=lambda texts: texts.name):
+        if tables.version(texts.table) < 0:
+            continue
+        value = F.explode("categories") if texts.column is None else F.col(MAPS[texts.table])[texts.column]
+        found = tables.read(texts.table).select(value.alias("value")).where("value IS NOT NULL").distinct()
+        named = found.select(
+            F.concat(F.lit(f"{texts.name}="), "value").alias("feature"),
+            F.lit(None).cast("timestamp").alias("first_seen"),
+            F.lit(texts.name).alias("field"),
+            "value",
+        )
+        register(tables, "features", named)
+
+
+def numbered(dictionary: DataFrame, name: str) -> DataFrame:
+    """value, feat: the texts filed under a name, numbered from 0 in the order in which they came."""
+    order = F.row_number().over(Window.partitionBy("field").orderBy("feature_idx")) - 1
+    return dictionary.where(F.col("field") == name).select("value", order.cast("int").alias("feat"))

@@ -1,0 +1,71 @@
+"""What a run reads: the tables at the versions that the run pinned, and the interactions with dense indices."""
+
+from __future__ import annotations
+
+import datetime as dt
+from collections.abc import Mapping
+from dataclasses import dataclass
+from functools import cached_property
+
+from pyspark.sql import DataFrame
+from pyspark.sql import functions as F
+
+from sparkcf.data.pairs import indexed
+from sparkcf.errors import LakeError
+from sparkcf.lake.schemas import TABLES
+from sparkcf.lake.tables import LakeTables, sql_date
+
+INPUTS = ("interactions", "users", "items", "features", "published")
+
+
+def newest_versions(tables: LakeTables) -> dict[str, int]:
+    """The versions that a run which starts now pins; -1 for a table that does not exist yet."""
+    return {name: tables.version(name) for name in INPUTS}
+
+
+@dataclass(frozen=True)
+class Inputs:
+    """The tables that a run reads, each at its pinned version."""
+
+    tables: LakeTables
+    versions: Mapping[str, int]
+
+    def read(self, name: str) -> DataFrame:
+        """A table at its version; without rows where it did not exist.
+
+        Raises LakeError for interactions, users and items that do not exist.
+        """
+        version = self.versions.get(name, -1)
+        if version >= 0:
+            return self.tables.read(name, version)
+        if name in ("interactions", "users", "items"):
+            raise LakeError(f"{self.tables.root} has no table {name}: run jobs/clean.py first")
+        return self.tables.spark.createDataFrame([], TABLES[name].schema)
+
+    def events(self, until: dt.date) -> DataFrame:
+        """The interactions of the loads up to a logical date: user_idx, item_idx, event, value, ts, context.
+
+        Raises LakeError where there is none.
+        """
+        frames = [self.read(name) for name in ("interactions", "users", "items")]
+        loaded = frames[0].where(f"ds <= {sql_date(until)}")
+        if loaded.isEmpty():
+            raise LakeError(f"{self.tables.root} has no interactions up to {until}: run jobs/clean.py ds={until} first")
+        return indexed(loaded, *frames[1:])
+
+    @cached_property
+    def n_users(self) -> int:
+        """One more than the largest dense index given out."""
+        return self._size("user")
+
+    @cached_property
+    def n_items(self) -> int:
+        """One more than the largest dense index given out."""
+        return self._size("item")
+
+    @property
+    def sizes(self) -> tuple[int, int]:
+        return self.n_users, self.n_items
+
+    def _size(self, side: str) -> int:
+        return int(self.read(f"{side}s").agg(F.max(f"{side}_idx")).first()[0]) + 1

@@ -1,0 +1,101 @@
+"""The run that a job stands on, and what a model is given and read back with."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from typing import Any
+
+from pyspark.sql import DataFrame
+from pyspark.sql import functions as F
+
+from sparkcf.config.root import Config
+from sparkcf.data.inputs import Inputs
+from sparkcf.data.packing import Packing, snapshot_name
+from sparkcf.data.pairs import pairs
+from sparkcf.errors import ConfigError, LakeError, NotFoundError
+from sparkcf.lake.factors import read_factors, read_of_run
+from sparkcf.lake.metrics import fit_figure
+from sparkcf.lake.published import published_run
+from sparkcf.lake.runs import Run, find_run
+from sparkcf.lake.tables import LakeTables
+from sparkcf.lake.weights import read_state
+from sparkcf.models.contract import Fitted, Model, TrainingData
+
+ATTRIBUTES = {"users": "users", "items": "items", "dictionary": "features"}  # of TrainingData, and the tables
+STATES = ("trained", "evaluated", "recommended", "refused", "published")  # of a run that has factors
+
+
+def training_data(
+    model: Model[Any], inputs: Inputs, events: DataFrame, config: Config, packing: Packing | None = None
+) -> TrainingData:
+    """What the model reads of indexed events, and of the inputs that they are from."""
+    data = TrainingData(pairs(events, model.reads, config), *inputs.sizes, packing=packing)
+    if not model.reads.attributes:
+        return data
+    return replace(data, **{name: inputs.read(table) for name, table in ATTRIBUTES.items()})
+
+
+def packing_of(model: Model[Any], inputs: Inputs, config: Config, split: str = "") -> Packing:
+    """Packs the model's rows under a name that is the same for the same inputs and parameters.
+
+    Parameters
+    ----------
+    split : names the split of an evaluation, whose rows are not those of the whole.
+    """
+    named = {name: inputs.versions[name] for name in ("interactions", "users", "items")}
+    if model.reads.texts:
+        named["features"] = inputs.versions.get("features", -1)
+    shaping = config.shaping()
+    kept = {name: shaping[name] for name in ("seed", "preference", "input.events")}
+    name = snapshot_name(config.ds, named, kept | {"reads": model.reads.pairs} | model.packed_by())
+    return Packing(inputs.tables, f"{name}-{split}" if split else name, config.seed)
+
+
+def base_run(tables: LakeTables, config: Config) -> Run:
+    """The run that `run_id` names, else the published one. Raises NotFoundError, or ConfigError for an earlier day."""
+    if not config.run_id:
+        row = published_run(tables, config.model)
+        if row is None:
+            raise NotFoundError(
+                f"no run of model {config.model} is published, so there are no items to fold users in against: "
+                "run jobs/nightly.py or jobs/publish.py first, or name a trained run by run_id=…"
+            )
+        config = config.model_copy(update={"run_id": row["run_id"]})
+    base = find_run(tables, config, STATES)
+    if config.ds < base.row["ds"]:
+        raise ConfigError(
+            f"ds={config.ds} is before run {base.run_id} of {base.row['ds']}, which knows what came later: "
+            f"set ds={base.row['ds']} or later, or name an earlier run by run_id=…"
+        )
+    return base
+
+
+def read_fitted(tables: LakeTables, model: Model[Any], run: Run, data: TrainingData) -> Fitted:
+    """A run's fit as it was stored.
+
+    Parameters
+    ----------
+    data : what the run was trained on; its sizes say which arrays there must be.
+
+    Raises
+    ------
+    LakeError
+        The item factors, the mean that biases stand on, or the weights are no longer there, or are damaged.
+    """
+    users, items = (read_factors(tables, side, model.name, run.run_id) for side in ("user", "item"))
+    n_items, biased = items.agg(F.count(F.lit(1)), F.max(F.col("bias") != 0)).first()
+    if not n_items:
+        raise LakeError(f"run {run.run_id} has no item factors in {tables.root}: name another by run_id=…")
+    mean = fit_figure(tables, run.run_id, "mean")
+    if mean is None and biased:
+        raise LakeError(f"run {run.run_id} has biases and was trained before their mean was kept: run jobs/train.py")
+    average = fit_figure(tables, run.run_id, "average")
+    shapes = model.shapes(data)
+    return Fitted(
+        users,
+        items,
+        mean=mean or 0.0,
+        average=average or 0.0,
+        arrays=read_state(tables.root, run.run_id, shapes) if shapes else {},
+        tables={name: read_of_run(tables, name, model.name, run.run_id) for name in model.tables},
+    )
