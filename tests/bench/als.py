@@ -64,7 +64,7 @@ def against_mllib(at: Setting, rank: int, found: Findings) -> None:
 
     def ours(solver: str) -> list[float]:
         fitted = fit(at.pairs, data.n_users, data.n_items, configs[solver], SEED)
-        judge(solver, fitted.user, fitted.item)
+        judge(solver, fitted.user_factors, fitted.item_factors)
         fitted.release()
         return steady(fitted.log)
 
@@ -88,7 +88,7 @@ def whole_fit(at: Setting, rank: int, found: Findings) -> None:
     def ours(solver: str) -> None:
         config = configured(rank, solver, iterations, form="hu_koren", cg_steps=CG_STEPS)
         fitted = fit(table(), at.data.n_users, at.data.n_items, config, SEED)
-        fitted.user.count(), fitted.item.count()
+        fitted.user_factors.count(), fitted.item_factors.count()
         fitted.release()
 
     def theirs() -> None:

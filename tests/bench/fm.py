@@ -24,10 +24,10 @@ from sparkcf.config.models import ALSConfig, FMConfig
 from sparkcf.config.root import Config
 from sparkcf.models.als.fit import fit_arrays
 from sparkcf.models.contract import Context
-from sparkcf.models.fm.arrays import FMData, FMFit, entries_of, fit_fm_arrays
+from sparkcf.models.fm.arrays import FMFit, entries_of, fit_fm_arrays
 from sparkcf.models.fm.fit import fit_fm
 from sparkcf.models.fm.libfm import SparseRows, read_libfm
-from sparkcf.models.fm.rows import Field, make_plan
+from sparkcf.models.fm.rows import Field, FMData, make_plan
 from tests.bench import mllib, peers
 from tests.bench.report import Goal, finish, print_table
 from tests.bench.synthetic import QUICK, interactions

@@ -19,7 +19,9 @@ from threadpoolctl import threadpool_limits
 
 from sparkcf.kernels.random import normal_rows
 from sparkcf.kernels.topk import rank_block
-from sparkcf.ranking.topk import ItemSide, ranked_lists
+from sparkcf.models.contract import InnerProduct, Saved
+from sparkcf.ranking.scorers import share_scorer
+from sparkcf.ranking.topk import Catalogue, ranked_lists, share_ranker
 from tests.bench import mllib, peers
 from tests.bench.report import Goal, finish, print_table
 from tests.bench.synthetic import QUICK, SIZES, Interactions, interactions
@@ -29,10 +31,12 @@ THREADS = 2
 BLOCK = 1_000  # users a call of rank_block
 USERS, K = 20_000, 100
 KERNEL, SPARK, IMPLICIT, MLLIB, SGEMM = "rank_block", "lists on Spark", "implicit", "MLlib", "sgemm alone"
+BLOCKS = "lists by score_block"
 GOALS = {
     "MLlib ÷ lists on Spark": (MLLIB, SPARK, 15, True),
     "implicit ÷ rank_block (arrays to arrays)": (IMPLICIT, KERNEL, 2, True),
     "rank_block ÷ sgemm": (KERNEL, SGEMM, 3, False),
+    "lists by score_block ÷ lists on Spark": (BLOCKS, SPARK, 1.5, False),
 }
 
 
@@ -70,7 +74,7 @@ class Case:
                 part = self.vectors[first : first + BLOCK]
                 np.dot(part, self.items.T, out=buffer[: len(part)])
 
-    def on_spark(self, spark: Any, folder: Path) -> Any:
+    def on_spark(self, spark: Any, folder: Path, fused: bool = True) -> Any:
         """A row a user with its list, as MLlib gives it; the input lies in memory, as MLlib's does."""
         import pyarrow as pa
 
@@ -79,8 +83,10 @@ class Case:
         users = mllib.table_frame(spark, folder / "users", columns | {"seen": seen}).persist()
         users.count()
         m = len(self.items)
-        side = ItemSide(self.items, np.zeros(m, np.float32), np.ones(m, bool), np.zeros(m, np.float32))
-        return ranked_lists(users, side.share(spark), self.k)
+        saved = Saved(self.items, np.zeros(m, np.float32), np.ones(m, bool))
+        catalogue = Catalogue(np.ones(m, bool), np.zeros(m, np.float32))
+        ranker = share_ranker(spark, share_scorer(spark, InnerProduct, saved), catalogue, fused)
+        return ranked_lists(users, ranker, self.items.shape[1], self.k)
 
     def by_mllib(self, spark: Any, folder: Path) -> Any:
         who = spark.createDataFrame([(int(user),) for user in self.who], "user_idx int").persist()
@@ -102,10 +108,12 @@ def measure(
 ) -> tuple[dict[str, Times], dict[str, float]]:
     """Seconds by system, and how far the lists are from the peer's."""
     with tempfile.TemporaryDirectory() as folder:
-        ours, theirs = case.on_spark(spark, Path(folder)), case.by_mllib(spark, Path(folder))
+        ours, theirs = case.on_spark(spark, Path(folder, "fused")), case.by_mllib(spark, Path(folder))
+        by_blocks = case.on_spark(spark, Path(folder, "blocks"), fused=False)
         systems = {
             KERNEL: lambda: [clock(case.kernel)],
             SPARK: lambda: [clock(lambda: consume(ours))],
+            BLOCKS: lambda: [clock(lambda: consume(by_blocks))],
             SGEMM: lambda: [clock(case.sgemm)],
             MLLIB: lambda: [clock(lambda: consume(theirs))],
         }

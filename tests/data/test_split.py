@@ -15,8 +15,9 @@ from pyspark.sql import functions as F
 from sparkcf.config.load import load_config
 from sparkcf.config.root import Config
 from sparkcf.data.pairs import indexed, pairs
-from sparkcf.data.split import split, time_cut, uniform
+from sparkcf.data.split import Split, split, time_cut, uniform
 from sparkcf.errors import GateRefused
+from sparkcf.models.registry import model_of
 from tests.data.shuffles import shuffled_into
 
 SCHEMA = "user_idx int, item_idx int, event string, value double, ts timestamp"
@@ -37,6 +38,10 @@ class Event(NamedTuple):
 
 def settings(*overrides: str) -> Config:
     return load_config((), ["ds=2024-01-31", "input.path=none", *overrides])
+
+
+def parts_of(events: DataFrame, config: Config) -> Split:
+    return split(events, model_of(config).reads, config)
 
 
 def make_events() -> list[Event]:
@@ -72,7 +77,7 @@ def splits(spark: SparkSession, events: Callable[[int], DataFrame]) -> Callable[
         if key not in known:
             base = ("preference.positive_from=3", "evaluation.holdout_share=0.2", f"evaluation.protocol={protocol}")
             with shuffled_into(spark, partitions):
-                found = split(events(partitions), settings(*base, *overrides))
+                found = parts_of(events(partitions), settings(*base, *overrides))
                 named = [getattr(found, name).withColumn("part", F.lit(name)) for name in ("train", "known", "heldout")]
                 whole = named[0].unionByName(named[1]).unionByName(named[2]).collect()
             counts = Counter((row["part"], row["user_idx"], row["item_idx"]) for row in whole)
@@ -194,7 +199,7 @@ def test_time_cut_takes_no_more_than_the_share_but_at_least_the_last_day(
 
 def test_q4_cuts_between_the_last_second_of_a_utc_day_and_the_first_of_the_next(spark: SparkSession) -> None:
     rows = daily(spark, ("2024-03-01T23:59:59.999999", 3), ("2024-03-02T00:00:00", 4))
-    parts = split(rows, settings("evaluation.protocol=q4", "evaluation.holdout_share=0.9"))
+    parts = parts_of(rows, settings("evaluation.protocol=q4", "evaluation.holdout_share=0.9"))
     assert parts.note == "held out from 2024-03-02 on"
     assert (parts.train.count(), parts.heldout.count()) == (3, 1)  # three of the four are known
 
@@ -202,7 +207,7 @@ def test_q4_cuts_between_the_last_second_of_a_utc_day_and_the_first_of_the_next(
 def test_q4_of_a_single_day_is_refused(spark: SparkSession) -> None:
     rows = daily(spark, ("2024-03-01T00:00:00", 3), ("2024-03-01T23:59:59", 4))
     with pytest.raises(GateRefused, match=r"two days or more: use evaluation\.protocol=q2"):
-        split(rows, settings("evaluation.protocol=q4"))
+        parts_of(rows, settings("evaluation.protocol=q4"))
 
 
 def test_uniform_spreads_evenly_and_depends_on_seed_salt_and_values(spark: SparkSession) -> None:
@@ -242,7 +247,8 @@ def test_pairs_weigh_each_user_and_item_once(
     spark: SparkSession, overrides: tuple[str, ...], expected: dict[tuple[int, int], float]
 ) -> None:
     rows = [(u, i, event, value, START + dt.timedelta(seconds=second)) for u, i, event, value, second in LOG]
-    found = pairs(spark.createDataFrame(rows, SCHEMA), settings(*overrides)).collect()
+    config = settings(*overrides)
+    found = pairs(spark.createDataFrame(rows, SCHEMA), model_of(config).reads, config).collect()
     assert len(found) == len(expected)
     assert {(row["user_idx"], row["item_idx"]): row["value"] for row in found} == expected
 

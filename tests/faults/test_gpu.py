@@ -21,14 +21,16 @@ import json, sys
 from sparkcf.config.models import MultDAEConfig
 from sparkcf.training.gang import task_slots
 from sparkcf.jobs.session import open_session, stop_session
-from sparkcf.training.launch import Job, check_launch, gpus_a_task, launch
+from sparkcf.training.launch import TrainingSpec, check_launch, class_name, gpus_a_task, launch
 
 spark, _ = open_session()
 spark.range(1).count()  # as reading tables does: then the executors are there
 workers = check_launch(spark, None, "multdae")
 config = MultDAEConfig(latent_dim=4, epochs=2, batch_size=8)
-job = Job("multdae", config.model_dump_json(), 1, {"n_items": 40}, "user_idx", tuple(sys.argv[2:]), (), sys.argv[1])
-log = launch(spark, job, workers, lambda entry: None)
+params = (class_name(config), config.model_dump_json(), 1, {"n_items": 40})
+factory = "sparkcf.models.nets.registry:net_of"
+spec = TrainingSpec("multdae", factory, *params, "user_idx", tuple(sys.argv[2:]), (), sys.argv[1])
+log = launch(spark, spec, workers, lambda entry: None)
 owned = spark.sparkContext.parallelize(range(2), 2).mapPartitions(addresses).collect()
 print(json.dumps({"workers": workers, "gpus": gpus_a_task(spark), "epochs": len(log), "owned": owned}))
 stop_session(spark)

@@ -16,18 +16,21 @@ from pyspark.sql import functions as F
 
 from sparkcf.config.load import load_config
 from sparkcf.config.root import Config
+from sparkcf.data.inputs import Inputs
 from sparkcf.data.pairs import pairs
 from sparkcf.errors import ConfigError, LakeError, NotFoundError, TrainingError
 from sparkcf.jobs.fold_in import SOLVED, counted, fold_in_users
 from sparkcf.jobs.frame import run_job
-from sparkcf.jobs.publish import append_published
 from sparkcf.jobs.recommend import recommend_run
-from sparkcf.jobs.train import of_run, read_events, train_model
+from sparkcf.jobs.train import train_model
+from sparkcf.lake.factors import of_run
+from sparkcf.lake.published import append_published
 from sparkcf.lake.runs import find_run
 from sparkcf.lake.schemas import TABLES
 from sparkcf.lake.tables import LakeTables
-from sparkcf.models.als.fit import fit, with_defaults
-from tests.models.als.dense_als import Problem, solve_users
+from sparkcf.models.als.fit import fit
+from sparkcf.models.registry import model_of
+from tests.models.als.dense_als import Problem, solve_users, with_defaults
 
 BEFORE, DAY = dt.date(2024, 1, 30), dt.date(2024, 1, 31)
 N, M = 12, 8  # users u0 … u11 and items i0 … i7 of the first day
@@ -151,11 +154,11 @@ def test_folding_trained_users_in_again_is_the_half_sweep_of_training(spark, fir
         for side in ("user", "item")
     }
     starts = {side: frame.toDF("idx", "factor") for side, frame in starts.items()}
-    events = read_events(tables, config, find_run(tables, config, ("trained",)))
+    events = Inputs(tables, find_run(tables, config, ("trained",)).row["inputs"]).events(config.ds)
     one = with_defaults(config.als, iterations=1)  # users are solved first, against the items of the start
-    swept = fit(pairs(events, config), N, M, one, 1, starts)
+    swept = fit(pairs(events, model_of(config).reads, config), N, M, one, 1, starts)
     names = {index: user for user, index in first.index(spark, "user").items()}
-    expected = {names[row["idx"]]: [*row["factor"], row["bias"]] for row in swept.user.collect()}
+    expected = {names[row["idx"]]: [*row["factor"], row["bias"]] for row in swept.user_factors.collect()}
     swept.release()
     trained, found = first.vectors(spark, run_id), lake.vectors(spark, folded[form]["run_id"])
     for user in FORCED:

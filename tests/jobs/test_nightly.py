@@ -22,11 +22,13 @@ from sparkcf.config.load import load_config
 from sparkcf.config.root import Config
 from sparkcf.errors import ConflictError, NotFoundError
 from sparkcf.jobs.clean import clean_day
+from sparkcf.jobs.evaluate import evaluate_run
 from sparkcf.jobs.frame import run_job
 from sparkcf.jobs.nightly import nightly
-from sparkcf.jobs.publish import append_published, publish_run, rollback
+from sparkcf.jobs.publish import publish_run, rollback
 from sparkcf.jobs.recommend import recommend_run
-from sparkcf.jobs.train import evaluate_run, train_model
+from sparkcf.jobs.train import train_model
+from sparkcf.lake.published import append_published
 from sparkcf.lake.runs import find_run
 from sparkcf.lake.tables import LakeTables
 

@@ -7,18 +7,21 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
-import pyarrow as pa
 import pytest
-from pyspark.sql import DataFrame, SparkSession
+from pyspark.sql import SparkSession
 
 from sparkcf.config.load import load_config
+from sparkcf.config.models import SECTIONS
 from sparkcf.config.root import Config
+from sparkcf.data.packing import Packing
 from sparkcf.lake.tables import LakeTables
-from sparkcf.models.contract import Context, Fit, Known
-from sparkcf.models.registry import MODELS, Model, rank_of
-from sparkcf.ranking.topk import ItemSide, rank_users
+from sparkcf.models.contract import FitRun, Fitted, Model, Saved, Scorer, TrainingData, UserBlock
+from sparkcf.models.registry import model_of
+from sparkcf.ranking.scorers import saved_of
+from sparkcf.ranking.topk import Catalogue, Ranker
 
 CASES = {
     "als, implicit": ("model=als",),
@@ -55,6 +58,12 @@ BRIEF = (
 BASE += tuple(f"{section}.{key}" for section in ("multvae", "multdae") for key in BRIEF)
 VALUES = np.array([[5, 0, 3, 0, 1], [0, 4, 0, 0, 2], [0, 0, 0, 0, 0], [1, 0, 0, 0, 5]])
 USERS, ITEMS = [0, 1, 3], [0, 1, 2, 4]  # user 2 has nothing, and nobody has item 3
+TRAINED = (  # the rows of the training
+    np.concatenate([[0], np.cumsum((VALUES > 0).sum(axis=1))]),
+    np.nonzero(VALUES)[1].astype(np.int32),
+    VALUES[np.nonzero(VALUES)].astype(np.float32),
+    np.ones((VALUES > 0).sum(), np.float32),
+)
 ROWS = (  # rows to fold in: like user 0; like nobody; nothing
     np.array([0, 3, 4, 4]),
     np.array([0, 2, 4, 1], np.int32),
@@ -64,28 +73,34 @@ ROWS = (  # rows to fold in: like user 0; like nobody; nothing
 
 @dataclass(frozen=True)
 class Case:
-    model: Model
+    model: Model[Any]
     config: Config
-    pairs: DataFrame
-    context: Context
-    fitted: Fit
-    items: ItemSide
+    data: TrainingData
+    run: FitRun
+    fitted: Fitted
+    saved: Saved
     users: dict[int, np.ndarray]
 
     @property
-    def rank(self) -> int:
-        return rank_of(self.config)
+    def scorer(self) -> Scorer:
+        return self.model.open(self.saved)
 
     def fold_in(self, *rows: np.ndarray) -> np.ndarray:
         ones = np.ones_like(rows[2])  # weights
-        known = Known(self.items.vectors, self.items.bias, len(ITEMS), self.fitted.mean, state=self.fitted.state)
-        vectors, biases = self.model.fold_in((*rows, ones), known, self.config)
+        vectors, biases = self.scorer.fold_in((*rows, ones))
         assert biases.shape == (len(vectors),) and biases.dtype == np.float32 and np.isfinite(biases).all()
         return vectors
 
+    def block(self) -> UserBlock:
+        """All four users, with their vectors and their rows."""
+        vectors = np.zeros((4, self.model.width), np.float32)
+        for user, vector in self.users.items():
+            vectors[user] = vector
+        return UserBlock(vectors, np.zeros(4, np.float32), np.isin(np.arange(4), USERS), TRAINED)
+
 
 def test_every_model_has_a_case() -> None:
-    assert {load_config((), [*BASE, *overrides]).model for overrides in CASES.values()} == set(MODELS)
+    assert {load_config((), [*BASE, *overrides]).model for overrides in CASES.values()} == set(SECTIONS)
 
 
 @pytest.fixture(scope="module", params=CASES)
@@ -96,31 +111,26 @@ def case(
     config = load_config((), [*BASE, *CASES[request.param]])
     cells = [(int(u), int(i), float(VALUES[u, i])) for u, i in zip(*np.nonzero(VALUES), strict=True)]
     pairs = spark.createDataFrame(cells, "user_idx int, item_idx int, value double")
-    model = MODELS[config.model]
-    tables = LakeTables(spark, str(folder / "lake"))
-    context = Context(saved=str(folder / "saved"), tables=tables, snapshot="contract")
-    fitted = model.fit(pairs, 4, 5, config, context)
-    vectors, bias = np.zeros((5, rank_of(config)), np.float32), np.zeros(5, np.float32)
-    for row in fitted.item.collect():
-        vectors[row["idx"]], bias[row["idx"]] = row["factor"], row["bias"]
-    popular = (VALUES > 0).sum(axis=0).astype(np.float32)
-    users = {row["idx"]: np.array(row["factor"]) for row in fitted.user.collect()}
-    yield Case(model, config, pairs, context, fitted, ItemSide(vectors, bias, popular > 0, popular), users)
+    model = model_of(config)
+    packing = Packing(LakeTables(spark, str(folder / "lake")), "contract", config.seed)
+    data, run = TrainingData(pairs, 4, 5, packing=packing), FitRun(checkpoint_dir=str(folder / "saved"))
+    fitted = model.fit(data, run)
+    users = {row["idx"]: np.array(row["factor"]) for row in fitted.user_factors.collect()}
+    yield Case(model, config, data, run, fitted, saved_of(model, fitted, 5), users)
     fitted.release()
-    assert not fitted.kept.is_cached
+    assert fitted.cached is None or not fitted.cached.is_cached
 
 
 def test_rows_with_entries_have_finite_factors_and_no_others(case: Case) -> None:
-    for side, present in (("user", USERS), ("item", ITEMS)):
-        frame = getattr(case.fitted, side)
+    for frame, present in ((case.fitted.user_factors, USERS), (case.fitted.item_factors, ITEMS)):
         columns = {f.name: f.dataType.simpleString() for f in frame.schema}
         latent = {"latent": "array<float>"} if "latent" in columns else {}  # of a net's users
         assert columns == {"idx": "int", "factor": "array<float>", "bias": "float"} | latent
         rows = frame.orderBy("idx").collect()
         assert [row["idx"] for row in rows] == present
-        assert np.array([row["factor"] for row in rows]).shape == (len(present), case.rank)
+        assert np.array([row["factor"] for row in rows]).shape == (len(present), case.model.width)
         assert all(np.isfinite([*row["factor"], row["bias"]]).all() for row in rows)
-        assert any(any(row["factor"]) for row in rows)
+        assert any(any(row["factor"]) for row in rows) == (case.model.width > 0)
 
 
 def test_the_log_is_finite_and_its_objective_ends_lower(case: Case) -> None:
@@ -129,23 +139,31 @@ def test_the_log_is_finite_and_its_objective_ends_lower(case: Case) -> None:
     drawn = case.config.model == "fm" and case.config.fm.learner == "mcmc"  # a sample, no optimum: it may rise
     assert drawn or not objectives or objectives[-1] <= objectives[0]
     assert np.isfinite(case.fitted.mean)
+    assert len(objectives) <= case.model.rounds
 
 
 def test_the_same_seed_gives_the_same_factors(case: Case) -> None:
-    again = case.model.fit(case.pairs, 4, 5, case.config, case.context)
+    again = case.model.fit(case.data, case.run)
     try:
-        for row in again.user.collect():
+        for row in again.user_factors.collect():
             np.testing.assert_allclose(row["factor"], case.users[row["idx"]], atol=1e-6)
+        for name, array in again.arrays.items():
+            np.testing.assert_allclose(array, case.fitted.arrays[name], atol=1e-6, err_msg=name)
     finally:
         again.release()
 
 
+def test_arrays_have_the_shapes_that_are_read_back(case: Case) -> None:
+    shapes = case.model.shapes(case.data)
+    assert {name: array.shape for name, array in case.fitted.arrays.items()} == dict(shapes)
+
+
 def test_fold_in_gives_every_row_a_finite_vector(case: Case) -> None:
     vectors = case.fold_in(*ROWS)
-    assert vectors.shape == (3, case.rank) and vectors.dtype == np.float32
-    assert np.isfinite(vectors).all() and vectors[0].any()
+    assert vectors.shape == (3, case.model.width) and vectors.dtype == np.float32
+    assert np.isfinite(vectors).all() and vectors[0].any() == (case.model.width > 0)
     nothing = case.fold_in(np.zeros(1, np.int64), ROWS[1][:0], ROWS[2][:0])
-    assert nothing.shape == (0, case.rank)
+    assert nothing.shape == (0, case.model.width)
 
 
 def test_fold_in_of_many_rows_is_that_of_each_alone(case: Case) -> None:
@@ -157,14 +175,21 @@ def test_fold_in_of_many_rows_is_that_of_each_alone(case: Case) -> None:
         np.testing.assert_allclose(alone[0], whole[row], atol=1e-6)
 
 
+def test_scores_of_a_block_are_finite_and_those_of_each_user_alone(case: Case) -> None:
+    block = case.block().take(np.array(USERS))
+    scores = case.scorer.score_block(block)
+    assert scores.shape == (len(USERS), 5) and scores.dtype == np.float32 and np.isfinite(scores[:, ITEMS]).all()
+    for row in range(len(USERS)):
+        alone = case.scorer.score_block(block.take(np.array([row])))
+        np.testing.assert_allclose(alone[0], scores[row], rtol=1e-4, atol=1e-6)
+
+
 @pytest.mark.parametrize("k", [1, 3, 5, 8])
-def test_lists_hold_unseen_items_once_for_k_below_equal_and_above_the_items(case: Case, k: int) -> None:
-    factors = [case.users.get(user) for user in range(4)]
-    column = pa.array([None if f is None else f.tolist() for f in factors], pa.list_(pa.float32()))
-    indptr = np.concatenate([[0], np.cumsum((VALUES > 0).sum(axis=1))])
-    seen = np.nonzero(VALUES)[1].astype(np.int32)
-    ranked, scores, has_factor = rank_users(column, indptr, seen, case.items, k)
-    assert has_factor.tolist() == [True, True, False, True]
+@pytest.mark.parametrize("fused", [True, False])
+def test_lists_hold_unseen_items_once_for_k_below_equal_and_above_the_items(case: Case, k: int, fused: bool) -> None:
+    popular = (VALUES > 0).sum(axis=0).astype(np.float32)
+    ranker = Ranker(case.scorer, Catalogue(np.ones(5, bool), popular), fused)
+    ranked, scores = ranker.rank(case.block(), (TRAINED[0], TRAINED[1]), k)
     assert ranked.shape == scores.shape == (4, k)
     for user in range(4):
         listed = ranked[user][ranked[user] >= 0].tolist()
@@ -173,3 +198,30 @@ def test_lists_hold_unseen_items_once_for_k_below_equal_and_above_the_items(case
         assert set(listed) <= unseen
         assert np.isfinite(scores[user][: len(listed)]).all()
         assert (np.diff(scores[user][: len(listed)]) <= 0).all()
+
+
+def test_similar_items_are_known_ones_and_never_the_item_itself(case: Case) -> None:
+    likeness = case.scorer.similar_block(np.array(ITEMS, np.int32))
+    assert likeness.shape == (len(ITEMS), 5) and np.isfinite(likeness[:, ITEMS]).all()
+    ranker = Ranker(case.scorer, Catalogue(np.ones(5, bool), np.zeros(5, np.float32)))
+    for item, ranked in zip(ITEMS, ranker.similar(np.array(ITEMS, np.int32), 5)[0], strict=True):
+        listed = set(ranked[ranked >= 0].tolist())
+        assert listed <= set(ITEMS) - {item}
+
+
+def test_predictions_are_finite_where_a_model_makes_any_whoever_is_unknown(case: Case) -> None:
+    if not case.model.reads.predicts:
+        return
+    value, sd = case.scorer.predict(case.block(), np.array([0, 3, -1, 9], np.int32))  # nobody has 3; there is no 9
+    assert value.shape == (4,) and np.isfinite(value).all()
+    assert sd is None or ((sd >= 0).all() and np.isfinite(sd).all())
+
+
+def test_what_items_bring_adds_up_to_the_score_where_a_model_explains(case: Case) -> None:
+    try:
+        parts = case.scorer.explain(TRAINED, 1)
+    except NotImplementedError:
+        assert type(case.scorer).explain is Scorer.explain
+        return
+    summed = np.add.reduceat(np.append(parts, 0.0), TRAINED[0][:-1]) * (np.diff(TRAINED[0]) > 0)
+    np.testing.assert_allclose(summed[USERS], case.scorer.score_block(case.block())[USERS, 1], atol=1e-4)

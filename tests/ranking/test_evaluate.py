@@ -13,14 +13,16 @@ import pytest
 from pyspark.sql import DataFrame, SparkSession
 from pyspark.sql import functions as F
 
-from sparkcf import evaluate as module
 from sparkcf.config.load import load_config
 from sparkcf.config.root import Config
 from sparkcf.data.split import Split, split
 from sparkcf.errors import ConfigError, GateRefused
 from sparkcf.kernels.metrics import ranking_measures
 from sparkcf.models.als.fit import fit_arrays, fold_in
-from sparkcf.ranking.evaluate import Evaluation, evaluate
+from sparkcf.models.contract import TrainingData
+from sparkcf.models.registry import model_of
+from sparkcf.ranking import evaluate as module
+from sparkcf.ranking.evaluate import Evaluation
 from tests.data.shuffles import shuffled_into
 
 N, M, LATE = 90, 45, 80  # users from LATE on come in the last days only
@@ -37,6 +39,14 @@ def settings(protocol: str, *overrides: str) -> Config:
     if protocol == "q3":
         base += ["als.mode=explicit", "als.biases=true", "als.regularization=0.1"]
     return load_config((), [*base, *overrides])
+
+
+def evaluate(events: DataFrame, n_users: int, n_items: int, config: Config) -> Evaluation:
+    return module.evaluate(events, model_of(config), TrainingData(events, n_users, n_items), config)
+
+
+def split_of(events: DataFrame, config: Config) -> Split:
+    return split(events, model_of(config).reads, config)
 
 
 def make_events() -> list[tuple]:
@@ -145,7 +155,7 @@ def test_figures_are_those_of_plain_numpy(
     events: Callable[[int], DataFrame], evaluated: Callable[..., Evaluation], protocol: str
 ) -> None:
     config = settings(protocol)
-    expected = (plain_errors if protocol == "q3" else plain)(split(events(2), config), config)
+    expected = (plain_errors if protocol == "q3" else plain)(split_of(events(2), config), config)
     found = by_name(evaluated(protocol))
     assert found.keys() == expected.keys()
     for name, value in expected.items():
@@ -198,7 +208,7 @@ def test_popularity_as_a_model_is_the_baseline(evaluated: Callable[..., Evaluati
 def test_users_without_factors_get_popularity_and_are_counted(
     events: Callable[[int], DataFrame], evaluated: Callable[..., Evaluation]
 ) -> None:
-    parts = split(events(2), settings("q4"))
+    parts = split_of(events(2), settings("q4"))
     tested, trained = (set(np.unique(arrays(part)[0])) for part in (parts.heldout, parts.train))
     cold = tested - trained
     assert cold == set(range(LATE, N)) & tested and cold
@@ -213,11 +223,11 @@ def test_q1_folds_in_by_the_weights_of_the_training(
 ) -> None:
     overrides = ("preference.weight=value", "als.form=hu_koren", "als.alpha=4")
     config = settings("q1", *overrides)
-    expected = plain(split(events(2), config), config)
+    expected = plain(split_of(events(2), config), config)
     found = by_name(evaluated("q1", *overrides))
     for name, value in expected.items():
         assert found[name] == pytest.approx(value, rel=1e-12), name
-    flat = split(events(2), config)
+    flat = split_of(events(2), config)
     ones = Split(flat.train, flat.known.withColumn("value", F.lit(1.0)), flat.heldout, flat.note)
     assert plain(ones, config) != expected  # so the weights are seen
 
@@ -229,7 +239,7 @@ def test_a_split_that_leaves_nothing_is_refused(
     whole = events(2).where("value >= 4").select("user_idx", "item_idx", "value")
     nothing = whole.where("value < 0")
     parts = Split(nothing if name == "train" else whole, whole, nothing if name == "held-out" else whole, "a cut")
-    monkeypatch.setattr(module, "split", lambda events, config: parts)
+    monkeypatch.setattr(module, "split", lambda events, reads, config: parts)
     with pytest.raises(GateRefused, match=rf"q2: the {name} part is empty \(a cut\)"):
         evaluate(whole, N, M, settings("q2"))
 
@@ -261,7 +271,7 @@ def test_popularity_has_its_golden_figures(
         return spark.createDataFrame(pd.DataFrame(rows), "user_idx int, item_idx int, value double")
 
     fixed = Split(*map(frame, given), "as published")
-    monkeypatch.setattr(module, "split", lambda events, config: fixed)
+    monkeypatch.setattr(module, "split", lambda events, reads, config: fixed)
     config = settings(protocol, "model=popularity", "evaluation.ks=[20,50,100]")
     found = evaluate(fixed.train, n_users, int(parts["n_items"]), config)
     for system in ("model", "popularity"):

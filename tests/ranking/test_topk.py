@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import dataclass
 
 import numpy as np
 import pyarrow as pa
@@ -10,7 +11,11 @@ import pytest
 from pyspark.sql import DataFrame, SparkSession
 from pyspark.sql import functions as F
 
-from sparkcf.ranking.topk import ItemSide, csr_of, item_side, take_rows, top_k
+from sparkcf.data.arrow import collect_factors, csr_of
+from sparkcf.kernels.csr import take_rows
+from sparkcf.models.contract import InnerProduct, Saved
+from sparkcf.ranking.scorers import share_scorer
+from sparkcf.ranking.topk import Catalogue, share_ranker, top_k
 
 USERS = "user_idx int, factor array<float>, seen array<int>"
 ITEMS = "idx int, factor array<float>, bias float"
@@ -18,20 +23,37 @@ User = tuple[int, list[float] | None, list[int] | None]
 Lists = dict[int, list[tuple[int, float, str]]]
 
 
-def items(vectors: list[list[float]], **changes: object) -> ItemSide:
+@dataclass(frozen=True)
+class Side:
+    """The items of an inner product, and what may be listed of them."""
+
+    vectors: np.ndarray
+    bias: np.ndarray
+    eligible: np.ndarray
+    fallback: np.ndarray
+
+    def share(self, spark: SparkSession, fused: bool = True):
+        saved = Saved(self.vectors, self.bias, np.ones(len(self.bias), bool))
+        catalogue = Catalogue(self.eligible, self.fallback)
+        return share_ranker(spark, share_scorer(spark, InnerProduct, saved), catalogue, fused)
+
+
+def items(vectors: list[list[float]], **changes: object) -> Side:
     matrix = np.array(vectors, np.float32)
     m = len(matrix)
     sides = {"bias": np.zeros(m), "eligible": np.ones(m, bool), "fallback": np.arange(m)} | changes
     types = {"bias": np.float32, "eligible": bool, "fallback": np.float32}
-    return ItemSide(matrix, **{name: np.array(sides[name], types[name]) for name in types})
+    return Side(matrix, **{name: np.array(sides[name], types[name]) for name in types})
 
 
 @pytest.fixture(scope="module")
 def listed(spark: SparkSession) -> Callable[..., Lists]:
-    def ask(users: list[User], side: ItemSide, k: int, partitions: int = 2) -> Lists:
+    def ask(users: list[User], side: Side, k: int, partitions: int = 2, fused: bool = True) -> Lists:
         rows = spark.createDataFrame(users, USERS).repartition(partitions)
         found: Lists = {}
-        for row in top_k(rows, side.share(spark), k).orderBy("user_idx", "position").collect():
+        for row in (
+            top_k(rows, side.share(spark, fused), side.vectors.shape[1], k).orderBy("user_idx", "position").collect()
+        ):
             lines = found.setdefault(row["user_idx"], [])
             lines.append((row["item_idx"], row["score"], row["reason"]))
             assert row["position"] == len(lines)  # 1, 2, 3, … without a gap
@@ -40,7 +62,7 @@ def listed(spark: SparkSession) -> Callable[..., Lists]:
     return ask
 
 
-def sort_all(users: list[User], side: ItemSide, k: int) -> Lists:
+def sort_all(users: list[User], side: Side, k: int) -> Lists:
     """The same by sorting every item for every user: best score first, ties by item."""
     found: Lists = {}
     for user, factor, seen in users:
@@ -75,6 +97,7 @@ def test_lists_are_those_of_a_full_sort(listed: Callable[..., Lists], k: int) ->
     users = many_users(rng, 60, m, 3)
     expected = sort_all(users, side, k)
     assert listed(users, side, k) == expected
+    assert listed(users, side, k, fused=False) == expected  # by blocks of scores, as a model without vectors is ranked
     assert 22 not in expected and 31 not in expected  # they have seen everything: no row at all
 
 
@@ -119,25 +142,25 @@ def test_a_factor_that_is_not_finite_gives_no_row_rather_than_a_false_one(
     assert listed([(0, [1.0], None), (1, [bad], None)], side, 3) == {0: [(2, 2.0, "model"), (0, 1.0, "model")]}
 
 
-def test_item_side_packs_what_the_tables_hold(spark: SparkSession) -> None:
-    rows = [(4, [1.0, 2.0], 0.5), (0, [3.0, 4.0], 0.0), (2, [5.0, 6.0], -1.0)]
+def test_a_catalogue_is_what_the_tables_hold(spark: SparkSession) -> None:
     popularity = spark.createDataFrame([(0, 7.0), (2, 3.0), (5, 1.0)], "item_idx int, score float")
     banned = spark.createDataFrame([(2,), (1,)], "item_idx int")
-    fitted = spark.createDataFrame(rows, ITEMS).repartition(3)
-    side = item_side(fitted, popularity, 6, 2, banned)
-    assert side.vectors.tolist() == [[3, 4], [0, 0], [5, 6], [0, 0], [1, 2], [0, 0]]
-    assert side.bias.tolist() == [0, 0, -1, 0, 0.5, 0]
-    assert side.eligible.tolist() == [True, False, False, False, True, False]  # it has a vector and is not banned
-    assert side.fallback.tolist() == [7, 0, 3, 0, 0, 1]
-    assert item_side(fitted, popularity, 6, 2, None).eligible.tolist() == [True, False, True, False, True, False]
-    assert not item_side(fitted.where("idx > 9"), popularity, 6, 2, None).eligible.any()
+    catalogue = Catalogue.of(popularity, 6, banned)
+    assert catalogue.eligible.tolist() == [True, False, False, True, True, True]
+    assert catalogue.popularity.tolist() == [7, 0, 3, 0, 0, 1]
+    assert Catalogue.of(popularity, 6).eligible.all()
 
 
-def test_item_side_takes_vectors_and_biases_of_double_precision(spark: SparkSession) -> None:
-    rows = spark.createDataFrame([(1, [0.5, 0.25], 2.0)], "idx long, factor array<double>, bias double")
-    none = spark.createDataFrame([], "item_idx int, score float")
-    side = item_side(rows, none, 2, 2, None)
-    assert side.vectors[1].tolist() == [0.5, 0.25] and side.bias[1] == 2.0
+@pytest.mark.parametrize("types", [ITEMS, "idx long, factor array<double>, bias double"])
+def test_factors_are_collected_as_float32_arrays(spark: SparkSession, types: str) -> None:
+    rows = [(4, [1.0, 2.0], 0.5), (0, [3.0, 4.0], 0.0), (2, [5.0, 6.0], -1.0)]
+    vectors, bias, known = collect_factors(spark.createDataFrame(rows, types).repartition(3), 6, 2)
+    assert vectors.tolist() == [[3, 4], [0, 0], [5, 6], [0, 0], [1, 2], [0, 0]]
+    assert bias.tolist() == [0, 0, -1, 0, 0.5, 0] and vectors.dtype == bias.dtype == np.float32
+    assert known.tolist() == [True, False, True, False, True, False]
+    empty = [(1, [], 0.0), (3, [], 0.0)]  # of a model whose scores do not come from vectors
+    vectors, _, known = collect_factors(spark.createDataFrame(empty, types), 4, 0)
+    assert vectors.shape == (4, 0) and known.tolist() == [False, True, False, True]
 
 
 def test_several_item_sides_are_kept_apart(listed: Callable[..., Lists]) -> None:
@@ -156,15 +179,15 @@ def test_csr_of_reads_nulls_and_slices_of_a_column() -> None:
 
 
 def test_take_rows_takes_rows_in_the_asked_order() -> None:
-    indptr, indices = np.array([0, 2, 2, 3, 6]), np.array([5, 6, 7, 1, 2, 3], np.int32)
-    taken, kept = take_rows(indptr, indices, np.array([3, 1, 0]))
-    assert taken.tolist() == [0, 3, 3, 5] and kept.tolist() == [1, 2, 3, 5, 6]
-    assert take_rows(indptr, indices, np.empty(0, np.int64))[0].tolist() == [0]
+    indptr, values = np.array([0, 2, 2, 3, 6]), np.array([5, 6, 7, 1, 2, 3])
+    taken, entries = take_rows(indptr, np.array([3, 1, 0]))
+    assert taken.tolist() == [0, 3, 3, 5] and values[entries].tolist() == [1, 2, 3, 5, 6]
+    assert take_rows(indptr, np.empty(0, np.int64))[0].tolist() == [0]
 
 
 def test_lists_are_typed_as_they_are_stored(spark: SparkSession) -> None:
     users: DataFrame = spark.createDataFrame([(0, [1.0], None)], USERS)
-    ranked = top_k(users, items([[1.0]]).share(spark), 1)
+    ranked = top_k(users, items([[1.0]]).share(spark), 1, 1)
     assert [(f.name, f.dataType.simpleString()) for f in ranked.schema] == [
         ("user_idx", "int"),
         ("position", "int"),

@@ -8,6 +8,7 @@ alternates the two.
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 
@@ -145,3 +146,8 @@ def random_problem(form: str, n: int = 12, m: int = 9, seed: int = 0, **changes:
     if form in ("hu_koren", "implicit"):
         values[0, np.flatnonzero(seen[0])[0]] = -2.0  # a dislike: a weight, but no preference
     return Problem(values, seen, settings(form, **changes))
+
+
+def with_defaults(config: Any, **changes: Any) -> Any:
+    """The configuration with some keys changed, checked again."""
+    return type(config).model_validate(config.model_dump() | changes)

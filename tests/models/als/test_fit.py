@@ -7,10 +7,9 @@ from typing import Any
 import numpy as np
 import pytest
 
-from sparkcf.config.models import ALSConfig
 from sparkcf.errors import TrainingError
 from sparkcf.kernels.random import normal_rows
-from sparkcf.models.als.fit import Factors, fit_arrays, fold_in, with_defaults
+from sparkcf.models.als.fit import Factors, fit_arrays, fold_in
 from tests.models.als.dense_als import (
     FORMS,
     Problem,
@@ -242,7 +241,7 @@ def test_fit_stops_where_the_objective_falls_too_little() -> None:
 def test_every_sweep_is_heard_when_it_is_done() -> None:
     heard: list[dict[str, Any]] = []
     problem = random_problem("ials")
-    found = fit_arrays(*problem.triples(), 12, 9, problem.config, 1, heard=heard.append)
+    found = fit_arrays(*problem.triples(), 12, 9, problem.config, 1, on_progress=heard.append)
     assert heard == found.log
     assert [entry["sweep"] for entry in heard] == [1, 2, 3, 4, 5]
 
@@ -255,9 +254,3 @@ def test_singular_rows_are_counted_and_stay_finite() -> None:
     assert all(entry["singular_rows"] >= 3 for entry in found.log)
     assert np.isfinite(found.user).all() and np.isfinite(objectives(found)).all()
     assert all(entry["singular_rows"] == 0 for entry in fit(problem, regularization=0.1).log)
-
-
-def test_changed_configuration_is_checked() -> None:
-    assert with_defaults(ALSConfig(), rank=7).rank == 7
-    with pytest.raises(ValueError, match="rank"):
-        with_defaults(ALSConfig(), rank=0)

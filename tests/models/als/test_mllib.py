@@ -58,7 +58,7 @@ def test_mllib_reaches_the_same_objective(spark: SparkSession, tmp_path: Path, f
     reached = {}
     for name, sides in (
         ("theirs", (theirs.userFactors.collect(), theirs.itemFactors.collect())),
-        ("ours", (ours.user.collect(), ours.item.collect())),
+        ("ours", (ours.user_factors.collect(), ours.item_factors.collect())),
     ):
         p, q = np.zeros((N, RANK)), np.zeros((M, RANK))
         for factors, side in zip((p, q), sides, strict=True):

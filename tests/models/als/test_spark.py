@@ -17,14 +17,17 @@ from pyspark.sql import DataFrame, SparkSession
 from pyspark.sql import functions as F
 
 from sparkcf import als
+from sparkcf.data.pairs import popularity
+from sparkcf.data.partitions import partition_keys
 from sparkcf.errors import ConfigError, TrainingError
-from sparkcf.models.als.fit import Factors, fit, fit_arrays, with_defaults
+from sparkcf.models.als.fit import ALS, Factors, fit, fit_arrays
 from sparkcf.models.contract import Fit
-from sparkcf.ranking.topk import item_side, top_k
+from sparkcf.ranking.scorers import share_fitted
+from sparkcf.ranking.topk import Catalogue, share_ranker, top_k
 from sparkcf.training.blocks import ITEM, USER, build_blocks, exchange_routes, places, row_ids
 from sparkcf.training.gang import Alone, check_slots
-from sparkcf.training.shuffle import partition_keys, shuffled
-from tests.models.als.dense_als import Problem, random_problem
+from sparkcf.training.shuffle import shuffled
+from tests.models.als.dense_als import Problem, random_problem, with_defaults
 from tests.training.gangs import in_gang, parts_of
 
 Make = Callable[..., DataFrame]
@@ -93,12 +96,13 @@ def test_factors_and_lists_do_not_depend_on_the_input_partitions(spark: SparkSes
         pairs = frame(problem, partitions)
         fitted = fit(pairs, 40, 30, problem.config, 3)
         found.append(arrays(fitted, problem))
-        popularity = pairs.groupBy("item_idx").agg(F.count(F.lit(1)).cast("float").alias("score"))
-        items = item_side(fitted.item, popularity, 30, 4, None)
+        model = ALS(problem.config, 3)
+        scorer = share_fitted(spark, model, fitted, 30)
+        ranker = share_ranker(spark, scorer, Catalogue.of(popularity(pairs), 30))
         seen = pairs.groupBy("user_idx").agg(F.collect_set("item_idx").alias("seen"))
-        asked = users.join(fitted.user.select("idx", "factor"), on="idx", how="left")
+        asked = users.join(fitted.user_factors.select("idx", "factor"), on="idx", how="left")
         asked = asked.withColumnRenamed("idx", "user_idx").join(seen, on="user_idx", how="left")
-        ranked = top_k(asked.repartition(partitions), items.share(spark), 8)
+        ranked = top_k(asked.repartition(partitions), ranker, 4, 8)
         lists.append(sorted(tuple(row) for row in ranked.collect()))
         fitted.release()
     assert len(lists[0]) == 40 * 8
@@ -216,7 +220,7 @@ def test_dynamic_allocation_is_refused() -> None:
 def test_the_driver_hears_of_every_sweep(frame: Make) -> None:
     problem = random_problem("ials", workers=2)
     heard: list[dict[str, Any]] = []
-    fitted = fit(frame(problem), 12, 9, problem.config, 3, heard=heard.append)
+    fitted = fit(frame(problem), 12, 9, problem.config, 3, on_progress=heard.append)
     fitted.release()
     deadline = time.monotonic() + 10
     while len(heard) < 5 and time.monotonic() < deadline:
@@ -302,7 +306,7 @@ def test_a_killed_worker_is_started_again_and_the_result_is_the_same(
 
     monkeypatch.setattr(als, "joined", joined)
     saved = tmp_path / "progress"
-    fitted = fit(frame(problem), 31, 20, problem.config, 3, snapshots=str(saved))
+    fitted = fit(frame(problem), 31, 20, problem.config, 3, checkpoint_dir=str(saved))
     again = "2 3 4 5 " if save_every else "1 2 3 4 5 "
     assert Path(diary).read_text() == "1 2 died " + again
     assert_same(arrays(fitted, problem), fit_arrays(*problem.triples(), 31, 20, problem.config, 3), 1e-5)

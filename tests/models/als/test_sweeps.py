@@ -11,12 +11,12 @@ import pytest
 
 from sparkcf import blocks, snapshots
 from sparkcf.errors import ConfigError, TrainingError
-from sparkcf.models.als.fit import fit_arrays, fold_in, with_defaults
+from sparkcf.models.als.fit import fit_arrays, fold_in
 from sparkcf.models.als.sweeps import Plan, train
 from sparkcf.training.blocks import ITEM, USER, build_blocks
 from sparkcf.training.gang import Alone
-from sparkcf.training.saved_sweeps import Snapshots
-from tests.models.als.dense_als import FORMS, Problem, by_solver, objective, random_problem
+from sparkcf.training.saved_sweeps import SavedSweeps
+from tests.models.als.dense_als import FORMS, Problem, by_solver, objective, random_problem, with_defaults
 from tests.training.gangs import in_gang, parts_of
 
 SOLVERS = ("cholesky", "cg", "subspace", "hals")
@@ -29,7 +29,7 @@ def fit_by(problem: Problem, config: Any, workers: int, seed: int = 1, saved: st
     plan = Plan(config, n_users, n_items, seed, 2)
 
     def work(gang: Any) -> Any:
-        keep = Snapshots(saved) if saved else None
+        keep = SavedSweeps(saved) if saved else None
         return train(parts_of(users, items, gang, values), plan, gang, keep)
 
     results = in_gang(workers, work)
@@ -184,27 +184,27 @@ def test_a_damaged_sweep_gives_way_to_the_one_before_and_strangers_are_not_taken
     fit_by(problem, config, 2, saved=folder)
     damaged = next((tmp_path / "progress" / "sweep-000006").glob("worker-00001-*"))
     damaged.write_bytes(damaged.read_bytes()[:-1] + b"x")
-    saved = Snapshots(folder).load(Alone(), (30, 20), 4)
+    saved = SavedSweeps(folder).load(Alone(), (30, 20), 4)
     assert saved is not None and len(saved.log) == 4
     again = fit_by(problem, config, 2, saved=folder)
     np.testing.assert_array_equal(again[0], whole[0])
     for size, width in (((31, 20), 4), ((30, 20), 5), ((30, 26), 4)):
-        found = Snapshots(folder).load(Alone(), size, width)
+        found = SavedSweeps(folder).load(Alone(), size, width)
         assert found is None or size[0] == 31  # a row more within the last worker's file is told by the caller's folder
     for broken in ("{", "[]", json.dumps({"workers": 2, "log": []}), json.dumps({"workers": "x"})):
         for manifest in (tmp_path / "progress").glob("*.json"):
             manifest.write_text(broken)
-        assert Snapshots(folder).load(Alone(), (30, 20), 4) is None
-    Snapshots(folder).clear()
+        assert SavedSweeps(folder).load(Alone(), (30, 20), 4) is None
+    SavedSweeps(folder).clear()
     assert not (tmp_path / "progress").exists()
-    Snapshots(folder).clear()  # nothing there: nothing to do
-    assert Snapshots(folder).load(Alone(), (30, 20), 4) is None
+    SavedSweeps(folder).clear()  # nothing there: nothing to do
+    assert SavedSweeps(folder).load(Alone(), (30, 20), 4) is None
 
 
 def test_only_the_newest_sweeps_are_kept(tmp_path: Path) -> None:
     problem = random_problem("ials")
     config = with_defaults(problem.config, iterations=12, save_every=1)
-    fit_arrays(*problem.triples(), 12, 9, config, 1, snapshots=str(tmp_path / "p"))
+    fit_arrays(*problem.triples(), 12, 9, config, 1, checkpoint_dir=str(tmp_path / "p"))
     names = sorted(p.name for p in (tmp_path / "p").iterdir())
     assert names == ["sweep-000010", "sweep-000010.json", "sweep-000011", "sweep-000011.json"]
     assert len(names) == 2 * snapshots.KEPT
@@ -212,7 +212,7 @@ def test_only_the_newest_sweeps_are_kept(tmp_path: Path) -> None:
 
 def test_an_address_that_cannot_be_written_is_told_in_one_line() -> None:
     with pytest.raises(ConfigError, match=r"progress cannot be saved in abfss://x/y: .*train\.progress") as told:
-        Snapshots("abfss://x/y")
+        SavedSweeps("abfss://x/y")
     assert "\n" not in str(told.value)
 
 
@@ -221,7 +221,7 @@ def test_a_folder_that_cannot_be_written_costs_a_note_and_not_the_fit(tmp_path: 
     problem, heard = random_problem("ials"), []
     config = with_defaults(problem.config, save_every=1)
     folder = str(tmp_path / "file" / "progress")
-    fitted = fit_arrays(*problem.triples(), 12, 9, config, 1, heard=heard.append, snapshots=folder)
+    fitted = fit_arrays(*problem.triples(), 12, 9, config, 1, on_progress=heard.append, checkpoint_dir=folder)
     assert [entry["sweep"] for entry in fitted.log] == [1, 2, 3, 4, 5]
     notes = [entry["note"] for entry in heard if "note" in entry]
     assert len(notes) == 1 and notes[0].startswith(f"sweeps cannot be saved in {folder}: ")

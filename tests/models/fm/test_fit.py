@@ -11,8 +11,8 @@ import pytest
 
 from sparkcf.config.models import FMConfig, FMField
 from sparkcf.kernels.topk import rank_scores
-from sparkcf.models.fm.arrays import FMData, FMFit, entries_of, fit_fm_arrays
-from sparkcf.models.fm.rows import Field, FMRows, make_plan
+from sparkcf.models.fm.arrays import FMFit, entries_of, fit_fm_arrays
+from sparkcf.models.fm.rows import Field, FMData, FMRows, make_plan
 from sparkcf.models.fm.sweeps import Sample, train_fm
 from tests.training.gangs import in_gang
 

@@ -14,18 +14,21 @@ from pyspark.sql import functions as F
 
 from sparkcf.config.load import load_config
 from sparkcf.config.root import Config
+from sparkcf.data.inputs import Inputs
 from sparkcf.data.pairs import in_their_moments, pairs
 from sparkcf.errors import ConfigError, InputError
 from sparkcf.jobs.clean import clean_day
+from sparkcf.jobs.evaluate import evaluate_run
 from sparkcf.jobs.fold_in import fold_in_users
 from sparkcf.jobs.predict import predict_pairs
 from sparkcf.jobs.recommend import recommend_run
-from sparkcf.jobs.train import evaluate_run, read_events, train_model
+from sparkcf.jobs.train import train_model
 from sparkcf.lake.runs import find_run
 from sparkcf.lake.tables import LakeTables
-from sparkcf.models.contract import Context
+from sparkcf.models.contract import TrainingData
 from sparkcf.models.fm.features import features_of
 from sparkcf.models.fm.rows import make_plan
+from sparkcf.models.registry import model_of
 
 DAY = dt.date(2024, 1, 31)
 USERS, ITEMS = [f"u{n:02}" for n in range(24)], [f"i{n}" for n in range(8)]
@@ -156,9 +159,9 @@ def test_pairs_have_the_moment_of_their_last_event(spark) -> None:
 def test_rows_have_the_features_of_their_moment(spark, folder, lake, run_id) -> None:
     config = configured(folder)
     run = find_run(lake, config.model_copy(update={"run_id": run_id}), ("trained", "recommended", "evaluated"))
-    trained = pairs(read_events(lake, config, run), config)
-    context = Context(users=lake.read("users"), items=lake.read("items"), dictionary=lake.read("features"))
-    features = features_of(trained, 26, 8, config, context)
+    trained = pairs(Inputs(lake, run.row["inputs"]).events(config.ds), model_of(config).reads, config)
+    data = TrainingData(trained, 26, 8, *(lake.read(name) for name in ("users", "items", "features")))
+    features = features_of(data, config.fm)
     sizes = {f.name: f.size for f in features.fields}
     assert sizes == {
         "user": 26, "item": 8, "job": 2, "age": 1, "device": 2, "wait": 1, "hour": 24, "weekday": 7, "before": 8,

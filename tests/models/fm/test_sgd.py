@@ -10,11 +10,11 @@ import pytest
 import torch
 
 from sparkcf.config.models import FMConfig
-from sparkcf.models.fm.arrays import FMData, fit_fm_arrays
+from sparkcf.models.fm.arrays import fit_fm_arrays
 from sparkcf.models.fm.factors import fold_in_fm
 from sparkcf.models.fm.links import answers, working_rows
 from sparkcf.models.fm.net import split
-from sparkcf.models.fm.rows import Field, make_plan
+from sparkcf.models.fm.rows import Field, FMData, make_plan
 from sparkcf.models.fm.sgd import examples_of, told
 from sparkcf.models.nets.registry import net_of
 from sparkcf.training.loop import to_tensors

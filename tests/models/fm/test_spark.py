@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -14,10 +15,11 @@ from sparkcf.config.load import load_config
 from sparkcf.config.root import Config
 from sparkcf.errors import ConfigError, TrainingError
 from sparkcf.lake.schemas import TABLES
-from sparkcf.models.contract import Context, Fit
-from sparkcf.models.fm.arrays import FMData, fit_fm_arrays
-from sparkcf.models.fm.features import features_of, no_values
-from sparkcf.models.fm.fit import fit_fm
+from sparkcf.models.contract import FitRun, Fitted, TrainingData
+from sparkcf.models.fm.arrays import fit_fm_arrays
+from sparkcf.models.fm.features import features_of
+from sparkcf.models.fm.rows import FMData
+from sparkcf.models.registry import model_of
 
 N, M, RANK = 40, 15, 3
 GENRES = ["drama", "comedy", "war", "noir"]
@@ -40,13 +42,14 @@ def ratings() -> pd.DataFrame:
 
 
 @pytest.fixture(scope="module")
-def context(spark: SparkSession) -> Context:
+def context(spark: SparkSession) -> TrainingData:
     """Items with attributes, the last of which nobody has rated; one has none at all."""
     genres = [None if i == 2 else [GENRES[i % 4], GENRES[(i * 3 + 1) % 4]] for i in range(M)]
     rows = [(i, genres[i], None if i == 2 else {"year": float(1990 + i)}) for i in range(M)]
     items = spark.createDataFrame(rows, "item_idx int, categories array<string>, numbers map<string,double>")
     names = [(f"categories={g}", place, None, "categories", g) for place, g in enumerate(GENRES)]
-    return Context(items=items, dictionary=spark.createDataFrame(names, TABLES["features"].schema))
+    dictionary = spark.createDataFrame(names, TABLES["features"].schema)
+    return TrainingData(items.limit(0), N, M, items=items, dictionary=dictionary)
 
 
 def configured(*overrides: str) -> Config:
@@ -55,17 +58,17 @@ def configured(*overrides: str) -> Config:
 
 
 def on_spark(
-    spark: SparkSession, ratings: pd.DataFrame, config: Config, context: Context, weight: float | None = None
-) -> Fit:
+    spark: SparkSession, ratings: pd.DataFrame, config: Config, context: TrainingData, weight: float | None = None
+) -> Fitted:
     pairs = spark.createDataFrame(ratings, "user_idx int, item_idx int, value float").repartition(3)
     pairs = pairs if weight is None else pairs.withColumn("weight", F.lit(weight))
-    return fit_fm(pairs, N, M, config, context)
+    return model_of(config).fit(replace(context, pairs=pairs), FitRun())
 
 
-def in_process(spark: SparkSession, ratings: pd.DataFrame, config: Config, context: Context) -> tuple[Any, FMData]:
+def in_process(spark: SparkSession, ratings: pd.DataFrame, config: Config, context: TrainingData) -> tuple[Any, FMData]:
     """The fit in this process, of every pair that there could be, and the pairs."""
     pairs = spark.createDataFrame(ratings, "user_idx int, item_idx int, value float")
-    features = features_of(pairs, N, M, config, context)
+    features = features_of(replace(context, pairs=pairs), config.fm)
     has = {name: {row[0]: row["features"] for row in getattr(features, name).collect()} for name in ("user", "item")}
 
     def data(frame: pd.DataFrame) -> FMData:
@@ -104,14 +107,14 @@ def vectors(frame: Any, n: int) -> np.ndarray:
 def test_factors_hold_what_the_fit_in_one_process_predicts(spark, ratings, context, overrides) -> None:
     config = configured(*overrides)
     fitted = on_spark(spark, ratings, config, context)
-    users, items = vectors(fitted.user, N), vectors(fitted.item, M)
+    users, items = vectors(fitted.user_factors, N), vectors(fitted.item_factors, M)
     expected, every = in_process(spark, ratings, config, context)
     means, _ = expected.predict(every)
     scores = users @ items.T
     np.testing.assert_allclose(scores[every.users, every.items], means, atol=2e-3 * np.abs(means).max())
     assert [entry["sweep"] for entry in fitted.log] == [1, 2, 3, 4, 5, 6]
     assert fitted.log[-1]["objective"] == pytest.approx(expected.log[-1]["objective"], rel=1e-3)
-    table = {(r["field"], r["feature_idx"]): r for r in fitted.features.collect()}
+    table = {(r["field"], r["feature_idx"]): r for r in fitted.tables["feature_factors"].collect()}
     assert len(table) == N + M + (len(GENRES) + 1 + M if len(config.fm.fields) > 2 else 0)
     mean = np.mean([samples[N + 3] for _, samples in expected.samples], axis=0)
     np.testing.assert_allclose([*table["item", 3]["factor"], table["item", 3]["bias"]], mean, atol=2e-3)
@@ -121,12 +124,14 @@ def test_factors_hold_what_the_fit_in_one_process_predicts(spark, ratings, conte
 def test_a_field_without_its_values_is_refused_in_a_line(spark, ratings, context) -> None:
     pairs = spark.createDataFrame(ratings, "user_idx int, item_idx int, value float")
     with pytest.raises(ConfigError, match=r"genres is of categories, and there is no table of items"):
-        features_of(pairs, N, M, configured(), Context())
+        features_of(TrainingData(pairs, N, M), configured().fm)
     with pytest.raises(ConfigError, match=r"no item has categories"):
-        features_of(pairs, N, M, configured(), Context(items=context.items, dictionary=no_values(spark)))
+        features_of(
+            TrainingData(pairs, N, M, items=context.items, dictionary=context.dictionary.limit(0)), configured().fm
+        )
     with pytest.raises(ConfigError, match=r"no item has a number 'weight'"):
         fields = "fm.fields=[{name: weight, of: number, column: weight}]"
-        features_of(pairs, N, M, configured(fields), context)
+        features_of(replace(context, pairs=pairs), configured(fields).fm)
 
 
 def test_weights_are_refused(spark, ratings, context) -> None:
@@ -148,15 +153,14 @@ def test_folded_in_users_are_near_what_training_gave_them(spark, ratings, contex
 
     config = configured("fm.learner=als", "fm.iterations=300", f"fm.fields={FIELDS}")
     fitted = on_spark(spark, ratings, config, context)
-    users, items = vectors(fitted.user, N), vectors(fitted.item, M)
-    features = features_of(
-        spark.createDataFrame(ratings, "user_idx int, item_idx int, value float"), N, M, config, context
-    )
-    shapes = {name: array.shape for name, array in fitted.state.items()}
+    users, items = vectors(fitted.user_factors, N), vectors(fitted.item_factors, M)
+    pairs = spark.createDataFrame(ratings, "user_idx int, item_idx int, value float")
+    features = features_of(replace(context, pairs=pairs), config.fm)
+    shapes = {name: array.shape for name, array in fitted.arrays.items()}
     assert shapes == fm_state_shapes(features.fields, config.fm)
     ordered = ratings.sort_values(["user_idx", "item_idx"])
     counts = np.bincount(ordered.user_idx, minlength=N)
     rows = (np.concatenate([[0], np.cumsum(counts)]), ordered.item_idx.to_numpy(), ordered.value.to_numpy())
-    folded = fold_in_fm(rows, items.astype(np.float32), fitted.state, config.fm)
+    folded = fold_in_fm(rows, items.astype(np.float32), fitted.arrays, config.fm)
     np.testing.assert_allclose(folded @ items.T, users @ items.T, atol=0.02)
     fitted.release()

@@ -12,6 +12,7 @@ from sparkcf.models.nets.layers import BIAS_SD, SparseLinear
 from sparkcf.models.nets.multvae import MultVAE
 from sparkcf.models.nets.registry import build_net
 from sparkcf.training.batch import Rows
+from sparkcf.training.loop import annealed
 
 M = 7
 DENSE = torch.tensor([[0, 2.0, 0, 0, 1, 0, 0], [0, 0, 0, 0, 0, 0, 0], [1, 1, 1, 1, 1, 1, 1]])
@@ -125,9 +126,10 @@ def test_initial_weights_are_xaviers_and_biases_small_and_both_by_the_seed() -> 
 
 def test_the_weight_of_the_divergence_rises_by_update_to_its_cap() -> None:
     config = MultVAEConfig(anneal_cap=0.2, anneal_steps=100)
-    assert [config.kl_weight(step) for step in (0, 50, 100, 500)] == pytest.approx([0.0, 0.1, 0.2, 0.2])
-    assert MultVAEConfig(anneal_steps=0).kl_weight(0) == 0.2
-    assert MultDAEConfig().kl_weight(1000) == 0.0
+    weights = [annealed(config.annealing, step) for step in (0, 50, 100, 500)]
+    assert weights == pytest.approx([0.0, 0.1, 0.2, 0.2])
+    assert annealed(MultVAEConfig(anneal_steps=0).annealing, 0) == 0.2
+    assert annealed(MultDAEConfig().annealing, 1000) == 0.0
 
 
 def test_a_batch_of_no_rows_has_a_loss_and_gradients_of_zero() -> None:

@@ -6,6 +6,7 @@ import os
 import signal
 import threading
 import time
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -17,12 +18,13 @@ from pyspark.sql import functions as F
 from sparkcf import Lake
 from sparkcf.config.load import load_config
 from sparkcf.config.root import Config
+from sparkcf.data.packing import Packing
 from sparkcf.errors import ConfigError, LakeError, TrainingError
+from sparkcf.jobs.evaluate import evaluate_run
 from sparkcf.jobs.nightly import nightly
-from sparkcf.jobs.prepare import write_rows
-from sparkcf.jobs.train import evaluate_run, train_model
+from sparkcf.jobs.train import train_model
 from sparkcf.lake.tables import LakeTables
-from sparkcf.training.launch import Job, check_launch, launch
+from sparkcf.training.launch import TrainingSpec, check_launch, class_name, launch
 from tests.jobs.test_fold_in import BEFORE, DAY, write
 
 N, M = 60, 16
@@ -107,10 +109,9 @@ def test_a_loss_that_is_not_finite_is_named_and_nothing_is_written(spark: SparkS
 
 
 def test_a_killed_process_fails_the_job_soon_and_the_rerun_goes_on(spark: SparkSession, root: Path, tmp_path) -> None:
-    snapshot = write_rows(LakeTables(spark, str(root)), spark_pairs(spark), "user", "kill", config(root))
+    snapshot = Packing(LakeTables(spark, str(root)), "kill", 42).rows(spark_pairs(spark), "user", 0.1)
     section = config(root, "multdae.epochs=100000", "multdae.patience=0").multdae
-    data, saved = {"n_items": M}, str(tmp_path / "p")
-    job = Job("multdae", section.model_dump_json(), 1, data, "user_idx", tuple(snapshot.train), (), saved)
+    spec = spec_of(section, snapshot.train, tmp_path)
     heard: list[dict[str, Any]] = []
     killed: list[float] = []
 
@@ -123,7 +124,7 @@ def test_a_killed_process_fails_the_job_soon_and_the_rerun_goes_on(spark: SparkS
     killer = threading.Thread(target=kill_when_it_runs, daemon=True)
     killer.start()
     with pytest.raises(TrainingError, match=r"training of multdae broke off: .*goes on after the last epoch"):
-        launch(spark, job, 2, heard.append)
+        launch(spark, spec, 2, heard.append)
     while torch_processes("RANK=") and time.monotonic() - killed[0] < 60:
         time.sleep(0.1)
     assert not torch_processes("RANK=")
@@ -131,10 +132,15 @@ def test_a_killed_process_fails_the_job_soon_and_the_rerun_goes_on(spark: SparkS
     done = max(entry["epoch"] for entry in heard if "epoch" in entry)
     again: list[dict[str, Any]] = []
     ended = section.model_copy(update={"epochs": done + 3})
-    log = launch(spark, Job(**{**vars(job), "config": ended.model_dump_json()}), 2, again.append)
+    log = launch(spark, replace(spec, params=ended.model_dump_json()), 2, again.append)
     assert [entry["epoch"] for entry in log] == list(range(1, done + 4))
     assert "going on after epoch" in again[0]["note"]
     assert [entry["loss"] for entry in log][:5] == [entry["loss"] for entry in heard if "epoch" in entry][:5]
+
+
+def spec_of(section: Any, files: tuple[str, ...], folder: Path) -> TrainingSpec:
+    params = (class_name(section), section.model_dump_json(), 1, {"n_items": M})
+    return TrainingSpec("multdae", "sparkcf.models.nets.registry:net_of", *params, "user_idx", files, (), f"{folder}/p")
 
 
 def torch_processes(wanted: str) -> list[int]:
@@ -161,9 +167,9 @@ def spark_pairs(spark: SparkSession) -> Any:
 def test_a_snapshot_whose_files_are_gone_ends_in_a_line(spark: SparkSession, root: Path, tmp_path: Path) -> None:
     section = config(root).multdae
     gone = (f"{tmp_path.as_uri()}/gone.parquet",)
-    job = Job("multdae", section.model_dump_json(), 1, M, "user_idx", gone, (), str(tmp_path / "p"))
+    spec = spec_of(section, gone, tmp_path)
     with pytest.raises(TrainingError, match=r"gone\.parquet cannot be read .*prepare"):
-        launch(spark, job, 1, print)
+        launch(spark, spec, 1, print)
 
 
 @pytest.fixture(scope="module")
@@ -175,11 +181,11 @@ def test_an_evaluation_takes_up_nothing_of_another_split(spark: SparkSession, ro
     """What a killed evaluation leaves may have been trained on the users that the next one tests."""
     seen: list[tuple[str | None, str]] = []
 
-    def killed(events, users, items, config, context):
-        seen.append((context.saved, context.snapshot))
+    def killed(events, model, data, config, run):
+        seen.append((run.checkpoint_dir, data.packing.name))
         raise TrainingError("killed")
 
-    monkeypatch.setattr("sparkcf.jobs.train.evaluate", killed)
+    monkeypatch.setattr("sparkcf.jobs.evaluate.evaluate", killed)
     for share in (0.3, 0.5, 0.3):
         with pytest.raises(TrainingError, match="killed"):
             evaluate_run(spark, config(root, f"run_id={trained}", f"evaluation.holdout_share={share}"))
