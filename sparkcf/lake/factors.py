@@ -1,0 +1,49 @@
+"""The vectors of runs: `user_factors`, `item_factors` and whatever tables a model writes beside them."""
+
+from __future__ import annotations
+
+from pyspark.sql import DataFrame
+from pyspark.sql import functions as F
+
+from sparkcf.lake.tables import LakeTables
+
+SIDES = ("user", "item")
+
+
+def of_run(model: str, run_id: str) -> str:
+    """The literal partition predicate of a run; both names are checked by the configuration."""
+    return f"model = '{model}' AND run_id = '{run_id}'"
+
+
+def write_factors(
+    tables: LakeTables, side: str, factors: DataFrame, ids: DataFrame, model: str, run_id: str
+) -> int:
+    """Write a side's vectors with their external ids; returns their number.
+
+    Parameters
+    ----------
+    factors : idx, factor, bias and, where the factor is not the latent vector itself, latent.
+    ids : the table `users` or `items` at the version that the run was trained on.
+    """
+    frame = factors.withColumnRenamed("idx", f"{side}_idx")
+    latent = [] if "latent" in frame.columns else [F.lit(None).alias("latent")]
+    named = frame.join(ids.select(f"{side}_idx", f"{side}_id"), on=f"{side}_idx", how="inner").select("*", *latent)
+    return write_of_run(tables, f"{side}_factors", named, model, run_id)
+
+
+def write_of_run(tables: LakeTables, name: str, rows: DataFrame, model: str, run_id: str) -> int:
+    """Replace a run's rows in a table that is partitioned by model and run; returns their number."""
+    labelled = rows.select("*", F.lit(model).alias("model"), F.lit(run_id).alias("run_id"))
+    tables.replace(name, labelled, of_run(model, run_id))
+    return tables.last_metrics(name).get("numOutputRows", 0)
+
+
+def read_of_run(tables: LakeTables, name: str, model: str, run_id: str) -> DataFrame:
+    """A run's rows of such a table."""
+    return tables.read(name).where(of_run(model, run_id))
+
+
+def read_factors(tables: LakeTables, side: str, model: str, run_id: str) -> DataFrame:
+    """idx, factor, bias of a run's users or items."""
+    rows = read_of_run(tables, f"{side}_factors", model, run_id)
+    return rows.select(F.col(f"{side}_idx").alias("idx"), "factor", "bias")

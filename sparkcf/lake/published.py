@@ -1,0 +1,57 @@
+"""The table `published`: which run readers see, of every model and day. The newest row of a day wins."""
+
+from __future__ import annotations
+
+import datetime as dt
+
+from pyspark.sql import Row
+from pyspark.sql import functions as F
+
+from sparkcf.errors import ConflictError
+from sparkcf.lake.runs import who
+from sparkcf.lake.schemas import TABLES
+from sparkcf.lake.tables import LakeTables, retry_conflicts, sql_date
+
+SERVED = ("recommendations", "similar_items", "user_factors", "item_factors", "metrics")
+
+
+def published_run(tables: LakeTables, model: str) -> Row | None:
+    """The row of `published` that readers follow: the newest one of the latest day."""
+    rows = tables.read("published").where(F.col("model") == model)
+    return rows.orderBy(F.desc("ds"), F.desc("sequence")).first()
+
+
+def append_published(tables: LakeTables, model: str, ds: dt.date, run_id: str, action: str, sequence: int) -> None:
+    """The one commit of publishing. Of two that take the same sequence number, the second gets a ConflictError."""
+    versions = {name: tables.version(name) for name in SERVED}
+    now = dt.datetime.now(dt.UTC).replace(tzinfo=None)
+    values = [(model, ds, sequence, run_id, action, who(), now, versions)]
+    row = tables.spark.createDataFrame(values, TABLES["published"].schema)
+    same = f"t.model = '{model}' AND t.ds = {sql_date(ds)} AND t.sequence = s.sequence"
+
+    def merge() -> None:
+        target = tables.create("published").alias("t").merge(row.alias("s"), same)
+        target.whenNotMatchedInsertAll().execute()
+
+    retry_conflicts("publish", merge)
+    kept = [r["run_id"] for r in history(tables, model, ds) if r["sequence"] == sequence]
+    if kept != [run_id]:
+        raise ConflictError(f"run {kept[0]} of {model} was published for {ds} at the same moment: run again")
+
+
+def history(tables: LakeTables, model: str, ds: dt.date) -> list[Row]:
+    rows = tables.read("published").where((F.col("model") == model) & (F.col("ds") == F.lit(ds)))
+    return rows.orderBy("sequence").collect()
+
+
+def newest_first(tables: LakeTables, model: str) -> list[Row]:
+    rows = tables.read("published").where((F.col("model") == model) & (F.col("action") == "publish"))
+    return rows.orderBy(F.desc("ds"), F.desc("sequence")).limit(1000).collect()
+
+
+def sequence_at(tables: LakeTables, model: str, ds: dt.date, version: int) -> int:
+    """The newest sequence number of the model and day at a version of the table."""
+    if version < 0:
+        return 0
+    rows = tables.read("published", version).where((F.col("model") == model) & (F.col("ds") == F.lit(ds)))
+    return int(rows.agg(F.max("sequence")).first()[0] or 0)
