@@ -66,7 +66,11 @@ def test_a_model_that_nobody_names_is_not_loaded(install) -> None:
     [
         ("raise RuntimeError('no GPU')", "", r"does not load: RuntimeError: no GPU; mend or uninstall"),
         (GOOD, "no_such_module:Foreign", r"does not load: ModuleNotFoundError"),
-        (GOOD.replace("def open", "def close"), "", r"breaks the contract of sparkcf\.models\.contract: it lacks open"),
+        (
+            GOOD.replace("def open", "def close"),
+            "",
+            r"breaks the contract of sparkcf\.models\.contract\.Model: it lacks open",
+        ),
         (GOOD.replace("section = Params", "section = dict"), "", r"section=<class 'dict'> is no class derived from"),
         (GOOD.replace('"foreign"', '"other"'), "", r"its section is named 'other', the entry point 'foreign'"),
     ],
