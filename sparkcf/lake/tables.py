@@ -6,6 +6,7 @@ import datetime as dt
 import time
 from collections.abc import Callable
 from typing import TypeVar
+from urllib.parse import quote
 
 from delta.tables import DeltaTable, DeltaTableBuilder
 from py4j.java_gateway import JavaObject
@@ -93,7 +94,8 @@ class LakeTables:
         """
         wanted = "/" + "/".join(f"{column}={value}" for column, value in partition.items()) + "/"
         files = _explained(f"list the files of {name}", lambda: self.read(name, version).inputFiles())
-        return sorted(file for file in files if wanted in file)
+        # Delta gives Hadoop's paths as they stand.
+        return sorted(quote(file, safe=":/=") for file in files if wanted in file)
 
     def version(self, name: str) -> int:
         """The table's newest version; -1 where it does not exist."""
@@ -166,7 +168,8 @@ def is_conflict(error: BaseException) -> bool:
 
 
 def _committed(files: JavaObject, log: JavaObject) -> bool:
-    return bool(files.globStatus(log.suffix("/[0-9]*")))
+    # A list and not a glob, to which brackets in the lake's own path would mean something.
+    return files.exists(log) and any(part.getPath().getName()[:1].isdigit() for part in files.listStatus(log))
 
 
 def _clear_abandoned(files: JavaObject, log: JavaObject) -> None:
