@@ -11,7 +11,8 @@ from pyspark.sql.types import ArrayType, MapType, StringType
 
 from sparkcf.config.root import Config
 from sparkcf.data.clean import KEY, Cleaned, clean, normalized_id
-from sparkcf.data.ingest import decoded, explained, read_items, read_raw, read_users
+from sparkcf.data.attributes import read_items, read_users
+from sparkcf.data.ingest import decoded, explained, read_raw
 from sparkcf.errors import LakeError
 from sparkcf.jobs.session import size_partitions
 from sparkcf.lake.ids import ConcurrentChangeError, merge_changes, register
