@@ -52,7 +52,10 @@ class LakeTables:
         return _committed(*self._log(name))
 
     def create(self, name: str) -> DeltaTable:
-        """The table; where it does not exist, made empty with comments and constraints in one commit."""
+        """The table; where it does not exist, made empty with comments and constraints in one commit.
+
+        Nullable columns that an older version of the table lacks are added.
+        """
 
         def execute() -> None:
             _clear_abandoned(*self._log(name))
@@ -60,6 +63,14 @@ class LakeTables:
 
         if not self.exists(name):
             retry_conflicts(f"create table {name} in {self.root}", execute)
+        table = self._table(name)
+        there = table.toDF().columns
+        missing = [f for f in TABLES[name].schema if f.nullable and f.name not in there]
+        if not missing:
+            return table
+        added = ", ".join(f"{f.name} {f.dataType.simpleString()} COMMENT '{f.metadata['comment']}'" for f in missing)
+        alter = f"ALTER TABLE delta.`{self.path(name)}` ADD COLUMNS ({added})"
+        retry_conflicts(f"add columns to {name}", lambda: self.spark.sql(alter))
         return self._table(name)
 
     def _log(self, name: str) -> tuple[JavaObject, JavaObject]:
