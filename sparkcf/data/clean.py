@@ -15,7 +15,7 @@ from dataclasses import dataclass
 from functools import cache
 
 from pyspark import StorageLevel
-from pyspark.sql import Column, DataFrame, Observation, Window
+from pyspark.sql import Column, DataFrame, Observation, Row, Window
 from pyspark.sql import functions as F
 
 from sparkcf.config.input import EPOCHS, CleanConfig, InputConfig
@@ -93,8 +93,8 @@ def clean(raw: DataFrame, input_config: InputConfig, config: CleanConfig, ds: dt
     checked = checked.persist(StorageLevel.DISK_ONLY)  # the heap is for sorting; the system keeps hot files itself
     kept = [checked]
     try:
-        open_quotes = _check_present(checked, input_config)  # fills the cache: the one pass over the input
-        if open_quotes:
+        present = _check_present(checked, input_config)  # fills the cache: the one pass over the input
+        if present["open_quotes"]:
             continued = continued_lines(checked).persist(StorageLevel.DISK_ONLY)  # few lines, joined again and again
             kept.append(continued)
             checked = reject(checked, continued, "malformed_line")
@@ -125,7 +125,7 @@ def clean(raw: DataFrame, input_config: InputConfig, config: CleanConfig, ds: dt
             "quarantined": sum(reasons.values()),
         }
         reasons = {reason: reasons[reason] for reason in REASONS if reason in reasons}
-        hints = _hints(checked, reasons, open_quotes, input_config)
+        hints = _hints(checked, reasons, present["unpaired"], input_config)
         _check_counts(counts, reasons, config, hints)
         figures, notes = _alike(unique, config)
     except BaseException:
@@ -306,8 +306,11 @@ def _repeated_headers(rows: DataFrame) -> DataFrame:
     return again.select(F.lit("malformed_line").alias("reason"), "raw", "source")
 
 
-def _check_present(rows: DataFrame, config: InputConfig) -> int:
-    """Raise InputError where a mapped column is empty in all rows; returns how many lines leave a quoted field open."""
+def _check_present(rows: DataFrame, config: InputConfig) -> Row:
+    """Raise InputError where a mapped column is empty in all rows; returns counts of rows.
+
+    Of these, `unpaired` lines have a quote without a partner, and `open_quotes` leave a quoted field open.
+    """
     data = rows.where(~F.col("header"))
     mapped = {"user_id": "user_id", "item_id": "item_id"}
     if config.columns.ts:
@@ -319,6 +322,7 @@ def _check_present(rows: DataFrame, config: InputConfig) -> int:
     present = data.agg(
         F.count(F.lit(1)).alias("rows"),
         F.count(F.when(~F.col("malformed"), 1)).alias("readable"),
+        F.count("quote").alias("unpaired"),
         F.count(F.when(F.col("quote") == "open", 1)).alias("open_quotes"),
         *(F.count(ours).alias(name) for name, ours in mapped.items()),
     ).first()
@@ -330,8 +334,7 @@ def _check_present(rows: DataFrame, config: InputConfig) -> int:
                 f"input column {getattr(config.columns, name)!r} (input.columns.{name}) is empty in all "
                 f"{present['rows']:,} rows of {config.path}: is it missing or renamed?"
             )
-
-    return int(present["open_quotes"])
+    return present
 
 
 def _alike(unique: DataFrame, config: CleanConfig) -> tuple[dict[str, int], tuple[str, ...]]:
@@ -352,13 +355,13 @@ def _alike(unique: DataFrame, config: CleanConfig) -> tuple[dict[str, int], tupl
     return {f"{side}_ids_alike": n for side, (n, _) in found.items()}, tuple(note for _, note in found.values() if note)
 
 
-def _hints(rows: DataFrame, reasons: dict[str, int], open_quotes: int, config: InputConfig) -> tuple[str, ...]:
+def _hints(rows: DataFrame, reasons: dict[str, int], unpaired: int, config: InputConfig) -> tuple[str, ...]:
     """What may be wrong where many rows were rejected for one cause."""
     hints = []
-    if open_quotes:
+    if unpaired:
         hints.append(
-            f"{open_quotes:,} lines begin a quoted field that does not end on its line, and fields over several lines "
-            "are not read: if quotes are plain text here, set input.quote=null"
+            f"{unpaired:,} lines were rejected for a quote without a partner, for fields over several lines are not "
+            "read: if quotes are plain text here, set input.quote=null"
         )
     times = [name for name in reasons if "timestamp" in name]
     looks = {
