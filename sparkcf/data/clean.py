@@ -1,7 +1,8 @@
 """Raw rows to clean interactions: every row ends in `interactions`, as a counted duplicate, or in quarantine.
 
-    raw ──parse──▶ rules, first reason wins ──▶ users and items out of bounds ──▶ one row a key
-                         └── quarantine ◀──────────────┘                            └── duplicates, counted
+    raw ──parse──▶ rules, first reason wins ──▶ one row a key ──▶ users and items out of bounds ──▶ interactions
+                         │                           └── duplicates, counted      │
+                         └──────────────────▶ quarantine ◀───────────────────────┘
 
 All of it is Spark SQL expressions. Nothing here writes; `sparkcf.jobs.clean` does.
 """
@@ -14,10 +15,11 @@ from dataclasses import dataclass
 from functools import cache
 
 from pyspark import StorageLevel
-from pyspark.sql import Column, DataFrame, Observation, Window
+from pyspark.sql import Column, DataFrame, Observation, Row, Window
 from pyspark.sql import functions as F
 
-from sparkcf.config.input import CleanConfig, InputConfig
+from sparkcf.config.input import EPOCHS, CleanConfig, InputConfig
+from sparkcf.data.outliers import alike, find_outliers
 from sparkcf.errors import GateRefused, InputError
 
 KEY = ("user_id", "item_id", "event", "ts")
@@ -45,6 +47,9 @@ NO_SECONDS = r"^(.{10}[T ]\d{2}:\d{2})( ?[ZU+-].*)$"
 EPOCH_MICROS = {"epoch_s": 10**6, "epoch_ms": 10**3, "epoch_us": 1, "epoch_ns": None}
 FARTHEST = 250_000_000_000_000_000  # microseconds: the year 9892; what is farther is as far
 WHITE_SPACE = "".join(c for c in map(chr, range(0x10000)) if unicodedata.category(c) in ("Zs", "Zl", "Zp", "Cc"))
+LONGEST_FIELD = 100  # lines; a quote that is open for longer is a fault of its own line alone
+LOOKS_LIKE = {"epoch_s": (9, 10), "epoch_ms": (12, 13), "epoch_us": (15, 16), "epoch_ns": (18, 19)}  # digits, today
+UNITS = dict(zip(EPOCHS, ("seconds", "milliseconds", "microseconds", "nanoseconds"), strict=True))
 ZERO_WIDTH = "\ufeff\u200b\u200c\u200d\u2060\u00ad"
 
 
@@ -56,6 +61,8 @@ class Cleaned:
     quarantine: DataFrame  # reason, raw, source
     counts: dict[str, int]  # read, clean, exact_duplicates, superseded, quarantined
     reasons: dict[str, int]  # quarantined rows by reason
+    figures: dict[str, int]  # largest_user_events, user_ids_alike, item_ids_alike
+    notes: tuple[str, ...]  # what people should look at
     kept: tuple[DataFrame, ...]
 
     def release(self) -> None:
@@ -80,20 +87,26 @@ def clean(raw: DataFrame, input_config: InputConfig, config: CleanConfig, ds: dt
     """
     observed = Observation("read")
     raw = raw.observe(observed, F.count(F.lit(1)).alias("rows"), F.count(F.when(F.col("header"), 1)).alias("headers"))
-    checked = raw.transform(lambda rows: parse(rows, input_config, config)).transform(
+    checked = raw.transform(lambda rows: parse(rows, input_config, config, ds)).transform(
         lambda rows: with_reason(rows, input_config, config, ds)
     )
     checked = checked.persist(StorageLevel.DISK_ONLY)  # the heap is for sorting; the system keeps hot files itself
     kept = [checked]
     try:
-        _check_present(checked, input_config)  # fills the cache: the one pass over the input
-        bounded = checked.transform(lambda rows: with_bounds(rows, config))
+        present = _check_present(checked, input_config)  # fills the cache: the one pass over the input
+        if present["open_quotes"]:
+            continued = continued_lines(checked).persist(StorageLevel.DISK_ONLY)  # few lines, joined again and again
+            kept.append(continued)
+            checked = reject(checked, continued, "malformed_line")
+        unique = deduplicate(checked.where(F.col("reason").isNull() & ~F.col("header")))
+        unique = unique.persist(StorageLevel.DISK_ONLY)
+        kept.append(unique)
+        outliers = find_outliers(unique, config)
+        kept += outliers.kept
+        unique, bounded = outliers.keep(unique), outliers.with_reason(checked)
         first_headers = _repeated_headers(checked)
         rejected = bounded.where(F.col("reason").isNotNull() & ~F.col("header"))
         quarantine = rejected.select("reason", "raw", "source").unionByName(first_headers)
-        unique = deduplicate(bounded.where(F.col("reason").isNull() & ~F.col("header")))
-        unique = unique.persist(StorageLevel.DISK_ONLY)
-        kept.append(unique)
         totals = unique.agg(
             F.count(F.lit(1)).alias("clean"),
             F.sum("copies").alias("copies"),
@@ -112,13 +125,16 @@ def clean(raw: DataFrame, input_config: InputConfig, config: CleanConfig, ds: dt
             "quarantined": sum(reasons.values()),
         }
         reasons = {reason: reasons[reason] for reason in REASONS if reason in reasons}
-        _check_counts(counts, reasons, config)
+        hints = _hints(checked, reasons, present["unpaired"], input_config)
+        _check_counts(counts, reasons, config, hints)
+        figures, notes = _alike(unique, config)
     except BaseException:
         for frame in kept:
             frame.unpersist()
         raise
     interactions = unique.drop("copies", "values").withColumn("context", _by_name(input_config.columns.context))
-    return Cleaned(interactions, quarantine, counts, reasons, tuple(kept))
+    figures, notes = outliers.figures | figures, (*outliers.notes, *hints, *notes)
+    return Cleaned(interactions, quarantine, counts, reasons, figures, notes, tuple(kept))
 
 
 def _by_name(names: tuple[str, ...]) -> Column:
@@ -128,10 +144,11 @@ def _by_name(names: tuple[str, ...]) -> Column:
     return F.map_filter(F.map_from_arrays(F.array(*map(F.lit, names)), "context"), lambda _, text: text.isNotNull())
 
 
-def parse(raw: DataFrame, input_config: InputConfig, config: CleanConfig) -> DataFrame:
+def parse(raw: DataFrame, input_config: InputConfig, config: CleanConfig, ds: dt.date) -> DataFrame:
     """Type the text fields: ids normalised, `value` double, `ts` timestamp; the value's text stays beside it."""
     value = trimmed("value")
     columns = input_config.columns
+    ts = parsed_timestamp(trimmed("ts"), input_config.ts_formats)
     return raw.select(
         "raw",
         "source",
@@ -139,13 +156,14 @@ def parse(raw: DataFrame, input_config: InputConfig, config: CleanConfig) -> Dat
         "line",
         "header",
         "malformed",
+        "quote",
         normalized_id(F.col("user_id"), config).alias("user_id"),
         normalized_id(F.col("item_id"), config).alias("item_id"),
         (trimmed("event") if columns.event else F.lit(input_config.default_event)).alias("event"),
         (value if columns.value else F.lit("1")).alias("value_text"),
         (F.when(value.rlike(NUMBER), value.cast("double")) if columns.value else F.lit(1.0)).alias("value"),
         trimmed("ts").alias("ts_text"),
-        parsed_timestamp(trimmed("ts"), input_config.ts_formats).alias("ts"),
+        (ts if columns.ts else _utc(dt.datetime.combine(ds, dt.time()))).alias("ts"),
         F.transform("context", lambda text: F.nullif(F.btrim(text, F.lit(WHITE_SPACE)), F.lit(""))).alias("context"),
     )
 
@@ -226,24 +244,37 @@ def _utc(moment: dt.datetime) -> Column:
     return F.lit(moment.strftime("%Y-%m-%dT%H:%M:%S.%fZ")).cast("timestamp")
 
 
-def with_bounds(rows: DataFrame, config: CleanConfig) -> DataFrame:
-    """Reject the rows of users with too many or too few events, then of items with too few."""
-    rows = _reject_outliers(rows, "user_id", config.min_events_per_user, config.max_events_per_user, "user")
-    if config.min_events_per_item > 1:
-        rows = _reject_outliers(rows, "item_id", config.min_events_per_item, None, "item")
-    return rows
+def continued_lines(rows: DataFrame) -> DataFrame:
+    """Source, block and line of the lines that lie within a quoted field which began on a line before them.
+
+    The lines without a partner for each quote are rejected already (`lines.quote_left`). Between two of them, of
+    which the first opens a field and the second comes within LONGEST_FIELD lines, every line is a part of that field.
+    A line after a `stray` one, or far from the last, opens anew; otherwise openings and endings alternate.
+    """
+    blocks = rows.groupBy("source", "block").agg(F.min("line").alias("first"), F.count(F.lit(1)).alias("lines"))
+    before = Window.partitionBy("source").orderBy("block").rowsBetween(Window.unboundedPreceding, -1)
+    shift = F.coalesce(F.sum("lines").over(before), F.lit(0)) - F.col("first")
+    shifts = F.broadcast(blocks.select("source", "block", shift.alias("shift")))  # a row for each block of a file
+    lines = rows.select("source", "block", "line", "quote").join(shifts, on=["source", "block"], how="inner")
+    placed = lines.withColumn("place", F.expr("line + shift"))
+
+    by_place = Window.partitionBy("source").orderBy("place")
+    last_place, last_quote = F.lag("place").over(by_place), F.lag("quote").over(by_place)
+    anew = last_quote.isNull() | (last_quote == "stray") | (F.col("place") - last_place > LONGEST_FIELD)
+    odd = placed.where(F.col("quote").isNotNull()).select(
+        "source", "place", "quote", F.lead("place").over(by_place).alias("next"), anew.cast("int").alias("anew")
+    )
+    odd = odd.withColumn("run", F.sum("anew").over(by_place))
+    odd = odd.withColumn("nth", F.row_number().over(Window.partitionBy("source", "run").orderBy("place")))
+    begin = odd.where("quote = 'open' AND nth % 2 = 1").where(f"next - place BETWEEN 2 AND {LONGEST_FIELD}")
+    within = begin.select("source", F.explode(F.expr("sequence(place + 1, next - 1)")).alias("place"))
+    return placed.join(within, on=["source", "place"], how="inner").select("source", "block", "line")
 
 
-def _reject_outliers(rows: DataFrame, key: str, low: int, high: int | None, name: str) -> DataFrame:
-    good = F.col("reason").isNull() & ~F.col("header")
-    events = rows.where(good).groupBy(key).agg(F.count(F.lit(1)).alias("_events"))
-    outside = F.col("_events") < low
-    if high is not None:
-        outside |= F.col("_events") > high
-    outliers = events.where(outside)
-    too = F.when(F.col("_events") < low, f"too_few_events_of_{name}").otherwise(f"too_many_events_of_{name}")
-    reason = F.when(good & F.col("_events").isNotNull(), too).otherwise(F.col("reason"))
-    return rows.join(outliers, on=key, how="left").withColumn("reason", reason).drop("_events")
+def reject(rows: DataFrame, lines: DataFrame, reason: str) -> DataFrame:
+    """Give the rows of some lines (source, block, line) a reason."""
+    marked = rows.join(lines.withColumn("marked", F.lit(reason)), on=["source", "block", "line"], how="left")
+    return marked.withColumn("reason", F.coalesce("marked", "reason")).drop("marked")
 
 
 def deduplicate(rows: DataFrame) -> DataFrame:
@@ -275,9 +306,15 @@ def _repeated_headers(rows: DataFrame) -> DataFrame:
     return again.select(F.lit("malformed_line").alias("reason"), "raw", "source")
 
 
-def _check_present(rows: DataFrame, config: InputConfig) -> None:
+def _check_present(rows: DataFrame, config: InputConfig) -> Row:
+    """Raise InputError where a mapped column is empty in all rows; returns counts of rows.
+
+    Of these, `unpaired` lines have a quote without a partner, and `open_quotes` leave a quoted field open.
+    """
     data = rows.where(~F.col("header"))
-    mapped = {"user_id": "user_id", "item_id": "item_id", "ts": "ts_text"}
+    mapped = {"user_id": "user_id", "item_id": "item_id"}
+    if config.columns.ts:
+        mapped["ts"] = "ts_text"
     if config.columns.event:
         mapped["event"] = "event"
     if config.columns.value:
@@ -285,25 +322,76 @@ def _check_present(rows: DataFrame, config: InputConfig) -> None:
     present = data.agg(
         F.count(F.lit(1)).alias("rows"),
         F.count(F.when(~F.col("malformed"), 1)).alias("readable"),
+        F.count("quote").alias("unpaired"),
+        F.count(F.when(F.col("quote") == "open", 1)).alias("open_quotes"),
         *(F.count(ours).alias(name) for name, ours in mapped.items()),
     ).first()
     if present["rows"] == 0:
         raise InputError(f"input.path={config.path}: no rows")
-    if present["readable"] == 0:
-        return
-    for name in mapped:
+    for name in mapped if present["readable"] else ():
         if present[name] == 0:
             raise InputError(
                 f"input column {getattr(config.columns, name)!r} (input.columns.{name}) is empty in all "
                 f"{present['rows']:,} rows of {config.path}: is it missing or renamed?"
             )
+    return present
 
 
-def _check_counts(counts: dict[str, int], reasons: dict[str, int], config: CleanConfig) -> None:
+def _alike(unique: DataFrame, config: CleanConfig) -> tuple[dict[str, int], tuple[str, ...]]:
+    """How many ids would be one id if case and unicode were folded, and a note for users and for items."""
+    folded = {"fold_case": True, "normalize_unicode": True}
+    cure = " ".join(f"clean.{key}=true" for key in folded if not getattr(config, key))
+    if not cure:
+        return {}, ()
+    found = {
+        side: alike(
+            unique.select(f"{side}_id").distinct(),
+            f"{side}_id",
+            normalized_id(F.col(f"{side}_id"), config.model_copy(update=folded)),
+            cure,
+        )
+        for side in ("user", "item")
+    }
+    return {f"{side}_ids_alike": n for side, (n, _) in found.items()}, tuple(note for _, note in found.values() if note)
+
+
+def _hints(rows: DataFrame, reasons: dict[str, int], unpaired: int, config: InputConfig) -> tuple[str, ...]:
+    """What may be wrong where many rows were rejected for one cause."""
+    hints = []
+    if unpaired:
+        hints.append(
+            f"{unpaired:,} lines were rejected for a quote without a partner, for fields over several lines are not "
+            "read: if quotes are plain text here, set input.quote=null"
+        )
+    times = [name for name in reasons if "timestamp" in name]
+    looks = {
+        kind: F.col("reason").isin(*times) & F.col("ts_text").rlike(rf"^\d{{{low},{high}}}(\.\d*)?$")
+        for kind, (low, high) in LOOKS_LIKE.items()
+        if times and kind not in config.ts_formats
+    }
+    if config.format == "jsonl" and "malformed_line" in reasons:
+        looks["array"] = (F.col("reason") == "malformed_line") & F.col("raw").rlike(r"^\s*\[")
+    if not looks:
+        return tuple(hints)
+    found = rows.agg(
+        *(F.count(F.when(condition, 1)).alias(name) for name, condition in looks.items()),
+        *(F.min(F.when(condition, F.col("ts_text"))).alias(f"{name}_text") for name, condition in looks.items()),
+        F.count(F.lit(1)).alias("rows"),
+    ).first()
+    for kind in UNITS.keys() & looks:
+        if found[kind] * 2 > sum(reasons[name] for name in times):
+            text = found[f"{kind}_text"]
+            hints.append(f"timestamps such as {text} look like {UNITS[kind]}: set input.ts_formats=[{kind}]")
+    if found.asDict().get("array") and reasons["malformed_line"] * 2 > found["rows"]:
+        hints.append("the input looks like a JSON array: jsonl is one object a line, see `jq -c '.[]'`")
+    return tuple(hints)
+
+
+def _check_counts(counts: dict[str, int], reasons: dict[str, int], config: CleanConfig, hints: tuple[str, ...]) -> None:
     ended = counts["clean"] + counts["exact_duplicates"] + counts["superseded"] + counts["quarantined"]
     if counts["read"] != ended:
         raise GateRefused(f"rows do not reconcile: {counts['read']:,} read, {ended:,} accounted for: {counts}")
-    by_reason = ", ".join(f"{reason} {n:,}" for reason, n in reasons.items())
+    by_reason = "; ".join([", ".join(f"{reason} {n:,}" for reason, n in reasons.items()), *hints])
     if counts["clean"] == 0:
         raise GateRefused(f"all {counts['read']:,} rows were rejected: {by_reason}")
     share = counts["quarantined"] / counts["read"]

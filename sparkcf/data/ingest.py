@@ -2,20 +2,18 @@
 
 Every format ends in the same columns (`RAW_COLUMNS`), so that the rules of `clean` are written once:
 `raw` text, `source` file, `block` and `line` (which order the rows of a file as they stand in it),
-`header` and `malformed` flags, and `user_id, item_id, event, value, ts` as text, null where absent; `context`, the
-texts of `input.columns.context` in their order.
+`header` and `malformed` flags, `quote` (see `lines.quote_left`), and `user_id, item_id, event, value, ts` as text,
+null where absent; `context`, the texts of `input.columns.context` in their order.
 """
 
 from __future__ import annotations
 
 import codecs
-import csv
-import io
-import json
+import os
 import re
 import tempfile
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from functools import cache
@@ -38,11 +36,12 @@ from pyspark.sql.types import (
 )
 from pyspark.sql.utils import AnalysisException
 
-from sparkcf.config.input import AttributesInput, Columns, InputConfig, ItemsInput, UsersInput
+from sparkcf.config.input import AttributesInput, Columns, InputConfig
+from sparkcf.data.lines import csv_fields, header_names, json_fields, json_keys, not_utf8, quote_left
 from sparkcf.errors import InputError, first_line
 
 FIELDS = ("user_id", "item_id", "event", "value", "ts")
-RAW_COLUMNS = ("raw", "source", "block", "line", "header", "malformed", *FIELDS, "context")
+RAW_COLUMNS = ("raw", "source", "block", "line", "header", "malformed", "quote", *FIELDS, "context")
 MAX_HEADERS = 32
 BROKEN_FILE = (  # what Hadoop's and Spark's readers say of one
     "EOFException",
@@ -53,16 +52,20 @@ BROKEN_FILE = (  # what Hadoop's and Spark's readers say of one
     "not a Parquet file",
     "ParquetDecodingException",
     "FileNotFoundException",
+    "Encountered error while reading file",
+    "Could not read footer",
+    "Parquet column cannot be converted",
+    "ClassCastException: class org.apache.spark.sql.types.",  # of a column that is a struct in one of the files
 )
-END = "_end_of_line"  # key of the object that closes a line of JSON while it is read
+FILE = re.compile(r"\b(?:file|s3a?|abfss?|hdfs|gs):/(?:.+?(?= is not a Parquet)|\S+?(?=[.:,]?(?:\s|$)))")
 ISO_UTC = "yyyy-MM-dd'T'HH:mm:ss.SSSSSS'Z'"
 
 
 def resolve_path(path: str) -> str:
-    """`sample:NAME` is a file of the package; anything else stays as it is."""
+    """`sample:NAME` is a file of the package, `~` the home folder; anything else stays as it is."""
     scheme, _, name = path.partition(":")
     if scheme != "sample":
-        return path
+        return os.path.expanduser(path)
     found = resources.files("sparkcf").joinpath("sample", name)
     if not found.is_file():
         raise InputError(f"input.path={path}: the package has no such sample; it has ratings.csv.gz and movies.csv")
@@ -88,7 +91,7 @@ def read_raw(spark: SparkSession, config: InputConfig, path: str) -> tuple[DataF
     Raises
     ------
     InputError
-        No file matches, every file is empty, or a mapped column is missing.
+        No file matches, every file is empty, or a mapped column is missing or stands twice in a header.
     """
     path = resolve_path(path)
     try:
@@ -104,8 +107,9 @@ def read_raw(spark: SparkSession, config: InputConfig, path: str) -> tuple[DataF
 def _read_csv(spark: SparkSession, config: InputConfig, path: str) -> tuple[DataFrame, list[str]]:
     lines = _read_lines(spark, path)
     if not config.header:
-        fields = _csv_fields(F.col("raw"), config, list(config.names))
-        return _with_fields(lines, fields, F.lit(False)), list(config.names)
+        _check_columns(config.columns, config.names, f"{path} (input.names)")
+        parsed = _mapped(config.columns, *csv_fields(config, config.names))
+        return _with_fields(lines, parsed, F.lit(False), quote_left(config)), list(config.names)
     heads = {file: head for file, head in _first_lines(spark, lines.inputFiles()).items() if head is not None}
     if not heads:
         raise InputError(f"input.path={path}: every file is empty")
@@ -117,11 +121,11 @@ def _read_csv(spark: SparkSession, config: InputConfig, path: str) -> tuple[Data
         )
     parsed, header, columns = None, F.lit(False), []
     for head, _ in by_head:  # the commonest first: it is the one without a condition
-        names = _header_names(head, config.delimiter)
+        names = header_names(head, config)
         columns += [name for name in names if name not in columns]
         files = [file for file, its_head in heads.items() if its_head == head]
         _check_columns(config.columns, names, f"{path} ({files[0]})")
-        fields = _csv_fields(F.col("raw"), config, names)
+        fields = _mapped(config.columns, *csv_fields(config, names))
         if parsed is None:
             parsed, header = fields, F.col("raw") == head
         else:
@@ -129,32 +133,7 @@ def _read_csv(spark: SparkSession, config: InputConfig, path: str) -> tuple[Data
             parsed = F.when(here, fields).otherwise(parsed)
             header = F.when(here, F.col("raw") == head).otherwise(header)
     assert parsed is not None
-    return _with_fields(lines, parsed, header), columns
-
-
-def _header_names(head: str, delimiter: str) -> list[str]:
-    delimiter = delimiter.replace("\\t", "\t")
-    if len(delimiter) > 1:  # Python's reader knows one character only
-        names = [name.strip().strip('"') for name in head.split(delimiter)]
-    else:
-        names = next(csv.reader(io.StringIO(head), delimiter=delimiter), [])
-    return [name.strip() for name in names]
-
-
-def _csv_fields(raw: Column, config: InputConfig, names: list[str]) -> Column:
-    unique = [f"c{i}" for i in range(len(names))]  # names may repeat or hold odd characters
-    schema = ", ".join(f"{name} string" for name in [*unique, "_broken"])
-    options = {
-        "sep": config.delimiter,
-        "quote": '"',
-        "escape": '"',  # a quote within quotes is doubled, as in RFC 4180
-        "columnNameOfCorruptRecord": "_broken",
-        "mode": "PERMISSIVE",
-    }
-    parsed = F.from_csv(raw, schema, options)
-    by_name = {name: parsed[c] for name, c in zip(names, unique, strict=True)}
-    broken = parsed.isNull() | parsed["_broken"].isNotNull() | (raw == "")
-    return _mapped(config.columns, lambda name: by_name[name], broken)
+    return _with_fields(lines, parsed, header, quote_left(config)), columns
 
 
 def _read_json_lines(spark: SparkSession, config: InputConfig, path: str) -> tuple[DataFrame, list[str]]:
@@ -162,110 +141,68 @@ def _read_json_lines(spark: SparkSession, config: InputConfig, path: str) -> tup
     heads = [head for head in _first_lines(spark, lines.inputFiles()).values() if head is not None]
     if not heads:
         raise InputError(f"input.path={path}: every file is empty")
+    keys = [key for head in heads for key in json_keys(head)]
     names = [name for name in _mapping(config.columns).values() if name]
-    # Read as an array that ends in an object of our own: whatever else stands on the line then makes it malformed.
-    schema = ArrayType(_nested_schema([*names, END]))
-    framed = F.concat(F.lit("["), "raw", F.lit(f',{{"{END}":"1"}}]'))
-    parsed = F.from_json(framed, schema, {"allowSingleQuotes": "false"})
-    one = parsed.getItem(0)
-
-    def field(name: str) -> Column:
-        found = one
-        for part in name.split("."):
-            found = found[part]
-        return F.regexp_replace(found, '^"(NaN|-?Infinity)"$', "$1")  # Spark quotes these bare literals
-
-    broken = parsed.isNull() | (F.size(parsed) != 2) | one.isNull() | parsed.getItem(1)[END].isNull()
-    for name in (config.columns.user_id, config.columns.item_id, config.columns.event):
-        if name is not None:
-            broken |= _is_nested(field(name), name)
-    columns = list(dict.fromkeys([*names, *(key for head in heads for key in _keys(head))]))
-    return _with_fields(lines, _mapped(config.columns, field, broken), F.lit(False)), columns
-
-
-def _is_nested(text: Column, name: str) -> Column:
-    """Whether a field holds an object or an array; text that only looks like one stands in quotes in the line."""
-    leaf = re.escape(json.dumps(name.rpartition(".")[2], ensure_ascii=False))
-    return F.coalesce(text.rlike(r"^[\[{]") & F.col("raw").rlike(leaf + r"\s*:\s*[\[{]"), F.lit(False))
-
-
-def _keys(line: str) -> list[str]:
-    """The keys of a line's object; none where it is malformed."""
-    try:
-        found = json.loads(line)
-    except ValueError:
-        return []
-    return list(found) if isinstance(found, dict) else []
-
-
-def _nested_schema(names: Sequence[str]) -> StructType:
-    tree: dict[str, list[str]] = {}
-    for name in names:
-        first, _, rest = name.partition(".")
-        tree.setdefault(first, [])
-        if rest:
-            tree[first].append(rest)
-    return StructType(
-        [StructField(first, _nested_schema(rest) if rest else StringType()) for first, rest in tree.items()]
-    )
+    ids = [name for name in (config.columns.user_id, config.columns.item_id, config.columns.event) if name]
+    parsed = _mapped(config.columns, *json_fields(names, keys, ids))
+    return _with_fields(lines, parsed, F.lit(False)), list(dict.fromkeys([*names, *keys]))
 
 
 def _read_typed(spark: SparkSession, config: InputConfig, path: str) -> tuple[DataFrame, list[str]]:
     rows = spark.read.format(config.format).load(path)
     names = _check_columns(config.columns, rows.columns, path, rows)
-    parsed = _mapped(config.columns, lambda name: _as_text(rows, name), F.lit(False))
     located = rows.select(
-        F.to_json(F.struct(*[F.col(f"`{c}`") for c in rows.columns])).alias("raw"),
-        F.col("_metadata.file_path").alias("source"),
-        F.col("_metadata.file_block_start").alias("block"),
-        F.monotonically_increasing_id().alias("line"),
+        F.to_json(F.struct(*(_column(rows, name) for name in rows.columns))).alias("raw"),
+        *_place(),
         F.lit(False).alias("header"),
-        parsed.alias("parsed"),
+        F.lit(None).cast("string").alias("quote"),
+        _mapped(config.columns, lambda name: _as_text(rows, name), F.lit(False)).alias("parsed"),
     )
     return _flat(located), names
 
 
+def _column(rows: DataFrame, name: str) -> Column:
+    """A column by its name, or the field of a struct that a dotted name reaches into."""
+    parts = [name] if name in rows.columns else name.split(".")
+    return F.col(".".join("`" + part.replace("`", "``") + "`" for part in parts))
+
+
 def _as_text(rows: DataFrame, name: str) -> Column:
-    dtype = rows.select(name).schema[0].dataType
-    if isinstance(dtype, TimestampType):
-        return F.date_format(name, ISO_UTC)
-    return F.col(name).cast("string")
+    column = _column(rows, name)
+    if isinstance(rows.select(column).schema[0].dataType, TimestampType):
+        return F.date_format(column, ISO_UTC)
+    return column.cast("string")
 
 
 def _read_lines(spark: SparkSession, path: str) -> DataFrame:
-    text = spark.read.text(path)
-    return text.select(
-        F.col("value").alias("raw"),
+    return spark.read.text(path).select(F.col("value").alias("raw"), *_place())
+
+
+def _place() -> tuple[Column, ...]:
+    """Where a row stands: `line` is consecutive within a block of a file."""
+    return (
         F.col("_metadata.file_path").alias("source"),
         F.col("_metadata.file_block_start").alias("block"),
         F.monotonically_increasing_id().alias("line"),
     )
 
 
-def _with_fields(lines: DataFrame, parsed: Column, header: Column) -> DataFrame:
-    return _flat(lines.select("*", header.alias("header"), parsed.alias("parsed")))
+def _with_fields(lines: DataFrame, parsed: Column, header: Column, quote: Column | None = None) -> DataFrame:
+    quote = F.lit(None).cast("string") if quote is None else quote
+    return _flat(lines.select("*", header.alias("header"), quote.alias("quote"), parsed.alias("parsed")))
 
 
 def _flat(rows: DataFrame) -> DataFrame:
-    return rows.select("raw", "source", "block", "line", "header", "parsed.*")
+    return rows.select("raw", "source", "block", "line", "header", "quote", "parsed.*")
 
 
-def _mapped(columns: Columns, field, malformed: Column) -> Column:
+def _mapped(columns: Columns, field: Callable[[str], Column], malformed: Column) -> Column:
     values = [
         (field(getattr(columns, ours)) if getattr(columns, ours) else F.lit(None).cast("string")).alias(ours)
         for ours in FIELDS
     ]
     context = F.array(*map(field, columns.context)).cast("array<string>").alias("context")
-    return F.struct(
-        (malformed | not_utf8(F.col("raw")) if malformed is not None else malformed).alias("malformed"),
-        *values,
-        context,
-    )
-
-
-def not_utf8(text: Column) -> Column:
-    """Whether the bytes of a text column are no valid UTF-8."""
-    return text.cast("binary") != F.encode(F.decode(text.cast("binary"), "UTF-8"), "UTF-8")
+    return F.struct((malformed | not_utf8(F.col("raw"))).alias("malformed"), *values, context)
 
 
 def _mapping(columns: Columns) -> dict[str, str | None]:
@@ -277,15 +214,19 @@ def _check_columns(columns: Columns, names: Sequence[str], where: str, rows: Dat
         if name is None:
             continue
         try:
-            present = name in names or (rows is not None and rows.select(name) is not None)
+            present = name in names or (rows is not None and rows.select(_column(rows, name)) is not None)
         except AnalysisException:
             present = False
         if not present:
             raise InputError(
                 f"input column {name!r} (input.columns.{ours}) is missing in {where}: it has {list(names)}"
             )
+        if list(names).count(name) > 1:
+            raise InputError(
+                f"input column {name!r} (input.columns.{ours}) stands twice in {where}: rename one of {list(names)}"
+            )
         if rows is not None:
-            _check_type(ours, name, rows.select(name).schema[0].dataType, where)
+            _check_type(ours, name, rows.select(_column(rows, name)).schema[0].dataType, where)
     return list(names)
 
 
@@ -318,92 +259,21 @@ def _first_line(spark: SparkSession, file: str) -> str | None:
         stream.close()
 
 
-def read_users(spark: SparkSession, config: UsersInput) -> DataFrame:
-    """The users' attributes: user_id, attributes, numbers. Raises InputError as `read_items`."""
-    columns = config.columns
-    mapped = {"user_id": columns.user_id}
-    rows = _read_attributes(spark, "users", config, mapped, columns.attributes, columns.numbers)
-    return rows.select(
-        F.col(f"`{columns.user_id}`").cast("string").alias("user_id"),
-        _texts(columns.attributes).alias("attributes"),
-        _numbers(columns.numbers).alias("numbers"),
-    )
-
-
-def read_items(spark: SparkSession, config: ItemsInput) -> DataFrame:
-    """The items' attributes as text and typed columns: item_id, title, categories, attributes, numbers.
-
-    Raises InputError where the file or a mapped column is missing.
-    """
-    columns = config.columns
-    mapped = {"item_id": columns.item_id, "title": columns.title, "categories": columns.categories}
-    rows = _read_attributes(spark, "items", config, mapped, columns.attributes, columns.numbers)
-    return rows.select(
-        F.col(f"`{columns.item_id}`").cast("string").alias("item_id"),
-        _text_or_null(columns.title).alias("title"),
-        _categories(rows, config).alias("categories"),
-        _texts(columns.attributes).alias("attributes"),
-        _numbers(columns.numbers).alias("numbers"),
-    )
-
-
-def _read_attributes(
-    spark: SparkSession,
-    kind: str,
-    config: AttributesInput,
-    mapped: dict[str, str | None],
-    texts: Sequence[str],
-    numbers: Sequence[str],
-) -> DataFrame:
+def read_attributes(spark: SparkSession, kind: str, config: AttributesInput) -> DataFrame:
+    """The table of attributes that `input.users` or `input.items` names, as it is."""
     path = resolve_path(config.path)
     try:
-        reader = spark.read
-        if config.format == "csv":
-            rows = reader.csv(path, header=True, sep=config.delimiter, quote='"', escape='"')
-        elif config.format == "jsonl":
-            rows = reader.json(path)
-        else:
-            rows = reader.format(config.format).load(path)
-    except AnalysisException as error:
+        if config.format == "jsonl":
+            return spark.read.json(path)
+        if config.format != "csv":
+            return spark.read.format(config.format).load(path)
+        reader = spark.read.options(sep=config.delimiter, quote='"', escape='"')
+        if config.header:
+            return reader.csv(path, header=True)
+        schema = StructType([StructField(name, StringType()) for name in config.names])
+        return reader.csv(path, schema=schema)
+    except (AnalysisException, Py4JJavaError) as error:
         raise InputError(f"input.{kind}.path={path} cannot be read as {config.format}: {first_line(error)}") from error
-    wanted = [*mapped.items(), *(("attributes", name) for name in texts), *(("numbers", name) for name in numbers)]
-    for ours, name in wanted:
-        if name is not None and name not in rows.columns:
-            raise InputError(
-                f"input column {name!r} (input.{kind}.columns.{ours}) is missing in {path}: it has {rows.columns}"
-            )
-    return rows
-
-
-def _text_or_null(name: str | None) -> Column:
-    return F.col(f"`{name}`").cast("string") if name else F.lit(None).cast("string")
-
-
-def _categories(rows: DataFrame, config: ItemsInput) -> Column:
-    name = config.columns.categories
-    if name is None:
-        return F.lit(None).cast("array<string>")
-    column = F.col(f"`{name}`")
-    if isinstance(rows.schema[name].dataType, ArrayType):
-        return column.cast("array<string>")
-    parts = F.split(column.cast("string"), "\\Q" + config.category_separator + "\\E")
-    return F.when(column.isin(*config.no_category), F.array().cast("array<string>")).otherwise(parts)
-
-
-def _texts(names: Sequence[str]) -> Column:
-    """A map of what is not empty of some columns."""
-    if not names:
-        return F.lit(None).cast("map<string,string>")
-    plain = [F.nullif(F.trim(F.col(f"`{name}`").cast("string")), F.lit("")) for name in names]
-    made = F.map_from_arrays(F.array(*map(F.lit, names)), F.array(*plain))
-    return F.map_filter(made, lambda _, text: text.isNotNull())
-
-
-def _numbers(names: Sequence[str]) -> Column:
-    if not names:
-        return F.lit(None).cast("map<string,double>")
-    pairs = [part for name in names for part in (F.lit(name), F.col(f"`{name}`").cast("double"))]
-    return F.create_map(*pairs)
 
 
 @contextmanager
@@ -412,18 +282,29 @@ def explained(path: str) -> Iterator[None]:
     try:
         yield
     except Py4JJavaError as error:
-        if any(sign in str(error.java_exception) for sign in BROKEN_FILE):
-            raise InputError(f"input.path={path}: a file is cut off, damaged or gone: {first_line(error)}") from error
+        chain = _chain(error)
+        if any(sign in text for text in chain for sign in BROKEN_FILE):
+            found = next((unquote(match[0]) for text in chain if (match := FILE.search(text))), None)
+            which = f"file {found}" if found and found != path else "a file"
+            raise InputError(
+                f"input.path={path}: {which} is cut off, damaged, gone or of another type than the others: "
+                f"{first_line(error)}"
+            ) from error
         raise
+
+
+def _chain(error: Py4JJavaError) -> list[str]:
+    """The first line of a Java exception and of each of its causes."""
+    texts, java = [], error.java_exception
+    while java is not None:
+        texts.append(next(iter(java.toString().splitlines()), ""))
+        java = java.getCause()
+    return texts
 
 
 def decoded(source: Column) -> Column:
     """Spark's URL-encoded file path as people write it."""
     return F.url_decode(F.regexp_replace(source, r"\+", "%2B"))
-
-
-def shown_path(path: str) -> str:
-    return unquote(path)
 
 
 def read_listing(

@@ -5,20 +5,24 @@ from __future__ import annotations
 from typing import Any
 
 from pyspark import StorageLevel
-from pyspark.sql import DataFrame, SparkSession
+from pyspark.sql import Column, DataFrame, SparkSession
 from pyspark.sql import functions as F
 from pyspark.sql.types import ArrayType, MapType, StringType
 
 from sparkcf.config.root import Config
+from sparkcf.data.attributes import read_items, read_users
 from sparkcf.data.clean import KEY, Cleaned, clean, normalized_id
-from sparkcf.data.ingest import decoded, explained, read_items, read_raw, read_users
+from sparkcf.data.ingest import decoded, explained, read_raw
+from sparkcf.data.lines import not_utf8, readable
 from sparkcf.errors import LakeError
 from sparkcf.jobs.session import size_partitions
 from sparkcf.lake.ids import ConcurrentChangeError, merge_changes, register
-from sparkcf.lake.runs import start_run
-from sparkcf.lake.schemas import TABLES
+from sparkcf.lake.runs import Run, start_run
+from sparkcf.lake.schemas import CLAIM, TABLES
 from sparkcf.lake.tables import LakeTables, retry_conflicts, sql_date
 from sparkcf.progress import say, step
+
+STATE = ("value", "context", "source", "ds", "replaced")  # columns of interactions that a later load may change
 
 
 def clean_day(spark: SparkSession, config: Config) -> dict[str, Any]:
@@ -34,6 +38,16 @@ def clean_day(spark: SparkSession, config: Config) -> dict[str, Any]:
     InputError, GateRefused
         See `read_raw` and `clean`: nothing was written but the failed run's row.
     """
+    tables = LakeTables(spark, config.lake.root)
+    run = start_run(tables, "clean", config, {"interactions": tables.version("interactions")})
+    try:
+        return {"run_id": run.run_id} | _load(spark, config, tables, run)
+    except BaseException as error:
+        run.update("failed", reason=f"{type(error).__name__}: {error}"[:500])
+        raise
+
+
+def _load(spark: SparkSession, config: Config, tables: LakeTables, run: Run) -> dict[str, Any]:
     raw, columns = read_raw(spark, config.input, config.input_path)
     size_partitions(spark, raw)
     users = read_users(spark, config.input.users) if config.input.users else None
@@ -42,8 +56,9 @@ def clean_day(spark: SparkSession, config: Config) -> dict[str, Any]:
         with explained(config.input_path):
             cleaned = clean(raw, config.input, config.clean, config.ds)
         shown.note = summary(cleaned)
-    tables = LakeTables(spark, config.lake.root)
-    run = start_run(tables, "clean", config, {"interactions": tables.version("interactions")})
+    for note in cleaned.notes:
+        say(f"  note: {note}")
+    note_unused(columns, config)
     try:
         with step("give dense indices", spark):
             register(tables, "users", _seen("user", cleaned.interactions, users, config))
@@ -52,15 +67,11 @@ def clean_day(spark: SparkSession, config: Config) -> dict[str, Any]:
             write_quarantine(tables, cleaned, config)
             changes = write_interactions(tables, cleaned.interactions, config)
             shown.note = ", ".join(f"{n:,} {name}" for name, n in changes.items())
-        reasons = {f"reason:{name}": n for name, n in cleaned.reasons.items()}
-        run.update("cleaned", counts=cleaned.counts | changes | reasons)
-    except BaseException as error:
-        run.update("failed", reason=f"{type(error).__name__}: {error}"[:500])
-        raise
     finally:
         cleaned.release()
-    note_unused(columns, config)
-    return {"run_id": run.run_id, "counts": cleaned.counts | changes, "reasons": cleaned.reasons}
+    reasons = {f"reason:{name}": n for name, n in cleaned.reasons.items()}
+    run.update("cleaned", counts=cleaned.counts | cleaned.figures | changes | reasons)
+    return {"counts": cleaned.counts | changes, "reasons": cleaned.reasons}
 
 
 def summary(cleaned: Cleaned) -> str:
@@ -104,7 +115,14 @@ def _seen(side: str, interactions: DataFrame, given: DataFrame | None, config: C
 def write_quarantine(tables: LakeTables, cleaned: Cleaned, config: Config) -> None:
     """Replace the day's rejected rows and check that each of them arrived."""
     day = F.lit(config.ds)
-    rows = cleaned.quarantine.select(day.alias("ds"), "reason", "raw", decoded(F.col("source")).alias("source"))
+    raw = F.col("raw")
+    rows = cleaned.quarantine.select(
+        day.alias("ds"),
+        "reason",
+        readable(raw).alias("raw"),
+        F.when(not_utf8(raw), raw.cast("binary")).alias("raw_bytes"),
+        decoded(F.col("source")).alias("source"),
+    )
     tables.replace("quarantine", rows, f"ds = {sql_date(config.ds)}")
     written = tables.read("quarantine").where(f"ds = {sql_date(config.ds)}").count()
     if written != cleaned.counts["quarantined"]:
@@ -116,9 +134,12 @@ def write_quarantine(tables: LakeTables, cleaned: Cleaned, config: Config) -> No
 def write_interactions(tables: LakeTables, clean_rows: DataFrame, config: Config) -> dict[str, int]:
     """Make the day's partition equal to its clean rows, touching only what changes.
 
-    A key that another day brought first stays there with the same value, and moves to this day with a new one;
-    what a later day brought is left alone. A key that this day brought before and does not bring now is removed.
-    A run that changes nothing makes no commit.
+    A row shows what the latest day says of its event, and keeps what earlier days said in `replaced`. So a key that
+    an earlier day brought stays there with the same value, and moves to this day with a new one, which `replaced`
+    then remembers; of what a later day corrected only `replaced` changes. A key that this day brought before and
+    does not bring now goes back to the last earlier day that `replaced` knows, with that day's value; where there is
+    none it is removed. Two days that bring one value count as the one whose row it is: when that day no longer brings
+    it, the row goes, until the other is loaded again. A run that changes nothing makes no commit.
 
     Returns
     -------
@@ -143,13 +164,13 @@ def write_interactions(tables: LakeTables, clean_rows: DataFrame, config: Config
                     f"t.ts {op} TIMESTAMP'{at} UTC'" for op, at in zip((">=", "<="), span, strict=True)
                 )
                 same = " AND ".join(f"t.{c} = s.{c}" for c in KEY)
-                source = changes.where("op <> 'unchanged'").withColumn("ds", F.expr(day))
+                source = changes.where("op <> 'unchanged'")
                 clauses = []
                 if counts.get("deleted") or counts.get("updated"):
-                    changed = ", ".join(f"{c} = s.{c}" for c in ("value", "context", "source", "ds"))
+                    changed = ", ".join(f"{c} = s.{c}" for c in STATE)
                     clauses.append("WHEN MATCHED AND s.op = 'deleted' THEN DELETE")
                     clauses.append(f"WHEN MATCHED AND s.op = 'updated' THEN UPDATE SET {changed}")
-                names = (*KEY, "value", "context", "source", "ds")
+                names = (*KEY, *STATE)
                 clauses.append(
                     f"WHEN NOT MATCHED AND s.op = 'inserted' THEN INSERT ({', '.join(names)})"
                     f" VALUES ({', '.join(f's.{c}' for c in names)})"
@@ -164,21 +185,45 @@ def write_interactions(tables: LakeTables, clean_rows: DataFrame, config: Config
 
 
 def _changes(new: DataFrame, table: DataFrame, day: str) -> DataFrame:
-    """Key, value, context, source and `op` of every row of the day's input and of its partition."""
+    """Key, `op` and new state of every row of the day's input, of its partition, and of what it brought elsewhere."""
     # As text: a Python datetime would pass through the host's own time zone, where an hour a year comes twice.
     low, high = new.agg(F.min("ts").cast("string"), F.max("ts").cast("string")).first()
-    near = table.where(f"ts BETWEEN TIMESTAMP'{low} UTC' AND TIMESTAMP'{high} UTC' OR ds = {day}")
-    old = near.select(*KEY, *(F.col(name).alias(f"old_{name}") for name in ("value", "context", "ds")))
+    within = f"ts BETWEEN TIMESTAMP'{low} UTC' AND TIMESTAMP'{high} UTC'"
+    near = table.where(f"{within} OR ds = {day} OR (ds > {day} AND exists(replaced, r -> r.ds = {day}))")
+    old = near.select(*KEY, *(F.col(name).alias(f"old_{name}") for name in STATE))
     both = new.select(*KEY, "value", "context", "source").join(old, on=list(KEY), how="full")
-    contexts = (F.array_sort(F.map_entries(name)) for name in ("context", "old_context"))
-    differs = (F.col("value") != F.col("old_value")) | ~next(contexts).eqNullSafe(next(contexts))
+    both = both.withColumn("earlier", F.coalesce("old_replaced", F.array().cast(ArrayType(CLAIM))))
+    both = both.withColumn("mine", F.expr(f"filter(earlier, r -> r.ds = {day})[0]"))  # null: none of this day's
+
+    brought, was_ours = F.col("value").isNotNull(), F.expr(f"old_ds = {day}")
+    differs = _differs(F.col("old_value"), F.col("old_context"))
+    corrected_since = F.when(F.col("mine").isNotNull(), _differs(F.col("mine.value"), F.col("mine.context")))
     op = (
         F.when(F.col("old_ds").isNull(), "inserted")
-        .when(F.col("value").isNull(), F.when(F.expr(f"old_ds = {day}"), "deleted"))
-        .when(differs & F.expr(f"old_ds <= {day}"), "updated")
-        .otherwise("unchanged")
+        .when(~brought & was_ours & (F.size("earlier") == 0), "deleted")
+        .when(~brought, F.when(was_ours | F.col("mine").isNotNull(), "updated"))
+        .when(F.expr(f"old_ds > {day}"), F.when(F.coalesce(corrected_since, differs), "updated").otherwise("unchanged"))
+        .otherwise(F.when(differs, "updated").otherwise("unchanged"))
     )
-    return both.select(*KEY, "value", "context", "source", op.alias("op")).where("op IS NOT NULL")
+    ours = f"struct({day} AS ds, value, context, source)"
+    theirs = "struct(old_ds AS ds, old_value AS value, old_context AS context, old_source AS source)"
+    given = f"if(value IS NULL, array(), array({ours}))"
+    before_and_after = f"filter(earlier, r -> r.ds < {day}), {given}, filter(earlier, r -> r.ds > {day})"
+    state = F.expr(f"""CASE
+        WHEN old_ds > {day} THEN struct({theirs} AS now, concat({before_and_after}) AS before)
+        WHEN old_ds < {day} THEN struct({ours} AS now, concat(earlier, array({theirs})) AS before)
+        WHEN value IS NOT NULL THEN struct({ours} AS now, earlier AS before)
+        ELSE struct(try_element_at(earlier, -1) AS now, slice(earlier, 1, greatest(size(earlier) - 1, 0)) AS before)
+        END""")
+    changed = both.select(*KEY, op.alias("op"), state.alias("state")).where("op IS NOT NULL")
+    before = F.when(F.size("state.before") > 0, F.col("state.before"))
+    return changed.select(*KEY, "op", "state.now.*", before.alias("replaced"))
+
+
+def _differs(value: Column, context: Column) -> Column:
+    """Whether what the day brings is another value or context than these."""
+    contexts = (F.array_sort(F.map_entries(column)) for column in (F.col("context"), context))
+    return (F.col("value") != value) | ~next(contexts).eqNullSafe(next(contexts))
 
 
 def _check_merged(done: dict[str, int], counts: dict[str, int]) -> None:

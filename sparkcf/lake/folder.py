@@ -8,6 +8,7 @@ from typing import Any
 from pyarrow import fs
 
 from sparkcf.errors import ConfigError
+from sparkcf.lake.roots import local_folder
 
 SCHEMES = {"s3": "s3", "s3a": "s3", "s3n": "s3", "gs": "gs", "hdfs": "hdfs"}  # ours and Hadoop's names: Arrow's
 LONGEST_JSON = 16 << 20
@@ -18,7 +19,7 @@ class Folder:
 
     Parameters
     ----------
-    address : a path, or an address that starts with file, s3, gs or hdfs.
+    address : a path (relative ones and `~` are resolved), or an address that starts with file, s3, gs or hdfs.
 
     Raises
     ------
@@ -28,10 +29,11 @@ class Folder:
 
     def __init__(self, address: str) -> None:
         self.address = address
-        scheme, sign, rest = address.partition(":")
-        if not sign or scheme == "file":
-            self._files, self._path = fs.LocalFileSystem(), "/" + (rest if sign else address).lstrip("/")
+        folder = local_folder(address)
+        if folder is not None:
+            self._files, self._path = fs.LocalFileSystem(), folder
             return
+        scheme, _, rest = address.partition(":")
         try:
             if scheme not in SCHEMES:
                 raise ValueError(f"no way to write to {scheme}: addresses")

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import datetime as dt
 import os
-import re
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -24,7 +23,7 @@ from deltalake import DeltaTable
 from deltalake.exceptions import TableNotFoundError
 
 from sparkcf.errors import ConfigError, LakeError, NotFoundError, first_line
-from sparkcf.lake.roots import local_folder
+from sparkcf.lake.roots import check_name, local_folder
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -89,8 +88,7 @@ class Lake:
         self.root = str(root)
         self.folder = local_folder(self.root)
         self.storage_options = storage_options
-        if self.folder and re.search("%[0-9A-Fa-f]{2}", self.folder):
-            raise LakeError(f"lake {self.root}: rename the folder: delta-rs cannot read a path with %XX")
+        check_name(self.root)
 
     def recommendations(self, user_id: str, k: int = 10, model: str | None = None, ds: Day = None) -> pd.DataFrame:
         """A user's published list: position, item_id, title, score, reason.

@@ -1,4 +1,8 @@
-"""The lake's root: a folder or an address, and whether it can be written. No Spark, no delta-rs."""
+"""The lake's root: a folder or an address, and whether it can be written. No Spark, no delta-rs.
+
+A local folder is written as a path, taken as it stands, or as a `file:` address, which may be percent-encoded. Both
+name the same folder for Spark, for delta-rs and for pyarrow.
+"""
 
 from __future__ import annotations
 
@@ -10,16 +14,29 @@ from urllib.parse import unquote
 
 from sparkcf.errors import LakeError
 
+UNREADABLE = r"%[0-9A-Fa-f]{2}|[\\`]"  # delta-rs decodes the first two, Delta does not quote the last
+
 
 def resolve_root(root: str) -> str:
-    """A root without a scheme is a local folder; it becomes an absolute `file:` address."""
-    if re.match(r"^[A-Za-z][A-Za-z0-9+.-]+:", root):
-        return root.rstrip("/")
-    return Path(os.path.abspath(root)).as_uri().replace("file:///", "file:/")
+    """The address that Hadoop takes: of a local folder `file:` and its absolute path, not encoded.
+
+    Resolving an address again gives the same address. Raises LakeError as `check_name`.
+    """
+    check_name(root)
+    folder = local_folder(root)
+    return root.rstrip("/") if folder is None else f"file:{folder}"
+
+
+def check_name(root: str) -> None:
+    """Raise LakeError for a local folder whose name not every reader of Delta can handle."""
+    if found := re.search(UNREADABLE, local_folder(root) or ""):
+        kind = "%XX" if found[0].startswith("%") else found[0]
+        raise LakeError(f"lake {root}: rename the folder: Delta's readers cannot read a path with {kind}")
 
 
 def check_writable(root: str) -> None:
-    """Raise LakeError unless a local root can be made and written; costs no Spark."""
+    """Raise LakeError unless a local root can be made, written and read again; costs no Spark."""
+    check_name(root)
     folder = local_folder(root)
     if folder is None:
         return
@@ -38,7 +55,9 @@ def check_writable(root: str) -> None:
 
 
 def local_folder(root: str) -> str | None:
-    """The folder on this machine behind a root, or None for an object store."""
+    """The absolute path of a root on this machine, or None for an object store."""
     if root.startswith("file:"):
-        return unquote("/" + root.removeprefix("file:").lstrip("/"))
-    return None if re.match(r"^[A-Za-z][A-Za-z0-9+.-]+:", root) else os.path.abspath(root)
+        return os.path.abspath(unquote("/" + root.removeprefix("file:").lstrip("/")))
+    if re.match(r"^[A-Za-z][A-Za-z0-9+.-]+:", root):
+        return None
+    return os.path.abspath(os.path.expanduser(root))

@@ -44,6 +44,15 @@ def column(name: str, dtype: DataType, comment: str, nullable: bool = False) -> 
     return StructField(name, dtype, nullable, {"comment": comment})
 
 
+CLAIM = StructType(  # what a load brought of an event that a later day's load corrected
+    [
+        StructField("ds", DateType()),
+        StructField("value", DOUBLE),
+        StructField("context", MapType(STRING, STRING)),
+        StructField("source", STRING),
+    ]
+)
+
 INTERACTIONS = Table(
     "interactions",
     "cleaned events",
@@ -57,6 +66,7 @@ INTERACTIONS = Table(
             column("context", MapType(STRING, STRING), "what more the input says of the moment", nullable=True),
             column("source", STRING, "file it was read from"),
             column("ds", DateType(), "logical date of the load that brought it"),
+            column("replaced", ArrayType(CLAIM), "what earlier days brought of it, oldest first", nullable=True),
         ]
     ),
     key=("user_id", "item_id", "event", "ts"),
@@ -71,7 +81,8 @@ QUARANTINE = Table(
         [
             column("ds", DateType(), "logical date of the load"),
             column("reason", STRING, "why, one of a closed list"),
-            column("raw", STRING, "the row as it was read", nullable=True),
+            column("raw", STRING, "the row as it was read; bytes that are no UTF-8 are replaced", nullable=True),
+            column("raw_bytes", BinaryType(), "the row's bytes, where the text has replacements", nullable=True),
             column("source", STRING, "file it was read from"),
         ]
     ),

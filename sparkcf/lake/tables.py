@@ -6,6 +6,7 @@ import datetime as dt
 import time
 from collections.abc import Callable
 from typing import TypeVar
+from urllib.parse import quote
 
 from delta.tables import DeltaTable, DeltaTableBuilder
 from py4j.java_gateway import JavaObject
@@ -50,7 +51,10 @@ class LakeTables:
         return _committed(*self._log(name))
 
     def create(self, name: str) -> DeltaTable:
-        """The table; where it does not exist, made empty with comments and constraints in one commit."""
+        """The table; where it does not exist, made empty with comments and constraints in one commit.
+
+        Nullable columns that an older version of the table lacks are added.
+        """
 
         def execute() -> None:
             _clear_abandoned(*self._log(name))
@@ -58,6 +62,14 @@ class LakeTables:
 
         if not self.exists(name):
             retry_conflicts(f"create table {name} in {self.root}", execute)
+        table = self._table(name)
+        there = table.toDF().columns
+        missing = [f for f in TABLES[name].schema if f.nullable and f.name not in there]
+        if not missing:
+            return table
+        added = ", ".join(f"{f.name} {f.dataType.simpleString()} COMMENT '{f.metadata['comment']}'" for f in missing)
+        alter = f"ALTER TABLE delta.`{self.path(name)}` ADD COLUMNS ({added})"
+        retry_conflicts(f"add columns to {name}", lambda: self.spark.sql(alter))
         return self._table(name)
 
     def _log(self, name: str) -> tuple[JavaObject, JavaObject]:
@@ -92,7 +104,8 @@ class LakeTables:
         """
         wanted = "/" + "/".join(f"{column}={value}" for column, value in partition.items()) + "/"
         files = _explained(f"list the files of {name}", lambda: self.read(name, version).inputFiles())
-        return sorted(file for file in files if wanted in file)
+        # Delta gives Hadoop's paths as they stand.
+        return sorted(quote(file, safe=":/=") for file in files if wanted in file)
 
     def version(self, name: str) -> int:
         """The table's newest version; -1 where it does not exist."""
@@ -165,7 +178,8 @@ def is_conflict(error: BaseException) -> bool:
 
 
 def _committed(files: JavaObject, log: JavaObject) -> bool:
-    return bool(files.globStatus(log.suffix("/[0-9]*")))
+    # A list and not a glob, to which brackets in the lake's own path would mean something.
+    return files.exists(log) and any(part.getPath().getName()[:1].isdigit() for part in files.listStatus(log))
 
 
 def _clear_abandoned(files: JavaObject, log: JavaObject) -> None:

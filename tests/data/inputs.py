@@ -31,6 +31,8 @@ class Outcome:
     rows: list[tuple[str, str, str, float, str]]  # user_id, item_id, event, value, ts as ISO text in UTC; sorted
     quarantine: list[tuple[str, str | None]]  # reason, raw
     sources: list[str] = field(default_factory=list)
+    notes: tuple[str, ...] = ()
+    figures: dict[str, int] = field(default_factory=dict)
 
     @property
     def reason_of(self) -> dict[str | None, str]:
@@ -59,6 +61,8 @@ def collect(cleaned: Cleaned) -> Outcome:
         sorted((r["user_id"], r["item_id"], r["event"], r["value"], r["ts"].removesuffix(".000000")) for r in rows),
         sorted((r["reason"], r["raw"]) for r in rejected),
         sorted({r["source"] for r in rows}),
+        cleaned.notes,
+        cleaned.figures,
     )
 
 

@@ -92,7 +92,7 @@ def truth(lines: list[tuple[str, tuple]], most: int) -> Truth:
             good.append(((user.strip(), item.strip(), event, moment(ts)), float(value)))
         else:
             reasons[reason] += 1
-    events = Counter(key[0] for key, _ in good)
+    events = Counter(key[0] for key, _ in set(good))  # without exact duplicates
     by_key = defaultdict(list)
     for key, value in good:
         if events[key[0]] > most:

@@ -18,9 +18,10 @@ from pyspark.sql import DataFrame
 from pyspark.sql import functions as F
 from pyspark.sql.types import StringType
 
-from sparkcf import ids, load
 from sparkcf.data.ingest import read_raw
+from sparkcf.jobs import clean as load
 from sparkcf.jobs.clean import clean_day, write_interactions
+from sparkcf.lake import ids
 from sparkcf.lake.ids import register
 from sparkcf.lake.tables import LakeTables
 from tests.data.inputs import clean_frame, write_lines

@@ -93,7 +93,8 @@ def write(tables: LakeTables, values: dict[dt.date, dict[tuple[str, str], float]
     rows = [(*pair, "rating", value, noon[day], "log", day) for day in values for pair, value in values[day].items()]
     names = ["user_id", "item_id", "event", "value", "ts", "source", "ds"]
     events = tables.spark.createDataFrame(rows, names)
-    tables.replace("interactions", events.withColumn("context", F.lit(None).cast("map<string,string>")), "true")
+    absent = {name: F.lit(None) for name in ("context", "replaced")}
+    tables.replace("interactions", events.withColumns(absent), "true")
     for column, side in enumerate(("user", "item")):
         known = {row[0] for row in tables.read(f"{side}s").collect()}
         ids = list(dict.fromkeys(row[column] for row in rows if row[column] not in known))

@@ -1,0 +1,101 @@
+"""The attributes of users and items as the lake's tables hold them, read from tables that the configuration names."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from pyspark.sql import Column, DataFrame, SparkSession
+from pyspark.sql import functions as F
+from pyspark.sql.types import ArrayType
+
+from sparkcf.config.input import AttributesInput, ItemsInput, UsersInput
+from sparkcf.data.ingest import read_attributes
+from sparkcf.data.lines import readable
+from sparkcf.errors import InputError
+
+
+def read_users(spark: SparkSession, config: UsersInput) -> DataFrame:
+    """The users' attributes: user_id, attributes, numbers. Raises InputError as `read_items`."""
+    columns = config.columns
+    mapped = {"user_id": columns.user_id}
+    rows = _read(spark, "users", config, mapped, columns.attributes, columns.numbers)
+    return rows.select(
+        _text(columns.user_id).alias("user_id"),
+        _texts(columns.attributes).alias("attributes"),
+        _numbers(columns.numbers).alias("numbers"),
+    )
+
+
+def read_items(spark: SparkSession, config: ItemsInput) -> DataFrame:
+    """The items' attributes as text and typed columns: item_id, title, categories, attributes, numbers.
+
+    Raises InputError where the file or a mapped column is missing.
+    """
+    columns = config.columns
+    mapped = {"item_id": columns.item_id, "title": columns.title, "categories": columns.categories}
+    rows = _read(spark, "items", config, mapped, columns.attributes, columns.numbers)
+    return rows.select(
+        _text(columns.item_id).alias("item_id"),
+        _text_or_null(columns.title).alias("title"),
+        _categories(rows, config).alias("categories"),
+        _texts(columns.attributes).alias("attributes"),
+        _numbers(columns.numbers).alias("numbers"),
+    )
+
+
+def _read(
+    spark: SparkSession,
+    kind: str,
+    config: AttributesInput,
+    mapped: dict[str, str | None],
+    texts: Sequence[str],
+    numbers: Sequence[str],
+) -> DataFrame:
+    rows = read_attributes(spark, kind, config)
+    wanted = [*mapped.items(), *(("attributes", name) for name in texts), *(("numbers", name) for name in numbers)]
+    for ours, name in wanted:
+        if name is not None and name not in rows.columns:
+            raise InputError(
+                f"input column {name!r} (input.{kind}.columns.{ours}) is missing in {config.path}: "
+                f"it has {rows.columns}"
+            )
+    return rows
+
+
+def _text(name: str) -> Column:
+    return readable(_column(name).cast("string"))
+
+
+def _column(name: str) -> Column:
+    return F.col("`" + name.replace("`", "``") + "`")
+
+
+def _text_or_null(name: str | None) -> Column:
+    return _text(name) if name else F.lit(None).cast("string")
+
+
+def _categories(rows: DataFrame, config: ItemsInput) -> Column:
+    name = config.columns.categories
+    if name is None:
+        return F.lit(None).cast("array<string>")
+    column = _column(name)
+    if isinstance(rows.schema[name].dataType, ArrayType):
+        return column.cast("array<string>")
+    parts = F.split(_text(name), "\\Q" + config.category_separator + "\\E")
+    return F.when(column.isin(*config.no_category), F.array().cast("array<string>")).otherwise(parts)
+
+
+def _texts(names: Sequence[str]) -> Column:
+    """A map of what is not empty of some columns."""
+    if not names:
+        return F.lit(None).cast("map<string,string>")
+    plain = [F.nullif(F.trim(_text(name)), F.lit("")) for name in names]
+    made = F.map_from_arrays(F.array(*map(F.lit, names)), F.array(*plain))
+    return F.map_filter(made, lambda _, text: text.isNotNull())
+
+
+def _numbers(names: Sequence[str]) -> Column:
+    if not names:
+        return F.lit(None).cast("map<string,double>")
+    pairs = [part for name in names for part in (F.lit(name), _column(name).cast("double"))]
+    return F.create_map(*pairs)
