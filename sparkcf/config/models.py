@@ -213,7 +213,7 @@ class FMConfig(Section):
     intercept: bool = True  # w_0 is fitted; False: it is the mean
     # The moment that vectors, and so lists, are made for: by field, a text, a number, or an hour; previous is every
     # user's last item. A field of the moment that is not named adds nothing.
-    context: dict[str, str | float] = {}
+    context: dict[str, str | float] = Field(default_factory=dict)
     init_sd: Annotated[float, Field(gt=0, allow_inf_nan=False)] = 0.1
     tolerance: NonNegative = 0.0  # als: stop when the objective falls by a smaller share in a sweep; 0: never
     workers: Positive | None = None  # size of the gang; None: all task slots

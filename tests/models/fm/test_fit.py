@@ -10,9 +10,10 @@ import numpy as np
 import pytest
 
 from sparkcf.config.models import FMConfig, FMField
+from sparkcf.kernels.fm import draw_features, move_several, sum_several
 from sparkcf.kernels.topk import rank_scores
 from sparkcf.models.fm.arrays import FMData, FMFit, entries_of, fit_fm_arrays
-from sparkcf.models.fm.rows import Field, FMRows, make_plan
+from sparkcf.models.fm.rows import Field, FMPlan, FMRows, make_plan
 from sparkcf.models.fm.sweeps import Sample, train_fm
 from tests.training.gangs import in_gang
 
@@ -63,6 +64,10 @@ def configured(**changes: Any) -> FMConfig:
     return FMConfig.model_validate(given | changes)
 
 
+def as_labels(made: Data) -> Data:
+    return replace(made, data=replace(made.data, y=(made.data.y > 3).astype(np.float32)))
+
+
 def fitted(made: Data, config: FMConfig, seed: int = 1, threads: int = 1) -> FMFit:
     return fit_fm_arrays(made.data, made.fields, N, M, config, seed, threads)
 
@@ -95,7 +100,7 @@ def test_predictions_are_those_of_the_double_loop(pairs) -> None:
 def test_result_does_not_depend_on_workers_or_threads(learner, task, pairs) -> None:
     made = make()
     if task == "classification":
-        made = replace(made, data=replace(made.data, y=(made.data.y > 3).astype(np.float32)))
+        made = as_labels(made)
     config = configured(learner=learner, task=task, pairs=pairs)
     expected = fitted(made, config)
     for workers, threads in ((1, 3), (2, 1), (3, 2)):
@@ -136,37 +141,91 @@ def gang_samples(made: Data, config: FMConfig, workers: int, threads: int) -> li
     return samples
 
 
-def objective(made: Data, w0: float, table: np.ndarray, config: FMConfig, pairs: np.ndarray) -> float:
-    residual = made.data.y - double_loop(made.dense, w0, table, made.field_of, pairs)
-    return float(np.square(residual).sum() + config.regularization * np.square(table, dtype=np.float64).sum())
+def dense_sweep(made: Data, w0: float, table: np.ndarray, plan: FMPlan) -> float:
+    """One ALS sweep in float64: w_0, then feature after feature, each a ridge regression over all rows; in place."""
+    values = lambda: double_loop(made.dense, w0, table, made.field_of, plan.pairs)  # noqa: E731
+    w0 += float(np.mean(made.data.y - values()))
+    penalties = np.repeat(plan.penalties(), [plan.config.rank, 1], axis=1)
+    for number, f in enumerate(plan.fields):
+        features = np.flatnonzero(made.field_of == number)
+        present = features[made.dense[:, features].any(axis=0)]
+        for j in np.concatenate(groups_of(made, features, present)) if f.several else present:
+            met = plan.pairs[number][made.field_of] & (np.arange(len(table)) != j)
+            x = made.dense[:, j].astype(np.float64)
+            h = np.column_stack([x[:, None] * (made.dense[:, met] @ table[met, :-1]), x])
+            left = made.data.y - values() + h @ table[j]
+            table[j] = np.linalg.solve(h.T @ h + np.diag(penalties[number]), h.T @ left)
+    return w0
+
+
+def groups_of(made: Data, features: np.ndarray, present: np.ndarray) -> list[np.ndarray]:
+    """Features with most rows first: each joins the first group none of whose features stands in a row with it."""
+    groups: list[list[int]] = []
+    for j in sorted(present, key=lambda j: -np.count_nonzero(made.dense[:, j])):
+        fits = (g for g in groups if not (made.dense[:, g].any(axis=1) & (made.dense[:, j] != 0)).any())
+        if (group := next(fits, None)) is None:
+            groups.append(group := [])
+        group.append(j)
+    return [np.sort(group) for group in groups]
 
 
 @pytest.mark.parametrize("pairs", PAIRS)
-def test_als_ends_where_no_parameter_can_be_moved_with_gain(pairs) -> None:
+def test_a_sweep_of_als_solves_one_feature_after_the_other_exactly(pairs) -> None:
     made = make(rows=120)
-    config = configured(pairs=pairs, iterations=400, regularization=2.0, linear_regularization=2.0)
-    fit = fitted(made, config)
-    w0, table = fit.samples[0]
-    best = objective(made, w0, table, config, fit.plan.pairs)
-    assert fit.log[-1]["objective"] == pytest.approx(best, rel=1e-4)
-    rng = np.random.default_rng(0)
-    for _ in range(60):
-        feature, column = rng.integers(len(table)), rng.integers(table.shape[1])
-        for step in (0.05, -0.05):
-            moved = table.copy()
-            moved[feature, column] += step
-            assert objective(made, w0, moved, config, fit.plan.pairs) > best - 1e-3
+    config = configured(pairs=pairs, regularization=2.0, linear_regularization=0.5)
+    before, after = (fitted(made, config.model_copy(update={"iterations": n})) for n in (1, 2))
+    table = before.samples[0][1].astype(np.float64)
+    w0 = dense_sweep(made, before.samples[0][0], table, after.plan)
+    assert after.samples[0][0] == pytest.approx(w0, abs=1e-5)
+    np.testing.assert_allclose(after.samples[0][1], table, atol=1e-4)
+    lost = np.square(made.data.y - double_loop(made.dense, w0, table, made.field_of, after.plan.pairs)).sum()
+    cost = 2 * np.square(table[:, :-1]).sum() + 0.5 * np.square(table[:, -1]).sum()
+    assert after.log[-1]["objective"] == pytest.approx(lost + cost, rel=1e-5)
 
 
-@pytest.mark.parametrize("task", ["regression", "classification"])
+@pytest.mark.parametrize("rank", [2, 32])
+@pytest.mark.parametrize("regularization", [0.0, 1e-6, 1e-3, 1.0])
 @pytest.mark.parametrize("pairs", PAIRS)
-def test_objective_of_als_never_rises(task, pairs) -> None:
-    made = make(seed=2)
-    if task == "classification":
-        made = replace(made, data=replace(made.data, y=(made.data.y > 3).astype(np.float32)))
-    log = fitted(made, configured(task=task, pairs=pairs, iterations=25)).log
-    values = np.array([entry["objective"] for entry in log])
-    assert np.all(np.diff(values) <= 1e-5 * np.abs(values[:-1]))
+def test_objective_of_als_never_rises(pairs, regularization, rank) -> None:
+    """Without regularisation too, and where features have fewer rows than parameters."""
+    made = make(seed=3)
+    shared = {"regularization": regularization, "linear_regularization": regularization, "rank": rank}
+    for task in ("regression", "classification"):
+        data = made.data if task == "regression" else as_labels(made).data
+        log = fitted(replace(made, data=data), configured(task=task, pairs=pairs, iterations=20, **shared)).log
+        values = np.array([entry["objective"] for entry in log])
+        assert np.all(np.diff(values) <= 1e-8 * values[:-1])
+
+
+def test_a_feature_of_many_rows_moves_as_the_dense_formulas_say() -> None:
+    """A field of several features with itself: sums, draw and update of two features, against numpy."""
+    rng = np.random.default_rng(0)
+    n, k = 300, 4
+    starts, rows, x = np.array([0, 200, n]), rng.permutation(n), rng.normal(size=n).astype(np.float32)
+    theta, contexts = (rng.normal(size=shape).astype(np.float32) for shape in ((2, k + 1), (n, k)))
+    residual, precision, mean = rng.normal(size=n), rng.random(k + 1), rng.normal(size=k + 1)
+    normal = rng.normal(size=(2, k + 1)).astype(np.float32)
+    a, b, new = np.zeros((2, k + 1, k + 1)), np.zeros((2, k + 1)), theta.copy()
+    kept = (True, contexts.copy(), residual.copy())
+    features = np.array([1, 0])
+    sum_several(features, starts, rows, x, theta, *kept, a, b)
+    assert draw_features(a, b, 3.0, precision, mean, normal, new) == 0
+    moved = theta.copy()
+    move_several(features, starts, rows, x, moved, new, *kept)
+    for place, feature in enumerate(features):
+        at = slice(starts[feature], starts[feature + 1])
+        before, value = theta[feature].astype(np.float64), x[at, None].astype(np.float64)
+        h = np.column_stack([value * (contexts[rows[at]] - value * before[:k]), value])
+        np.testing.assert_allclose(a[place], h.T @ h, rtol=1e-4, atol=1e-3)
+        np.testing.assert_allclose(b[place], h.T @ residual[rows[at]], rtol=1e-4, atol=1e-3)
+        given = 3 * a[place] + np.diag(precision)
+        expected = np.linalg.solve(given, 3 * (b[place] + a[place] @ theta[place]) + precision * mean)
+        expected += np.linalg.solve(np.linalg.cholesky(given).T, normal[place])
+        np.testing.assert_allclose(new[place], expected, atol=1e-4)
+        step = new[place] - before
+        np.testing.assert_allclose(kept[2][rows[at]], residual[rows[at]] - h @ step, atol=1e-3)
+        np.testing.assert_allclose(kept[1][rows[at]], contexts[rows[at]] + value * step[:k], atol=1e-5)
+        np.testing.assert_array_equal(moved[feature], new[place])
 
 
 def test_features_of_no_row_are_zero_in_als_and_the_fields_mean_in_mcmc() -> None:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -18,16 +17,12 @@ from sparkcf.models.fm.rows import Field, make_plan
 from sparkcf.models.fm.sgd import examples_of, told
 from sparkcf.models.nets.registry import net_of
 from sparkcf.training.loop import to_tensors
-from tests.models.fm.test_fit import PAIRS, Data, M, N, configured, double_loop, fitted, make
+from tests.models.fm.test_fit import PAIRS, M, N, as_labels, configured, double_loop, fitted, make
 
 
 def descending(**changes: Any) -> FMConfig:
     sgd = {"epochs": 3, "batch_size": 40, "learning_rate": 0.02} | changes.pop("sgd", {})
     return configured(learner="sgd", sgd=sgd, **changes)
-
-
-def as_labels(made: Data) -> Data:
-    return replace(made, data=replace(made.data, y=(made.data.y > 3).astype(np.float32)))
 
 
 @pytest.mark.parametrize("pairs", PAIRS)
