@@ -23,11 +23,16 @@ exact solution; in a direction without curvature it is short instead of arbitrar
 
 from __future__ import annotations
 
+import math
+
 import numpy as np
 
 from sparkcf.kernels.jit import kernel
 
 CHUNK = 128  # rows of one matrix product
+IDENTITY, PROBIT, LOGISTIC = 0, 1, 2  # links of `fold_in_users`
+NEWTON_STEPS = 50  # at most
+NEWTON_TOLERANCE = 1e-10  # of Newton's decrement: the step that falls below it is the last, and squares the error
 FAST = {"reassoc", "contract", "arcp", "nsz"}  # NaN and infinity must be seen
 ROUNDING = 5e-7  # of sums of float32 products, relative
 
@@ -164,15 +169,33 @@ def _draw(a, b, given, factor, theta):
     noise_precision, precision, mean, normal = given
     width = b.size
     x = np.empty(width)  # the step
-    own, largest = ROUNDING * np.sqrt(np.float64(width)), 1e-300
+    floor = np.empty(width)
+    largest = 1e-300
     for i in range(width):
         for j in range(i + 1):
             factor[i, j] = noise_precision * a[i, j]
         factor[i, i] += precision[i]
         largest = max(largest, factor[i, i])
         x[i] = noise_precision * b[i] + precision[i] * (mean[i] - np.float64(theta[i]))
-    singular = 0
     for i in range(width):
+        floor[i] = ROUNDING * (np.sqrt(np.float64(width)) * factor[i, i] + largest)
+        factor[i, i] += floor[i]
+        floor[i] *= 2.0
+    singular = _factorize(factor, floor)
+    _forward(factor, x)
+    for i in range(width):
+        x[i] += normal[i]
+    _backward(factor, x)
+    for i in range(width):
+        theta[i] = np.float64(theta[i]) + x[i]
+    return singular
+
+
+@kernel(fastmath=FAST)
+def _factorize(factor, floor):
+    """Cholesky factor of the lower triangle, in place; pivots are raised to `floor`. Returns 1 if one was, else 0."""
+    raised = 0
+    for i in range(len(factor)):
         row = factor[i]
         fours = i - i % 4
         for j in range(0, fours, 4):  # four columns at a time: their sums run side by side over the same row
@@ -194,28 +217,135 @@ def _draw(a, b, given, factor, theta):
             for s in range(j):
                 total -= row[s] * factor[j, s]
             row[j] = total / factor[j, j]
-        added = own * row[i] + ROUNDING * largest
-        pivot = row[i] + added
+        pivot = row[i]
         for s in range(i):
             pivot -= row[s] * row[s]
-        if pivot <= 2.0 * added:
-            singular = 1
-            pivot = max(pivot, added)
+        if pivot <= floor[i]:
+            raised = 1
+            pivot = floor[i]
         row[i] = np.sqrt(pivot)
-    for i in range(width):
+    return raised
+
+
+@kernel(fastmath=FAST)
+def _forward(factor, x):
+    """x = L^-1 x."""
+    for i in range(x.size):
         total = x[i]
         for s in range(i):
             total -= factor[i, s] * x[s]
         x[i] = total / factor[i, i]
-    for i in range(width):
-        x[i] += normal[i]
-    for i in range(width - 1, -1, -1):
+
+
+@kernel(fastmath=FAST)
+def _backward(factor, x):
+    """x = L^-T x."""
+    for i in range(x.size - 1, -1, -1):
         x[i] /= factor[i, i]
         for s in range(i):
             x[s] -= factor[i, s] * x[i]
-    for i in range(width):
-        theta[i] = np.float64(theta[i]) + x[i]
-    return singular
+
+
+@kernel(fastmath=FAST)
+def fold_in_users(indptr, indices, values, items, rest, parts, contexts, given, link, out):
+    """The parameters theta = [v, w] of users' ids with all other parameters held: the mode of their posterior.
+
+    F(theta) = alpha sum_r loss(y_r, g_r + <h_r, theta>) + 1/2 sum_d lambda_d (theta_d - mu_d)^2,   h_r = [c_r, 1]
+
+    The loss is minus the log-likelihood: (y - a)^2 / 2 (link IDENTITY), -log Phi(s a) (PROBIT) or log(1 + exp(-s a))
+    (LOGISTIC), with s = 1 for y > 0, else -1. F is convex: Newton's method with step halving, to NEWTON_TOLERANCE. For
+    IDENTITY one step is exact.
+
+    Parameters
+    ----------
+    indptr : int64 (n + 1,), indices : int32 and values : float32, the users' rows: items and y.
+    items : float32 (m, p) and rest : float32 (n, p), whose inner product is g.
+    parts : float64 (m, k) and contexts : float64 (n, k), whose sum is c.
+    given : (alpha, lambda float64 (k + 1,), mu float64 (k + 1,)).
+    out : float64 (n, k + 1), overwritten: zeros for a user without rows.
+    """
+    noise_precision, precision, mean = given
+    width = out.shape[1]
+    k = width - 1
+    factor, floor = np.empty((width, width)), np.empty(width)
+    for user in range(len(out)):
+        begin, n = indptr[user], indptr[user + 1] - indptr[user]
+        theta = out[user]
+        if n == 0:
+            theta[:] = 0.0
+            continue
+        h, fitted = np.empty((n, width)), np.empty(n)
+        theta[:] = mean
+        for r in range(n):
+            item = indices[begin + r]
+            total = mean[k]
+            for d in range(items.shape[1]):
+                total += np.float64(items[item, d]) * np.float64(rest[user, d])
+            for d in range(k):
+                h[r, d] = parts[item, d] + contexts[user, d]
+                total += h[r, d] * mean[d]
+            h[r, k] = 1.0
+            fitted[r] = total
+        scaled, along = np.empty((n, width)), np.empty(n)
+        for _ in range(NEWTON_STEPS):
+            step = precision * (mean - theta)
+            value = 0.0
+            for r in range(n):
+                loss, slope, curvature = _loss(values[begin + r], fitted[r], link)
+                value += noise_precision * loss
+                for d in range(width):
+                    step[d] -= noise_precision * slope * h[r, d]
+                    scaled[r, d] = noise_precision * curvature * h[r, d]
+            np.dot(scaled.T, h, factor)
+            for d in range(width):
+                value += 0.5 * precision[d] * (theta[d] - mean[d]) ** 2
+                factor[d, d] += precision[d]
+                floor[d] = 1e-13 * factor[d, d] + 1e-300
+            _factorize(factor, floor)
+            _forward(factor, step)
+            decrement = 0.0
+            for d in range(width):
+                decrement += step[d] * step[d]
+            _backward(factor, step)
+            last = link == IDENTITY or decrement <= NEWTON_TOLERANCE
+            np.dot(h, step, along)
+            length = 1.0
+            while not last and length > 1e-9:
+                reached = 0.0
+                for r in range(n):
+                    reached += noise_precision * _loss(values[begin + r], fitted[r] + length * along[r], link)[0]
+                for d in range(width):
+                    reached += 0.5 * precision[d] * (theta[d] + length * step[d] - mean[d]) ** 2
+                if reached <= value - 1e-4 * length * decrement:
+                    break
+                length *= 0.5
+            for r in range(n):
+                fitted[r] += length * along[r]
+            for d in range(width):
+                theta[d] += length * step[d]
+            if last:
+                break
+
+
+@kernel()
+def _loss(y, a, link):
+    """The loss of `fold_in_users` at a, and its first and second derivatives."""
+    if link == IDENTITY:
+        return 0.5 * (y - a) ** 2, a - y, 1.0
+    sign = 1.0 if y > 0.0 else -1.0
+    t = sign * a
+    if link == LOGISTIC:
+        wrong = 1.0 / (1.0 + math.exp(t)) if t < 700.0 else 0.0
+        return math.log1p(math.exp(-abs(t))) + max(-t, 0.0), -sign * wrong, wrong * (1.0 - wrong)
+    if t > -6.0:
+        below = 0.5 * math.erfc(t / math.sqrt(2.0))
+        ratio = math.exp(-0.5 * t * t) / math.sqrt(2.0 * math.pi) / (1.0 - below)
+        return -math.log1p(-below), -sign * ratio, ratio * (ratio + t)
+    beyond = 0.0  # phi / Phi = -t + 1 / (-t + 2 / (-t + 3 / ...)), Laplace's continued fraction
+    for place in range(40, 0, -1):
+        beyond = place / (beyond - t)
+    ratio = beyond - t
+    return 0.5 * t * t + 0.5 * math.log(2.0 * math.pi) + math.log(ratio), -sign * ratio, ratio * beyond
 
 
 @kernel(fastmath=FAST)
