@@ -135,11 +135,13 @@ class FMField(Section):
 
     name: str = Field(..., pattern=r"^[A-Za-z][A-Za-z0-9_]{0,39}$")
     # user, item: the id; categories: the item's; attribute: a text, number: a number, both of `table`; history: the
-    # user's items, each with the weight 1 / sqrt(how many); hour, weekday: of the timestamp, UTC; previous: the item
-    # that the user had before
+    # user's items; hour, weekday: of the timestamp, UTC; previous: the item that the user had before
     of: Literal["user", "item", "categories", "attribute", "number", "history", "hour", "weekday", "previous"]
     column: str | None = None  # attribute, number: its name
     table: Literal["users", "items", "interactions"] = "items"  # attribute, number: whose it is
+    # categories, history: the value of each of a row's m features: one: 1, sqrt: 1 / sqrt(m) (Koren 2008, SVD++),
+    # mean: 1 / m (Rendle 2010, fig. 1). None: one for categories, sqrt for history.
+    weight: Literal["one", "sqrt", "mean"] | None = None
     regularization: NonNegative | None = None  # of this field's vectors; None: fm.regularization
     linear_regularization: NonNegative | None = None  # of its weights; None: fm.linear_regularization
 
@@ -147,7 +149,19 @@ class FMField(Section):
     def _complete(self) -> FMField:
         if (self.of in ("attribute", "number")) != (self.column is not None):
             raise ValueError("column goes with of: attribute or number, and these with it")
+        if self.weight is not None and not self.several:
+            raise ValueError(f"weight={self.weight} goes with of: categories or history, not {self.of}: leave it out")
         return self
+
+    @property
+    def several(self) -> bool:
+        """Whether a row may have several of the field's features."""
+        return self.of in ("categories", "history")
+
+    @property
+    def own_weight(self) -> Literal["one", "sqrt", "mean"]:
+        """The setting `weight`, or its default."""
+        return self.weight or ("sqrt" if self.of == "history" else "one")
 
     @property
     def side(self) -> Literal["user", "item", "context"]:

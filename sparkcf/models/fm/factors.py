@@ -21,7 +21,7 @@ from scipy.sparse import csr_matrix
 from sparkcf.config.models import FMConfig
 from sparkcf.kernels.fm import fold_in_users
 from sparkcf.models.fm.links import link_of
-from sparkcf.models.fm.rows import Field, FMPlan
+from sparkcf.models.fm.rows import WEIGHT_EXPONENTS, Field, FMPlan
 from sparkcf.training.blocks import ITEM, USER
 
 F32 = NDArray[np.float32]
@@ -174,11 +174,13 @@ def _plan_of(state: dict[str, NDArray[Any]], config: FMConfig, n_items: int) -> 
 
 def _histories(indptr: NDArray[np.int64], indices: NDArray[np.int32], plan: FMPlan) -> Any:
     """The users' other features, as `features.features_of` makes them of pairs."""
-    listed = [start for f, start in zip(plan.config.fields, plan.starts(), strict=True) if f.of == "history"]
+    listed = [(f, start) for f, start in zip(plan.config.fields, plan.starts(), strict=True) if f.of == "history"]
     if not listed:
         return np.zeros(len(indptr), np.int64), np.empty(0, np.int32), np.empty(0, np.float32)
+    field, start = listed[0]
     counts = np.diff(indptr)
-    return indptr, (indices + listed[0]).astype(np.int32), np.repeat(1 / np.sqrt(np.maximum(counts, 1)), counts)
+    weights = np.maximum(counts, 1).astype(np.float64) ** WEIGHT_EXPONENTS[field.own_weight]
+    return indptr, (indices + start).astype(np.int32), np.repeat(weights, counts).astype(np.float32)
 
 
 def _own_side(name: str, entries: Any, everywhere: F32, plan: FMPlan) -> NDArray[np.float64]:

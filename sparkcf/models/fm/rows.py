@@ -18,6 +18,7 @@ from sparkcf.training.gang import Gang
 F32 = NDArray[np.float32]
 I64 = NDArray[np.int64]
 I32 = NDArray[np.int32]
+WEIGHT_EXPONENTS = {"one": 0.0, "sqrt": -0.5, "mean": -1.0}  # FMField.weight: each of m features has the value m^this
 
 
 @dataclass(frozen=True)

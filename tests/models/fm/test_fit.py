@@ -4,20 +4,26 @@ from __future__ import annotations
 
 from dataclasses import dataclass, replace
 from itertools import combinations
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
+import yaml
+from scipy.sparse import csr_matrix
+from scipy.special import ndtr
 
 from sparkcf.config.models import FMConfig, FMField
 from sparkcf.kernels.fm import draw_features, move_several, sum_several
 from sparkcf.kernels.topk import rank_scores
 from sparkcf.models.fm.arrays import FMData, FMFit, entries_of, fit_fm_arrays
+from sparkcf.models.fm.factors import _histories
 from sparkcf.models.fm.rows import Field, FMPlan, FMRows, make_plan
 from sparkcf.models.fm.sweeps import Sample, train_fm
 from tests.training.gangs import in_gang
 
 N, M, GENRES, HAD = 30, 12, 5, 12
+CONF = Path(__file__).resolve().parents[3] / "conf" / "models"
 
 
 @dataclass(frozen=True)
@@ -259,42 +265,74 @@ def test_two_fields_are_biased_matrix_factorization() -> None:
     np.testing.assert_allclose(one.predict(data)[0], scores, atol=5e-3)
 
 
-def test_svdpp_and_pitf_are_their_own_formulas() -> None:
-    """Koren (2008), eq. 15, and Rendle, Schmidt-Thieme (2010), eq. 4 with the weights that an FM has."""
-    made = make(rows=80)
-    svdpp = fitted(made, configured(pairs=(("user", "item"), ("item", "had"))))
-    w0, table = svdpp.samples[0]
-    v, w = table[:, :-1].astype(np.float64), table[:, -1].astype(np.float64)
-    implicit = made.dense[:, N + M + 1 + GENRES :] @ v[N + M + 1 + GENRES :]
-    users, items = made.data.users, made.data.items
-    formula = w0 + made.dense @ w + np.einsum("nk,nk->n", v[N + items], v[users] + implicit)
-    np.testing.assert_allclose(svdpp.predict(made.data)[0], formula, atol=1e-4)
-    pitf = fitted(made, configured(pairs=(("user", "genres"), ("item", "genres"))))
-    w0, table = pitf.samples[0]
-    v, w = table[:, :-1].astype(np.float64), table[:, -1].astype(np.float64)
-    tags = made.dense[:, N + M + 1 : N + M + 1 + GENRES] @ v[N + M + 1 : N + M + 1 + GENRES]
-    formula = w0 + made.dense @ w + np.einsum("nk,nk->n", tags, v[users] + v[N + items])
-    np.testing.assert_allclose(pitf.predict(made.data)[0], formula, atol=1e-4)
+def shipped(name: str, sizes: dict[str, int]) -> tuple[FMConfig, tuple[Field, ...]]:
+    """A small machine of the fields, pairs and task of conf/models/fm-NAME.yaml, and its fields of these sizes."""
+    told = yaml.safe_load((CONF / f"fm-{name}.yaml").read_text())["fm"]
+    config = FMConfig.model_validate(told | {"rank": 3, "iterations": 4, "burn_in": 1, "samples": 2})
+    sides = {"user": 0, "item": 1}
+    fields = tuple(
+        Field(f.name, sizes[f.name], f.several, sides.get(f.of), of_item=f.side == "item") for f in config.fields
+    )
+    return config, fields
 
 
-def test_fpmc_is_its_own_formula() -> None:
-    """Rendle, Freudenthaler, Schmidt-Thieme (2010), eq. 7 for one item before, with the weights that an FM has."""
-    made = make(rows=80, several=False)
-    before = np.random.default_rng(1).integers(0, M, 80).astype(np.int32)
-    data = FMData(made.data.users, made.data.items, made.data.y, np.arange(81), before, np.ones(80, np.float32))
-    fields = (*made.fields[:2], Field("before", M))
-    config = FMConfig.model_validate(
-        {
-            "learner": "als", "rank": 3, "iterations": 4, "pairs": [["user", "item"], ["item", "before"]],
-            "fields": [{"name": n, "of": of} for n, of in (("user", "user"), ("item", "item"), ("before", "previous"))],
-        }
-    )  # fmt: skip
+def machine_of(name: str, data: FMData, sizes: dict[str, int], formula: Any) -> None:
+    """Whether predictions are the mean over the samples of `formula`, which is given w_0 and each field's v and w."""
+    config, fields = shipped(name, {"user": N, "item": M} | sizes)
     fit = fit_fm_arrays(data, fields, N, M, config, 1)
-    w0, table = fit.samples[0]
-    v, w = table[:, :-1].astype(np.float64), table[:, -1].astype(np.float64)
-    users, items, last = data.users, N + data.items, N + M + before
-    both = np.einsum("nk,nk->n", v[items], v[users]) + np.einsum("nk,nk->n", v[items], v[last])
-    np.testing.assert_allclose(fit.predict(data)[0], w0 + w[users] + w[items] + w[last] + both, atol=1e-4)
+    cuts = np.cumsum([f.size for f in fields])[:-1]
+    values = []
+    for w0, table in fit.samples:
+        parts = np.split(table.astype(np.float64), cuts)
+        values.append(formula(w0, *((part[:, :-1], part[:, -1]) for part in parts)))
+    values = ndtr(values) if config.task == "classification" else values
+    np.testing.assert_allclose(fit.predict(data)[0], np.mean(values, axis=0), atol=1e-4)
+
+
+def test_the_shipped_biased_mf_and_svdpp_are_their_own_formulas() -> None:
+    """Koren (2008), eq. 15, with 1 / m in the place of 1 / sqrt(m) and the weights w that a machine has."""
+    made = make(rows=80, several=False)
+    users, items = made.data.users, made.data.items
+
+    def biased_mf(w0, user, item):
+        return w0 + user[1][users] + item[1][items] + np.einsum("nk,nk->n", user[0][users], item[0][items])
+
+    machine_of("biased-mf", FMData.of_pairs(users, items, made.data.y), {}, biased_mf)
+    rows = csr_matrix((np.ones(len(users)), (users, items)), shape=(N, M))
+    config, fields = shipped("svdpp", {"user": N, "item": M, "had": M})
+    ptr, feat, val = _histories(rows.indptr.astype(np.int64), rows.indices, make_plan(config, fields, N, M, 0, 1))
+    had = csr_matrix((val, feat, ptr), shape=(N, M))[users]
+    data = FMData(users, items, made.data.y, had.indptr.astype(np.int64), had.indices, had.data)
+    lists = [np.unique(items[users == u]) for u in range(N)]
+
+    def svdpp(w0, user, item, implicit):
+        total = biased_mf(w0, user, item)
+        for n, (u, i) in enumerate(zip(users, items, strict=True)):
+            m = len(lists[u])
+            total[n] += sum(implicit[1][j] + item[0][i] @ implicit[0][j] for j in lists[u]) / m
+        return total
+
+    machine_of("svdpp", data, {"had": M}, svdpp)
+
+
+def test_the_shipped_pitf_and_fpmc_are_their_own_formulas() -> None:
+    """Rendle, Schmidt-Thieme (2010), eq. 4, and Rendle, Freudenthaler, Schmidt-Thieme (2010), eq. 7, for one item
+    before, with the weights w that a machine has."""
+    made = make(rows=80, several=False)
+    users, items = made.data.users, made.data.items
+    third = np.random.default_rng(1).integers(0, M, 80)
+
+    def pitf(w0, user, item, tag):
+        meets = np.einsum("nk,nk->n", user[0][users] + item[0][items], tag[0][third])
+        return w0 + user[1][users] + item[1][items] + tag[1][third] + meets
+
+    def fpmc(w0, user, item, before):
+        meets = np.einsum("nk,nk->n", user[0][users] + before[0][third], item[0][items])
+        return w0 + user[1][users] + item[1][items] + before[1][third] + meets
+
+    ones = (np.arange(81), third.astype(np.int32), np.ones(80, np.float32))
+    machine_of("pitf", FMData(users, items, (made.data.y > 3).astype(np.float32), *ones), {"tag": M}, pitf)
+    machine_of("fpmc", FMData(users, items, made.data.y, *ones), {"before": M}, fpmc)
 
 
 def test_candidates_with_a_context_each_are_ranked_as_their_predictions() -> None:
@@ -377,8 +415,6 @@ def test_noise_and_labels_are_recovered() -> None:
     likely, _ = fit_fm_arrays(FMData.of_pairs(users, items, labels), fields, N, M,
                               configured(**config.model_dump(exclude={"task"}), task="classification"), 3
                               ).predict(data)  # fmt: skip
-    from scipy.special import ndtr
-
     assert np.abs(likely - ndtr(signal)).mean() < 0.08
 
 
@@ -406,3 +442,9 @@ def test_same_seed_same_samples_and_another_seed_others() -> None:
     one, again, other = (fitted(made, config, seed) for seed in (1, 1, 2))
     np.testing.assert_array_equal(one.samples[-1][1], again.samples[-1][1])
     assert np.abs(one.samples[-1][1] - other.samples[-1][1]).max() > 0.1
+
+
+def test_a_weight_is_of_a_field_of_several_features() -> None:
+    assert [FMField(name="f", of=of).own_weight for of in ("categories", "history")] == ["one", "sqrt"]
+    with pytest.raises(ValueError, match="weight=mean goes with of: categories or history, not user: leave it out"):
+        FMField(name="f", of="user", weight="mean")
