@@ -221,7 +221,9 @@ class FMConfig(Section):
     rank: Annotated[int, Field(ge=1, le=1024)] = 32
     iterations: Positive = 120
     burn_in: Annotated[int, Field(ge=0)] = 20  # mcmc: sweeps before the first sample
-    samples: Positive = 20  # mcmc: kept, evenly thinned; predictions are their mean
+    # mcmc: draws that are kept, evenly thinned; predictions are their mean. A user's and an item's vector hold them
+    # side by side, so that the size of the factors and the time of top-K grow with samples x rank.
+    samples: Positive = 40
     regularization: NonNegative = 1.0  # als, sgd: of vectors
     linear_regularization: NonNegative = 1.0  # als, sgd: of weights
     intercept: bool = True  # w_0 is fitted; False: it is the mean
