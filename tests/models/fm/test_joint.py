@@ -126,7 +126,7 @@ def expected(dense: np.ndarray) -> dict[str, float]:
 
 @pytest.mark.parametrize("task", ["regression", "classification"])
 def test_parameters_have_their_priors_moments_when_values_are_drawn_given_them(task) -> None:
-    off = deviations(task, 4800) | deviations(task, 480, intercept=True)
+    off = deviations(task, 3600) | deviations(task, 480, intercept=True)
     assert max(map(abs, off.values())) < 4, off
 
 
