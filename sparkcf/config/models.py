@@ -24,7 +24,7 @@ class FactorizationConfig(Section):
     unobserved_weight: NonNegative = 0.1  # alpha0, form ials
     alpha: Annotated[float, Field(gt=0, allow_inf_nan=False)] = 1.0  # forms hu_koren and implicit
     biases: bool = False  # explicit only
-    nonnegative: bool = False
+    nonnegative: bool = False  # factors >= 0: als with solver=cholesky (each row exactly) or hals
     init_sd: Annotated[float, Field(gt=0, allow_inf_nan=False)] = 0.1  # entries ~ N(0, init_sd / sqrt(rank))
     tolerance: NonNegative = 0.0  # stop when the objective falls by a smaller share in a sweep; 0: never
     save_every: Annotated[int, Field(ge=0)] = 5  # sweeps between savings of progress; 0: never
@@ -86,7 +86,7 @@ class GradientConfig(Section):
     epochs: Positive = 100
     batch_size: Positive = 500  # rows that all workers have together in a step
     learning_rate: Annotated[float, Field(gt=0, allow_inf_nan=False)] = 0.001
-    weight_decay: NonNegative = 0.0
+    weight_decay: NonNegative = 0.0  # Adam's: adds weight_decay x parameter to its gradient, biases included
     clip_norm: Annotated[float, Field(gt=0, allow_inf_nan=False)] | None = None  # of a step's gradient; None: as it is
     patience: Annotated[int, Field(ge=0)] = 10  # epochs without a better validation that end the training; 0: never
     mixed_precision: bool = True  # on CUDA: bfloat16 where it is safe
@@ -115,8 +115,10 @@ class MultVAEConfig(NetConfig):
     section: ClassVar[str] = "multvae"
 
     likelihood: Literal["multinomial", "gaussian", "logistic"] = "multinomial"
-    anneal_cap: NonNegative = 0.2  # beta rises to it from 0
-    anneal_steps: Annotated[int, Field(ge=0)] = 20_000  # over so many updates; 0: it is the cap from the start
+    anneal_cap: NonNegative = 0.2  # the largest beta, the weight of the divergence
+    # Updates in which beta rises from 0 to anneal_cap; 0: it is the cap from the start. Liang et al. state the updates
+    # in which it would rise to 1: their total_anneal_steps is anneal_steps / anneal_cap.
+    anneal_steps: Annotated[int, Field(ge=0)] = 20_000
 
     def kl_weight(self, update: int) -> float:
         return self.anneal_cap * min(1.0, update / self.anneal_steps) if self.anneal_steps else self.anneal_cap
@@ -127,11 +129,13 @@ class MultDAEConfig(NetConfig):
 
     likelihood: Literal["multinomial", "gaussian", "logistic"] = "multinomial"
     hidden: tuple[Positive, ...] = ()
+    # The penalty is weight_decay / 2 times the squares of all parameters. In Liang et al. (2018) it is lambda times the
+    # squares of the weights alone, not of the biases: lambda = weight_decay / 2.
     weight_decay: NonNegative = 0.00002
 
 
 class FMField(Section):
-    """A group of features of a factorization machine, see `sparkcf/fm/features.py`."""
+    """A group of features of a factorization machine, see `sparkcf/models/fm/features.py`."""
 
     name: str = Field(..., pattern=r"^[A-Za-z][A-Za-z0-9_]{0,39}$")
     # user, item: the id; categories: the item's; attribute: a text, number: a number, both of `table`; history: the
@@ -207,7 +211,16 @@ class SGDConfig(GradientConfig):
 
 
 class FMConfig(Section):
-    """Factorization machine: ALS solves each feature's (v, w), MCMC draws it, SGD goes down the gradient."""
+    """Factorization machine: ALS solves each feature's (v, w), MCMC draws it, SGD goes down the gradient.
+
+    ALS and SGD minimise, over all rows and features,
+
+        regression:      sum (y - a(x))^2      + sum_j (regularization |v_j|^2 + linear_regularization w_j^2)
+        classification:  2 sum -log P(y | x)   + the same, P by probit (als) or the logistic function (sgd)
+
+    A penalty of log-loss + lambda' |theta|^2 is therefore the setting 2 lambda'. w_0 has no penalty; for MCMC its prior
+    is flat.
+    """
 
     section: ClassVar[str] = "fm"
 
@@ -226,7 +239,9 @@ class FMConfig(Section):
     samples: Positive = 40
     regularization: NonNegative = 1.0  # als, sgd: of vectors
     linear_regularization: NonNegative = 1.0  # als, sgd: of weights
-    intercept: bool = True  # w_0 is fitted; False: it is the mean
+    # w_0 is fitted, without a penalty. False: it stays where it begins, at the mean value; for classification at the
+    # link of the share of yes.
+    intercept: bool = True
     # The moment that vectors, and so lists, are made for: by field, a text, a number, or an hour; previous is every
     # user's last item. A field of the moment that is not named adds nothing.
     context: dict[str, str | float] = Field(default_factory=dict)
