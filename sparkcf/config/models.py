@@ -22,7 +22,7 @@ class FactorizationConfig(ModelSection):
     unobserved_weight: NonNegative = 0.1  # alpha0, form ials
     alpha: Annotated[float, Field(gt=0, allow_inf_nan=False)] = 1.0  # forms hu_koren and implicit
     biases: bool = False  # explicit only
-    nonnegative: bool = False
+    nonnegative: bool = False  # factors >= 0: als with solver=cholesky (each row exactly) or hals
     init_sd: Annotated[float, Field(gt=0, allow_inf_nan=False)] = 0.1  # entries ~ N(0, init_sd / sqrt(rank))
     tolerance: NonNegative = 0.0  # stop when the objective falls by a smaller share in a sweep; 0: never
     save_every: Annotated[int, Field(ge=0)] = 5  # sweeps between savings of progress; 0: never
@@ -84,7 +84,7 @@ class GradientConfig(ModelSection):
     epochs: Positive = 100
     batch_size: Positive = 500  # rows that all workers have together in a step
     learning_rate: Annotated[float, Field(gt=0, allow_inf_nan=False)] = 0.001
-    weight_decay: NonNegative = 0.0
+    weight_decay: NonNegative = 0.0  # Adam's: adds weight_decay x parameter to its gradient, biases included
     clip_norm: Annotated[float, Field(gt=0, allow_inf_nan=False)] | None = None  # of a step's gradient; None: as it is
     patience: Annotated[int, Field(ge=0)] = 10  # epochs without a better validation that end the training; 0: never
     mixed_precision: bool = True  # on CUDA: bfloat16 where it is safe
@@ -115,8 +115,10 @@ class MultVAEConfig(NetConfig):
     implementation: ClassVar[str] = "sparkcf.models.nets.fit:MultVAEModel"
 
     likelihood: Literal["multinomial", "gaussian", "logistic"] = "multinomial"
-    anneal_cap: NonNegative = 0.2  # beta rises to it from 0
-    anneal_steps: Annotated[int, Field(ge=0)] = 20_000  # over so many updates; 0: it is the cap from the start
+    anneal_cap: NonNegative = 0.2  # the largest beta, the weight of the divergence
+    # Updates in which beta rises from 0 to anneal_cap; 0: it is the cap from the start. Liang et al. state the updates
+    # in which it would rise to 1: their total_anneal_steps is anneal_steps / anneal_cap.
+    anneal_steps: Annotated[int, Field(ge=0)] = 20_000
 
     @property
     def annealing(self) -> tuple[float, int]:
@@ -129,19 +131,23 @@ class MultDAEConfig(NetConfig):
 
     likelihood: Literal["multinomial", "gaussian", "logistic"] = "multinomial"
     hidden: tuple[Positive, ...] = ()
+    # The penalty is weight_decay / 2 times the squares of all parameters. In Liang et al. (2018) it is lambda times the
+    # squares of the weights alone, not of the biases: lambda = weight_decay / 2.
     weight_decay: NonNegative = 0.00002
 
 
 class FMField(Section):
-    """A group of features of a factorization machine, see `sparkcf/fm/features.py`."""
+    """A group of features of a factorization machine, see `sparkcf/models/fm/features.py`."""
 
     name: str = Field(..., pattern=r"^[A-Za-z][A-Za-z0-9_]{0,39}$")
     # user, item: the id; categories: the item's; attribute: a text, number: a number, both of `table`; history: the
-    # user's items, each with the weight 1 / sqrt(how many); hour, weekday: of the timestamp, UTC; previous: the item
-    # that the user had before
+    # user's items; hour, weekday: of the timestamp, UTC; previous: the item that the user had before
     of: Literal["user", "item", "categories", "attribute", "number", "history", "hour", "weekday", "previous"]
     column: str | None = None  # attribute, number: its name
     table: Literal["users", "items", "interactions"] = "items"  # attribute, number: whose it is
+    # categories, history: the value of each of a row's m features: one: 1, sqrt: 1 / sqrt(m) (Koren 2008, SVD++),
+    # mean: 1 / m (Rendle 2010, fig. 1). None: one for categories, sqrt for history.
+    weight: Literal["one", "sqrt", "mean"] | None = None
     regularization: NonNegative | None = None  # of this field's vectors; None: fm.regularization
     linear_regularization: NonNegative | None = None  # of its weights; None: fm.linear_regularization
 
@@ -149,7 +155,19 @@ class FMField(Section):
     def _complete(self) -> FMField:
         if (self.of in ("attribute", "number")) != (self.column is not None):
             raise ValueError("column goes with of: attribute or number, and these with it")
+        if self.weight is not None and not self.several:
+            raise ValueError(f"weight={self.weight} goes with of: categories or history, not {self.of}: leave it out")
         return self
+
+    @property
+    def several(self) -> bool:
+        """Whether a row may have several of the field's features."""
+        return self.of in ("categories", "history")
+
+    @property
+    def own_weight(self) -> Literal["one", "sqrt", "mean"]:
+        """The setting `weight`, or its default."""
+        return self.weight or ("sqrt" if self.of == "history" else "one")
 
     @property
     def side(self) -> Literal["user", "item", "context"]:
@@ -195,7 +213,16 @@ class SGDConfig(GradientConfig):
 
 
 class FMConfig(ModelSection):
-    """Factorization machine: ALS solves each feature's (v, w), MCMC draws it, SGD goes down the gradient."""
+    """Factorization machine: ALS solves each feature's (v, w), MCMC draws it, SGD goes down the gradient.
+
+    ALS and SGD minimise, over all rows and features,
+
+        regression:      sum (y - a(x))^2      + sum_j (regularization |v_j|^2 + linear_regularization w_j^2)
+        classification:  2 sum -log P(y | x)   + the same, P by probit (als) or the logistic function (sgd)
+
+    A penalty of log-loss + lambda' |theta|^2 is therefore the setting 2 lambda'. w_0 has no penalty; for MCMC its prior
+    is flat.
+    """
 
     section: ClassVar[str] = "fm"
     implementation: ClassVar[str] = "sparkcf.models.fm.fit:FM"
@@ -210,13 +237,17 @@ class FMConfig(ModelSection):
     rank: Annotated[int, Field(ge=1, le=1024)] = 32
     iterations: Positive = 120
     burn_in: Annotated[int, Field(ge=0)] = 20  # mcmc: sweeps before the first sample
-    samples: Positive = 20  # mcmc: kept, evenly thinned; predictions are their mean
+    # mcmc: draws that are kept, evenly thinned; predictions are their mean. A user's and an item's vector hold them
+    # side by side, so that the size of the factors and the time of top-K grow with samples x rank.
+    samples: Positive = 40
     regularization: NonNegative = 1.0  # als, sgd: of vectors
     linear_regularization: NonNegative = 1.0  # als, sgd: of weights
-    intercept: bool = True  # w_0 is fitted; False: it is the mean
+    # w_0 is fitted, without a penalty. False: it stays where it begins, at the mean value; for classification at the
+    # link of the share of yes.
+    intercept: bool = True
     # The moment that vectors, and so lists, are made for: by field, a text, a number, or an hour; previous is every
     # user's last item. A field of the moment that is not named adds nothing.
-    context: dict[str, str | float] = {}
+    context: dict[str, str | float] = Field(default_factory=dict)
     init_sd: Annotated[float, Field(gt=0, allow_inf_nan=False)] = 0.1
     tolerance: NonNegative = 0.0  # als: stop when the objective falls by a smaller share in a sweep; 0: never
     workers: Positive | None = None  # size of the gang; None: all task slots

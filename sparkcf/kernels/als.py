@@ -21,7 +21,7 @@ from collections.abc import Iterator
 import numpy as np
 from numpy.typing import NDArray
 
-from sparkcf.kernels.cholesky import PASSES
+from sparkcf.kernels.cholesky import solve_nonnegative
 
 F32 = NDArray[np.float32]
 F64 = NDArray[np.float64]
@@ -70,8 +70,11 @@ def solve_summed(a: F64, b: F64, x: F64, solver: str, steps: int, nonnegative: b
     (x, value)
         float64 (k,), and x^T A x - 2 b·x.
     """
-    if solver == "cholesky":
-        x = _coordinates(a, b, np.maximum(x, 0), PASSES, True) if nonnegative else np.linalg.lstsq(a, b, rcond=None)[0]
+    if solver == "cholesky" and nonnegative:
+        x = x.copy()
+        solve_nonnegative(a, b, x)
+    elif solver == "cholesky":
+        x = np.linalg.lstsq(a, b, rcond=None)[0]
     elif solver == "cg":
         x = _conjugate_gradient(a, b, x, steps)
     elif solver == "subspace":

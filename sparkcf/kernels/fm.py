@@ -6,19 +6,35 @@ Rows are compressed: `rowptr` int64 (n + 1,), `feat` int32 (nnz,) into `table`, 
 (m, k + 1) holds [v_j, w_j]; `field` int16 (m,) the field of each feature; `pairs` bool (F, F), symmetric, says which
 fields interact, a field with itself included.
 
-All but one feature of a row held, a(x) = g + x_j <[c, 1], [v_j, w_j]>: c sums the vectors that j interacts with, g is
-what the row has without j. A row has at most one feature of a one-hot field, so its features are independent of each
-other given the rest, and each is one least-squares problem over its rows. That makes solves by blocks exact.
+With all features of a row but j held, a(x) = g + <h, theta_j> with theta_j = [v_j, w_j] and h = x_j [c, 1]: c sums the
+vectors that j interacts with, and g does not depend on j. Features of which no row has two are independent given the
+rest (all of a one-hot field are), so each of them is a least-squares problem over its own rows, and solving them at
+once is exact.
+
+A solve is a step from the current parameters: with the residuals r = y - a(x), A = sum of h h^T and b = sum of h r,
+
+    theta += M^-1 (alpha b + diag(lambda) (mu - theta)),   M = alpha A + diag(lambda) + E
+
+A and b are sums of float32 products. E is a diagonal that is larger than their rounding: ROUNDING times (the root of
+the width times the matrix's own diagonal, and its largest entry). M bounds the true curvature from above, so that a
+step never raises the objective, for any lambda from 0. Where the curvature is well above rounding, the step is the
+exact solution; in a direction without curvature it is short instead of arbitrary.
 """
 
 from __future__ import annotations
+
+import math
 
 import numpy as np
 
 from sparkcf.kernels.jit import kernel
 
 CHUNK = 128  # rows of one matrix product
+IDENTITY, PROBIT, LOGISTIC = 0, 1, 2  # links of `fold_in_users`
+NEWTON_STEPS = 50  # at most
+NEWTON_TOLERANCE = 1e-10  # of Newton's decrement: the step that falls below it is the last, and squares the error
 FAST = {"reassoc", "contract", "arcp", "nsz"}  # NaN and infinity must be seen
+ROUNDING = 5e-7  # of sums of float32 products, relative
 
 
 @kernel(fastmath=FAST)
@@ -38,7 +54,7 @@ def predict_rows(rowptr, feat, val, table, field, pairs, w0, first, threads, out
 
 @kernel(fastmath=FAST)
 def sum_features(visits, entries, groups, y, rows, table, field, pairs, w0, own, a, b):
-    """Add the normal equations of features of the one-hot field `own` over some visits of rows.
+    """Add A = sum of h h^T and b = sum of h (y - a(x)) of features of the one-hot field `own` over some visits of rows.
 
     Parameters
     ----------
@@ -57,50 +73,50 @@ def sum_features(visits, entries, groups, y, rows, table, field, pairs, w0, own,
 
 
 @kernel(fastmath=FAST)
-def draw_features(a, b, noise_precision, precision, mean, normal, out):
-    """Each feature's parameters from their Gaussian conditional: its mean, and `normal` standard deviations more.
+def draw_features(a, b, noise_precision, precision, mean, normal, theta):
+    """Draw each feature's parameters from their Gaussian conditional: its mean, and `normal` standard deviations more.
 
-    theta = m + L^-T z,  L L^T = alpha A + diag(lambda),  L L^T m = alpha b + lambda mu
+    theta += m + L^-T z,  L L^T = M,  L L^T m = alpha b + diag(lambda) (mu - theta)
 
     Parameters
     ----------
-    a, b : float64 (g, K, K) and (g, K), the sums of h h^T and h (y - g). noise_precision : alpha.
+    a, b : float64 (g, K, K) and (g, K), the sums of h h^T and of h (y - a(x)). noise_precision : alpha.
     precision, mean : float64 (K,), lambda and mu. normal : float32 (g, K), z; zeros give the minimum (ALS).
-    out : float32 (g, K), overwritten.
+    theta : float32 (g, K), the current parameters; overwritten.
 
     Returns
     -------
     int
-        Features whose matrix is singular: their unknowns without curvature stay as they are.
+        Features whose matrix is singular in float32: in some direction E alone limits the step.
     """
     singular = 0
     factor = np.empty(a.shape[1:])
     for feature in range(len(b)):
         given = (noise_precision, precision, mean, normal[feature])
-        singular += _draw(a[feature], b[feature], given, factor, out[feature])
+        singular += _draw(a[feature], b[feature], given, factor, theta[feature])
     return singular
 
 
 @kernel(fastmath=FAST)
-def solve_features(starts, visits, entries, y, rows, table, field, pairs, w0, own, drawn, normal, out):
+def solve_features(starts, visits, entries, y, rows, table, field, pairs, w0, own, drawn, normal, theta):
     """`sum_features` and `draw_features` of features all of whose visits are here, one feature after the other.
 
     Parameters
     ----------
     starts : int64 (g + 1,), where each feature's visits begin and end. drawn : (noise_precision, precision, mean).
-    The others, and what is returned, as there.
+    The other parameters and the result are those of these two.
     """
     singular = 0
     width = table.shape[1]
     a, b, factor = np.empty((width, width)), np.empty(width), np.empty((width, width))
-    for feature in range(len(out)):
+    for feature in range(len(theta)):
         begin, end = starts[feature], starts[feature + 1]
         a[:] = 0.0
         b[:] = 0.0
         at = visits[begin:end], entries[begin:end]
         _sum_visits(at, y, rows, table, field, pairs, w0, own, a, b)
         given = (drawn[0], drawn[1], drawn[2], normal[feature])
-        singular += _draw(a, b, given, factor, out[feature])
+        singular += _draw(a, b, given, factor, theta[feature])
     return singular
 
 
@@ -117,6 +133,7 @@ def _sum_visits(at, y, rows, table, field, pairs, w0, own, a, b):
     h = np.empty((min(CHUNK, visits.size), width), np.float32)
     t = np.empty(len(h), np.float32)
     product = np.empty((width, width), np.float32)
+    theta = table[feat[entries[0]] if visits.size else 0]
     for start in range(0, visits.size, CHUNK):
         size = min(CHUNK, visits.size - start)
         for s in range(size):
@@ -140,24 +157,45 @@ def _sum_visits(at, y, rows, table, field, pairs, w0, own, a, b):
                     slope[d] *= x
             slope[k] = x
             t[s] = y[row] - g
+        fit = np.dot(h[:size], theta)
+        for s in range(size):
+            t[s] -= fit[s]
         _add_products(h[:size], t, product, a, b)
 
 
 @kernel(fastmath=FAST)
-def _draw(a, b, given, factor, out):
+def _draw(a, b, given, factor, theta):
     """One feature of `draw_features`; `given` is (alpha, lambda, mu, z), `factor` room for a's factor."""
     noise_precision, precision, mean, normal = given
     width = b.size
-    x = np.empty(width)
-    diagonal = 0.0
+    x = np.empty(width)  # the step
+    floor = np.empty(width)
+    largest = 1e-300
     for i in range(width):
         for j in range(i + 1):
             factor[i, j] = noise_precision * a[i, j]
         factor[i, i] += precision[i]
-        diagonal = max(diagonal, factor[i, i])
-        x[i] = noise_precision * b[i] + precision[i] * mean[i]
-    singular = 0
+        largest = max(largest, factor[i, i])
+        x[i] = noise_precision * b[i] + precision[i] * (mean[i] - np.float64(theta[i]))
     for i in range(width):
+        floor[i] = ROUNDING * (np.sqrt(np.float64(width)) * factor[i, i] + largest)
+        factor[i, i] += floor[i]
+        floor[i] *= 2.0
+    singular = _factorize(factor, floor)
+    _forward(factor, x)
+    for i in range(width):
+        x[i] += normal[i]
+    _backward(factor, x)
+    for i in range(width):
+        theta[i] = np.float64(theta[i]) + x[i]
+    return singular
+
+
+@kernel(fastmath=FAST)
+def _factorize(factor, floor):
+    """Cholesky factor of the lower triangle, in place; pivots are raised to `floor`. Returns 1 if one was, else 0."""
+    raised = 0
+    for i in range(len(factor)):
         row = factor[i]
         fours = i - i % 4
         for j in range(0, fours, 4):  # four columns at a time: their sums run side by side over the same row
@@ -182,29 +220,137 @@ def _draw(a, b, given, factor, out):
         pivot = row[i]
         for s in range(i):
             pivot -= row[s] * row[s]
-        if pivot <= diagonal * 1e-13 + 1e-300:  # no curvature: an infinite pivot holds the unknown at zero
-            singular = 1
-            pivot = 1e30 * (1.0 + diagonal)
+        if pivot <= floor[i]:
+            raised = 1
+            pivot = floor[i]
         row[i] = np.sqrt(pivot)
-    for i in range(width):
+    return raised
+
+
+@kernel(fastmath=FAST)
+def _forward(factor, x):
+    """x = L^-1 x."""
+    for i in range(x.size):
         total = x[i]
         for s in range(i):
             total -= factor[i, s] * x[s]
         x[i] = total / factor[i, i]
-    for i in range(width):
-        x[i] += normal[i]
-    for i in range(width - 1, -1, -1):
+
+
+@kernel(fastmath=FAST)
+def _backward(factor, x):
+    """x = L^-T x."""
+    for i in range(x.size - 1, -1, -1):
         x[i] /= factor[i, i]
         for s in range(i):
             x[s] -= factor[i, s] * x[i]
-    for i in range(width):
-        out[i] = x[i]
-    return singular
+
+
+@kernel(fastmath=FAST)
+def fold_in_users(indptr, indices, values, items, rest, parts, contexts, given, link, out):
+    """The parameters theta = [v, w] of users' ids with all other parameters held: the mode of their posterior.
+
+    F(theta) = alpha sum_r loss(y_r, g_r + <h_r, theta>) + 1/2 sum_d lambda_d (theta_d - mu_d)^2,   h_r = [c_r, 1]
+
+    The loss is minus the log-likelihood: (y - a)^2 / 2 (link IDENTITY), -log Phi(s a) (PROBIT) or log(1 + exp(-s a))
+    (LOGISTIC), with s = 1 for y > 0, else -1. F is convex: Newton's method with step halving, to NEWTON_TOLERANCE. For
+    IDENTITY one step is exact.
+
+    Parameters
+    ----------
+    indptr : int64 (n + 1,), indices : int32 and values : float32, the users' rows: items and y.
+    items : float32 (m, p) and rest : float32 (n, p), whose inner product is g.
+    parts : float64 (m, k) and contexts : float64 (n, k), whose sum is c.
+    given : (alpha, lambda float64 (k + 1,), mu float64 (k + 1,)).
+    out : float64 (n, k + 1), overwritten: zeros for a user without rows.
+    """
+    noise_precision, precision, mean = given
+    width = out.shape[1]
+    k = width - 1
+    factor, floor = np.empty((width, width)), np.empty(width)
+    for user in range(len(out)):
+        begin, n = indptr[user], indptr[user + 1] - indptr[user]
+        theta = out[user]
+        if n == 0:
+            theta[:] = 0.0
+            continue
+        h, fitted = np.empty((n, width)), np.empty(n)
+        theta[:] = mean
+        for r in range(n):
+            item = indices[begin + r]
+            total = mean[k]
+            for d in range(items.shape[1]):
+                total += np.float64(items[item, d]) * np.float64(rest[user, d])
+            for d in range(k):
+                h[r, d] = parts[item, d] + contexts[user, d]
+                total += h[r, d] * mean[d]
+            h[r, k] = 1.0
+            fitted[r] = total
+        scaled, along = np.empty((n, width)), np.empty(n)
+        for _ in range(NEWTON_STEPS):
+            step = precision * (mean - theta)
+            value = 0.0
+            for r in range(n):
+                loss, slope, curvature = _loss(values[begin + r], fitted[r], link)
+                value += noise_precision * loss
+                for d in range(width):
+                    step[d] -= noise_precision * slope * h[r, d]
+                    scaled[r, d] = noise_precision * curvature * h[r, d]
+            np.dot(scaled.T, h, factor)
+            for d in range(width):
+                value += 0.5 * precision[d] * (theta[d] - mean[d]) ** 2
+                factor[d, d] += precision[d]
+                floor[d] = 1e-13 * factor[d, d] + 1e-300
+            _factorize(factor, floor)
+            _forward(factor, step)
+            decrement = 0.0
+            for d in range(width):
+                decrement += step[d] * step[d]
+            _backward(factor, step)
+            last = link == IDENTITY or decrement <= NEWTON_TOLERANCE
+            np.dot(h, step, along)
+            length = 1.0
+            while not last and length > 1e-9:
+                reached = 0.0
+                for r in range(n):
+                    reached += noise_precision * _loss(values[begin + r], fitted[r] + length * along[r], link)[0]
+                for d in range(width):
+                    reached += 0.5 * precision[d] * (theta[d] + length * step[d] - mean[d]) ** 2
+                if reached <= value - 1e-4 * length * decrement:
+                    break
+                length *= 0.5
+            for r in range(n):
+                fitted[r] += length * along[r]
+            for d in range(width):
+                theta[d] += length * step[d]
+            if last:
+                break
+
+
+@kernel()
+def _loss(y, a, link):
+    """The loss of `fold_in_users` at a, and its first and second derivatives."""
+    if link == IDENTITY:
+        return 0.5 * (y - a) ** 2, a - y, 1.0
+    sign = 1.0 if y > 0.0 else -1.0
+    t = sign * a
+    if link == LOGISTIC:
+        wrong = 1.0 / (1.0 + math.exp(t)) if t < 700.0 else 0.0
+        return math.log1p(math.exp(-abs(t))) + max(-t, 0.0), -sign * wrong, wrong * (1.0 - wrong)
+    if t > -6.0:
+        below = 0.5 * math.erfc(t / math.sqrt(2.0))
+        ratio = math.exp(-0.5 * t * t) / math.sqrt(2.0 * math.pi) / (1.0 - below)
+        return -math.log1p(-below), -sign * ratio, ratio * (ratio + t)
+    beyond = 0.0  # phi / Phi = -t + 1 / (-t + 2 / (-t + 3 / ...)), Laplace's continued fraction
+    for place in range(40, 0, -1):
+        beyond = place / (beyond - t)
+    ratio = beyond - t
+    return 0.5 * t * t + 0.5 * math.log(2.0 * math.pi) + math.log(ratio), -sign * ratio, ratio * beyond
 
 
 @kernel(fastmath=FAST)
 def fill_state(rowptr, feat, val, table, field, pairs, w0, own, y, first, threads, contexts, residual):
-    """What `sum_feature` and `move_feature` keep for field `own`, for one of `threads` equal parts of the rows.
+    """What `sum_several` and `move_several` read of the rows, for field `own` and one of `threads` equal parts of them.
 
     contexts : float32 (n, k), the sum of the vectors that the field interacts with; residual : float64 (n,), y - a(x).
     """
@@ -222,45 +368,94 @@ def fill_state(rowptr, feat, val, table, field, pairs, w0, own, y, first, thread
 
 
 @kernel(fastmath=FAST)
-def sum_feature(rows, x, theta, within, contexts, residual, a, b):
-    """Add the normal equations of one feature of a field of which rows have several, from what `fill_state` keeps.
+def sum_several(features, starts, visits, x, theta, within, contexts, residual, a, b):
+    """Add A and b of some features of a field of which rows may have several, from what `fill_state` made.
 
     Parameters
     ----------
-    rows : int64 (v,) and x : float32 (v,), where the feature stands and its values. theta : float32 (k + 1,).
-    within : whether the field interacts with itself. a : float64 (k + 1, k + 1); b : float64 (k + 1,).
+    features : int64 (g,), no two of one row. starts : int64 (m + 1,), where each feature's visits begin and end.
+    visits : int64 (v,), rows, and x : float32 (v,), the values there. theta : float32 (m, k + 1).
+    within : whether the field interacts with itself. a : float64 (g, k + 1, k + 1). b : float64 (g, k + 1).
     """
-    width = theta.size
+    width = theta.shape[1]
     h = np.empty((CHUNK, width), np.float32)
     t = np.empty(CHUNK, np.float32)
     product = np.empty((width, width), np.float32)
-    for start in range(0, rows.size, CHUNK):
-        size = min(CHUNK, rows.size - start)
-        for s in range(size):
-            row, value = rows[start + s], x[start + s]
-            _slope(contexts[row], value, theta, within, h[s])
-            fit = 0.0
-            for d in range(width):
-                fit += h[s, d] * theta[d]
-            t[s] = residual[row] + fit
-        _add_products(h[:size], t, product, a, b)
+    for place in range(features.size):
+        feature = features[place]
+        begin, end = starts[feature], starts[feature + 1]
+        for start in range(begin, end, CHUNK):
+            size = min(CHUNK, end - start)
+            for s in range(size):
+                row = visits[start + s]
+                _slope(contexts[row], x[start + s], theta[feature], within, h[s])
+                t[s] = residual[row]
+            _add_products(h[:size], t, product, a[place], b[place])
 
 
 @kernel(fastmath=FAST)
-def move_feature(rows, x, theta, moved, within, contexts, residual):
-    """Bring contexts and residual up to date after `theta` became `theta + moved`, float32 (k + 1,) both."""
-    width = theta.size
-    h = np.empty(width, np.float32)
-    for place in range(rows.size):
-        row, value = rows[place], x[place]
-        _slope(contexts[row], value, theta, within, h)
-        change = 0.0
+def move_several(features, starts, visits, x, theta, new, within, contexts, residual):
+    """Replace `theta` of the features by `new`, float32 (g, k + 1), and bring contexts and residual up to date."""
+    width = theta.shape[1]
+    h, moved = np.empty(width, np.float32), np.empty(width, np.float32)
+    for place in range(features.size):
+        feature = features[place]
+        before, after = theta[feature], new[place]
         for d in range(width):
-            change += h[d] * moved[d]
-        residual[row] -= change
-        if within:
-            for d in range(width - 1):
-                contexts[row, d] += value * moved[d]
+            moved[d] = after[d] - before[d]
+        for s in range(starts[feature], starts[feature + 1]):
+            row = visits[s]
+            _slope(contexts[row], x[s], before, within, h)
+            change = np.float32(0.0)
+            for d in range(width):
+                change += h[d] * moved[d]
+            residual[row] -= np.float64(change)
+            if within:
+                for d in range(width - 1):
+                    contexts[row, d] += x[s] * moved[d]
+        for d in range(width):
+            before[d] = after[d]
+
+
+@kernel()
+def list_keys(rows, features, out):
+    """Add a hash of each feature to its row, uint64 (n,): rows of the same features have the same key."""
+    for place in range(rows.size):
+        z = (np.uint64(features[place]) + np.uint64(1)) * np.uint64(0x9E3779B97F4A7C15)
+        z = (z ^ (z >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
+        z = (z ^ (z >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
+        out[rows[place]] += z ^ (z >> np.uint64(31))
+
+
+@kernel()
+def group_features(order, starts, lists, indptr, features):
+    """Groups of features of which no list has two, greedily: each feature gets the first group that it may have.
+
+    Parameters
+    ----------
+    order : int64 (p,), the features in the order in which they choose.
+    indptr : int64 (n + 1,) and features : int64 (e,), the lists; starts : int64 (m + 1,) and lists : int64 (e,), the
+        same by feature: the lists that a feature stands in.
+
+    Returns
+    -------
+    int64 (m,)
+        The group of each feature, from 0; -1 where it is not in `order`.
+    """
+    group = np.full(starts.size - 1, -1, np.int64)
+    taken = np.full(order.size + 1, -1, np.int64)  # by whom a group was last found taken
+    for place in range(order.size):
+        feature = order[place]
+        for at in range(starts[feature], starts[feature + 1]):
+            for e in range(indptr[lists[at]], indptr[lists[at] + 1]):
+                other = group[features[e]]
+                if other >= 0:
+                    taken[other] = feature
+        free = 0
+        while taken[free] == feature:
+            free += 1
+        group[feature] = free
+    return group
 
 
 @kernel(fastmath=FAST)

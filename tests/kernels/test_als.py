@@ -6,11 +6,12 @@ import mmap
 
 import numpy as np
 import pytest
+from scipy.optimize import nnls
 
 from sparkcf.config.models import ALSConfig, HALSConfig
 from sparkcf.kernels.als import gramian, solve_summed, work_order
 from sparkcf.kernels.als import normal_equations as summed
-from sparkcf.kernels.cholesky import CHUNK
+from sparkcf.kernels.cholesky import CHUNK, solve_cholesky
 from sparkcf.kernels.csr import build_csr
 from sparkcf.models.als.objective import Objective
 from sparkcf.models.als.sweeps import solve_rows
@@ -283,6 +284,26 @@ def test_a_non_negative_row_satisfies_the_conditions_of_karush_kuhn_and_tucker(k
         assert (gradient > -5e-3).all()
         assert (np.abs(gradient[out[u] > 0]) < 5e-3).all()
         assert loss[u] == pytest.approx(rows.value(u, out[u]), rel=1e-4, abs=1e-4)
+
+
+@pytest.mark.parametrize("parts", [4, 64])
+@pytest.mark.parametrize("entries", [30, 300])
+def test_a_non_negative_row_of_rank_64_is_that_of_lawson_and_hanson(entries: int, parts: int) -> None:
+    """Also where vectors are nearly of rank 4, which coordinate descent alone would take thousands of passes for."""
+    rng = np.random.default_rng(entries)
+    vectors = np.abs(rng.normal(size=(entries, parts))) @ np.abs(rng.normal(size=(parts, 64)))
+    vectors = (vectors / vectors.std() + 0.05 * np.abs(rng.normal(size=(entries, 64)))).astype(np.float32)
+    targets = np.abs(rng.normal(size=entries)).astype(np.float32)
+    indptr, indices, ones = np.array([0, entries]), np.arange(entries, dtype=np.int32), np.ones(entries, np.float32)
+    reg, out, loss = np.full(1, 0.1, np.float32), np.zeros((1, 64), np.float32), np.zeros(1)
+    nothing = (np.zeros(0, np.float32), np.zeros((64, 64), np.float32), reg)
+    solve_cholesky(indptr, indices, ones, targets, vectors, *nothing, np.zeros(1, np.int64), 0, 1, True, out, loss)
+    stacked = np.vstack([vectors.astype(np.float64), np.sqrt(0.1) * np.eye(64)])
+    _, norm = nnls(stacked, np.append(targets, np.zeros(64)), maxiter=10_000)
+    least = norm**2 - float(np.square(targets, dtype=np.float64).sum())
+    reached = np.square(stacked @ out[0] - np.append(targets, np.zeros(64))).sum() - np.square(targets).sum()
+    assert (out >= 0).all() and reached == pytest.approx(least, rel=1e-5)
+    assert loss[0] == pytest.approx(least, rel=1e-4)
 
 
 @pytest.mark.parametrize("nonnegative", [False, True])

@@ -131,6 +131,35 @@ def test_losses_fall_and_validation_rises() -> None:
     assert all(entry["rows"] == N for entry in log)
 
 
+def test_the_divergence_weighs_more_with_every_update_to_the_cap_resumed_or_not(tmp_path: Path) -> None:
+    """The weights that the loss is given, not those in the log: from 0, by update and not by epoch."""
+
+    class Recording(torch.nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.slope, self.weights = torch.nn.Parameter(torch.zeros(1)), []
+
+        def loss(self, rows: Any, kl_weight: float) -> torch.Tensor:
+            self.weights.append(kl_weight)
+            return (self.slope - kl_weight).square() * torch.ones(len(rows))
+
+    def given(configured: MultVAEConfig, saved: Checkpoints | None = None, heard: Any = print) -> list[float]:
+        net = Recording()
+        try:
+            train(net, MemoryFeed(rows(), 10, SEED), configured, SEED, ALONE, saved=saved, heard=heard)
+        except Killed:
+            pass
+        return net.weights
+
+    annealed = config(epochs=4, anneal_cap=0.3, anneal_steps=10)
+    expected = [0.3 * min(update / 10, 1) for update in range(16)]  # four updates an epoch
+    assert given(annealed) == pytest.approx(expected)
+    saved = Checkpoints(str(tmp_path))
+    assert given(annealed, saved, killed_after(2)) == pytest.approx(expected[:8])
+    assert given(annealed, saved) == pytest.approx(expected[8:])
+    assert given(config(epochs=1, anneal_cap=0.3, anneal_steps=0)) == [0.3] * 4
+
+
 def test_the_same_seed_gives_the_same_losses() -> None:
     assert [e["loss"] for e in run(config())[1]] == [e["loss"] for e in run(config())[1]]
 

@@ -19,13 +19,13 @@ from numpy.typing import NDArray
 from scipy.sparse import csr_matrix
 
 from sparkcf.config.models import FMConfig
-from sparkcf.models.fm.links import working_rows
-from sparkcf.models.fm.rows import Field, FMPlan
+from sparkcf.kernels.fm import fold_in_users
+from sparkcf.models.fm.links import link_of
+from sparkcf.models.fm.rows import WEIGHT_EXPONENTS, Field, FMPlan
 from sparkcf.training.blocks import ITEM, USER
 
 F32 = NDArray[np.float32]
 Entries = tuple[NDArray[np.int64], NDArray[np.int32], F32]
-EM_STEPS = 10
 
 
 def parts_of(config: FMConfig) -> list[tuple[list[str], list[str]]]:
@@ -120,8 +120,8 @@ def fold_in_fm(
 ) -> F32:
     """Vectors of users who were not in training, float32 (n, samples * sample_width), every sample's items fixed.
 
-    The id's (v, w) is the mean of its Gaussian conditional given the user's rows, as in training; where labels are
-    classified, with the latent variables at their means, by a few steps of expectation and maximisation.
+    The id's (v, w) is the mode of its posterior given the user's rows, in every sample, see
+    `kernels.fm.fold_in_users`: for regression the mean of its Gaussian conditional.
 
     Parameters
     ----------
@@ -136,28 +136,19 @@ def fold_in_fm(
     own = np.zeros((n, samples, k + 1), np.float32)
     name = next((f.name for f in config.fields if f.of == "user"), None)
     if name is not None:
-        rest = (
-            folded(False, own, entries, state["w0"], everywhere, plan).reshape(n, samples, sample_width(config))
-            * samples
-        )
-        context = _own_side(name, entries, everywhere, plan)
+        nothing = folded(False, own, entries, state["w0"], everywhere, plan)  # all but the ids
+        rest = nothing.reshape(n, samples, -1) * samples
+        contexts = _own_side(name, entries, everywhere, plan)
         met = [place for place, (_, users) in enumerate(parts_of(config)) if name in users]
-        pieces = items.reshape(len(items), samples, -1)
+        by_sample = items.reshape(len(items), samples, -1)
+        theta = np.empty((n, k + 1))
         for s in range(samples):
-            parts = pieces[:, s, :-2].reshape(len(items), -1, k)[:, met].sum(axis=1, dtype=np.float64)
-            precision, mean, noise = state["precision"][s], state["mean"][s], float(state["noise_precision"][s])
-            for user in np.flatnonzero(np.diff(indptr)):
-                mine = slice(indptr[user], indptr[user + 1])
-                seen = indices[mine]
-                h = np.column_stack([parts[seen] + context[user, s], np.ones(len(seen))])
-                left = pieces[seen, s].astype(np.float64) @ rest[user, s].astype(np.float64)
-                theta = mean
-                for _ in range(EM_STEPS if config.task == "classification" else 1):
-                    y, weights = working_rows(values[mine], left + h @ theta, config)
-                    scaled = noise * weights[:, None] * h
-                    right = scaled.T @ (y - left) + precision * mean
-                    theta = np.linalg.lstsq(scaled.T @ h + np.diag(precision), right, rcond=None)[0]
-                own[user, s] = theta
+            pieces = np.ascontiguousarray(by_sample[:, s])
+            parts = pieces[:, :-2].reshape(len(items), -1, k)[:, met].sum(axis=1, dtype=np.float64)
+            fixed = (pieces, np.ascontiguousarray(rest[:, s]), parts, np.ascontiguousarray(contexts[:, s]))
+            given = (float(state["noise_precision"][s]), state["precision"][s], state["mean"][s])
+            fold_in_users(indptr, indices, values, *fixed, given, link_of(config), theta)
+            own[:, s] = theta
     return folded(False, own, entries, state["w0"], everywhere, plan)
 
 
@@ -183,11 +174,13 @@ def _plan_of(state: dict[str, NDArray[Any]], config: FMConfig, n_items: int) -> 
 
 def _histories(indptr: NDArray[np.int64], indices: NDArray[np.int32], plan: FMPlan) -> Any:
     """The users' other features, as `features.features_of` makes them of pairs."""
-    listed = [start for f, start in zip(plan.config.fields, plan.starts(), strict=True) if f.of == "history"]
+    listed = [(f, start) for f, start in zip(plan.config.fields, plan.starts(), strict=True) if f.of == "history"]
     if not listed:
         return np.zeros(len(indptr), np.int64), np.empty(0, np.int32), np.empty(0, np.float32)
+    field, start = listed[0]
     counts = np.diff(indptr)
-    return indptr, (indices + listed[0]).astype(np.int32), np.repeat(1 / np.sqrt(np.maximum(counts, 1)), counts)
+    weights = np.maximum(counts, 1).astype(np.float64) ** WEIGHT_EXPONENTS[field.own_weight]
+    return indptr, (indices + start).astype(np.int32), np.repeat(weights, counts).astype(np.float32)
 
 
 def _own_side(name: str, entries: Any, everywhere: F32, plan: FMPlan) -> NDArray[np.float64]:

@@ -23,10 +23,9 @@ from sparkcf.data.dictionary import numbered
 from sparkcf.data.pairs import last_items
 from sparkcf.errors import ConfigError
 from sparkcf.models.contract import TrainingData
-from sparkcf.models.fm.rows import Field
+from sparkcf.models.fm.rows import WEIGHT_EXPONENTS, Field
 from sparkcf.training.blocks import ITEM, USER
 
-SEVERAL = ("categories", "history")  # kinds of fields of which a row may have several features
 CLOCK = {"hour": 24, "weekday": 7}  # kinds of fields that the timestamp tells, in UTC; weekday 0 is Monday
 ENTRY = "struct<feat: int, val: float>"
 
@@ -75,7 +74,7 @@ def fields_of(params: FMConfig, n_users: int, n_items: int, dictionary: DataFram
         if size is None:
             size = 0 if dictionary is None else dictionary.where(F.col("field") == f.dictionary).count()
         side = {"user": USER, "item": ITEM}.get(f.of)
-        fields.append(Field(f.name, size, f.of in SEVERAL, side, f.side == "item"))
+        fields.append(Field(f.name, size, f.several, side, f.side == "item"))
     return tuple(fields)
 
 
@@ -156,7 +155,7 @@ class _Encoding:
     def _with_field(self, frame: DataFrame, f: FMField, number: int) -> DataFrame:
         """The frame with the field's features as a column; null where it has none."""
         if f.of == "history":
-            return frame.join(_histories(self.data.pairs, _named(f)), on="user_idx", how="left")
+            return frame.join(_histories(self.data.pairs, f), on="user_idx", how="left")
         if f.of == "categories":
             return _with_categories(frame, f, self._known(f))
         if f.of == "attribute":
@@ -230,20 +229,25 @@ def _joined(frame: DataFrame, names: tuple[str, ...], columns: list[Column], nam
     return frame.select(*names, whole.cast(f"array<{ENTRY}>").alias(name), *more)
 
 
-def _histories(pairs: DataFrame, name: str) -> DataFrame:
-    """A user's items, each with 1 / sqrt(how many): Koren (2008), SVD++."""
+def _histories(pairs: DataFrame, f: FMField) -> DataFrame:
+    """user_idx and the field's features: the user's items."""
     listed = pairs.groupBy("user_idx").agg(F.sort_array(F.collect_set("item_idx")).alias("list"))
-    weight = (1 / F.sqrt(F.size("list"))).cast("float")
-    entry = F.transform("list", lambda item: F.struct(item.cast("int").alias("feat"), weight.alias("val")))
-    return listed.select("user_idx", entry.alias(name))
+    return listed.select("user_idx", _weighed("list", f).alias(_named(f)))
 
 
 def _with_categories(items: DataFrame, f: FMField, known: DataFrame) -> DataFrame:
-    """An item's values by their numbers; one that the dictionary does not have adds nothing."""
+    """An item's values by their numbers; one that the dictionary does not have is not counted."""
     exploded = items.select("item_idx", F.explode(F.array_distinct("categories")).alias("value"))
-    one = F.struct(F.col("feat"), F.lit(1.0).cast("float").alias("val"))
     listed = exploded.join(known, on="value", how="inner").groupBy("item_idx")
-    return items.join(listed.agg(F.sort_array(F.collect_list(one)).alias(_named(f))), on="item_idx", how="left")
+    lists = listed.agg(F.sort_array(F.collect_list("feat")).alias("list"))
+    entries = lists.select("item_idx", _weighed("list", f).alias(_named(f)))
+    return items.join(entries, on="item_idx", how="left")
+
+
+def _weighed(features: str, f: FMField) -> Column:
+    """The entries of a list of m features, each with the value that `FMField.weight` gives to one of m."""
+    weight = F.pow(F.size(features).cast("double"), F.lit(WEIGHT_EXPONENTS[f.own_weight])).cast("float")
+    return F.transform(features, lambda feat: F.struct(feat.cast("int").alias("feat"), weight.alias("val")))
 
 
 def rows_of(pairs: DataFrame, features: Features) -> DataFrame:

@@ -9,15 +9,24 @@ from numpy.typing import NDArray
 from scipy.special import expit, log_ndtr, ndtr
 
 from sparkcf.config.models import FMConfig
+from sparkcf.kernels.fm import IDENTITY, LOGISTIC, PROBIT
 
 F64 = NDArray[np.float64]
 
 
+def link_of(config: FMConfig) -> int:
+    """The link of a fit, as `kernels.fm.fold_in_users` names it."""
+    if config.task == "regression":
+        return IDENTITY
+    return LOGISTIC if config.learner == "sgd" else PROBIT
+
+
 def answers(fitted: F64, config: FMConfig) -> F64:
     """What a(x) predicts: itself (regression), or the probability of a yes."""
-    if config.task == "regression":
+    link = link_of(config)
+    if link == IDENTITY:
         return fitted
-    probabilities: F64 = expit(fitted) if config.learner == "sgd" else ndtr(fitted)
+    probabilities: F64 = expit(fitted) if link == LOGISTIC else ndtr(fitted)
     return probabilities
 
 
@@ -28,19 +37,3 @@ def latent_means(y: NDArray[Any], fitted: F64) -> F64:
     above = np.exp(-0.5 * np.square(toward) - 0.5 * np.log(2 * np.pi) - log_ndtr(toward))
     means: F64 = sign * (toward + above)
     return means
-
-
-def working_rows(y: NDArray[Any], fitted: F64, config: FMConfig) -> tuple[F64, F64]:
-    """Targets and weights (n,) of the least squares whose minimum is a step toward the maximum a posteriori.
-
-    Each step lowers the loss: for the probit it is one of expectation and maximisation, for the logistic function that
-    of Polson, Scott, Windle (2013), "Bayesian inference for logistic models using Polya-Gamma latent variables".
-    """
-    ones = np.ones(len(y))
-    if config.task == "regression":
-        return np.asarray(y, np.float64), ones
-    if config.learner != "sgd":
-        return latent_means(y, fitted), ones
-    half = np.where(np.abs(fitted) > 1e-6, fitted, 1e-6) / 2
-    weights = np.tanh(half) / (4 * half)
-    return np.where(y > 0, 0.5, -0.5) / weights, weights

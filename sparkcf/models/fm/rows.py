@@ -13,12 +13,14 @@ from numpy.typing import NDArray
 
 from sparkcf.config.models import FMConfig
 from sparkcf.kernels.csr import take_rows
+from sparkcf.kernels.fm import group_features, list_keys
 from sparkcf.training.blocks import USER, places, row_ids
 from sparkcf.training.gang import Gang
 
 F32 = NDArray[np.float32]
 I64 = NDArray[np.int64]
 I32 = NDArray[np.int32]
+WEIGHT_EXPONENTS = {"one": 0.0, "sqrt": -0.5, "mean": -1.0}  # FMField.weight: each of m features has the value m^this
 
 
 @dataclass(frozen=True)
@@ -150,13 +152,15 @@ class Copy:
 @dataclass
 class Visits:
     """Where a field's features stand in a copy's rows: rows, entries, and the feature's place, ascending; `starts`
-    int64 (features here + 1,): where each feature's visits begin."""
+    int64 (features here + 1,): where each feature's visits begin. `groups`, of a field of which rows may have several:
+    the features that any worker has rows of, in groups of which no row of any worker has two."""
 
     rows: I64
     entries: I64
     places: I64
     starts: I64
     present: NDArray[np.bool_]  # (features here,), over all workers
+    groups: list[I64]
 
 
 def feature_ids(f: Field, plan: FMPlan, gang: Gang) -> I64:
@@ -219,6 +223,31 @@ def field_visits(copies: list[Copy], number: int, plan: FMPlan, gang: Gang) -> V
     rows = np.searchsorted(copy.rowptr, entries, side="right") - 1
     feature = copy.feat[entries].astype(np.int64) - start
     counts = np.bincount(feature, minlength=size)
-    present = (gang.sum(counts) if f.side is None else counts) > 0
-    starts = np.concatenate([[0], np.cumsum(counts)]).astype(np.int64)
-    return Visits(rows.astype(np.int64), entries.astype(np.int64), feature, starts, present)
+    total = gang.sum(counts) if f.side is None else counts
+    groups = _groups(rows, feature, len(copy.y), total, gang) if f.several else []
+    return Visits(rows.astype(np.int64), entries.astype(np.int64), feature, _starts(counts), total > 0, groups)
+
+
+def _groups(rows: I64, features: I64, n: int, counts: I64, gang: Gang) -> list[I64]:
+    """`Visits.groups`; `counts` int64 (m,) are the features' visits over all workers.
+
+    The features with most visits choose their groups first. Each distinct list of features counts once: as rows of one
+    user or item have the same, that costs little beside a sweep.
+    """
+    keys = np.zeros(n, np.uint64)
+    list_keys(rows, features, keys)
+    one_of_each = np.zeros(n, bool)
+    one_of_each[np.unique(keys, return_index=True)[1]] = True
+    chosen = one_of_each[rows]
+    rows, features = rows[chosen], features[chosen]
+    features = gang.gather([features[np.argsort(rows, kind="stable")]] * gang.size)
+    lengths = gang.gather([np.bincount(rows, minlength=n)[one_of_each]] * gang.size)
+    lists = np.repeat(np.arange(len(lengths)), lengths)[np.argsort(features, kind="stable")]
+    order = np.argsort(-counts, kind="stable")[: int((counts > 0).sum())]
+    starts = _starts(np.bincount(features, minlength=len(counts)))
+    group = group_features(order, starts, lists, _starts(lengths), features)
+    return [np.flatnonzero(group == number) for number in range(int(group.max(initial=-1)) + 1)]
+
+
+def _starts(counts: NDArray[np.int64]) -> I64:
+    return np.concatenate([[0], np.cumsum(counts)]).astype(np.int64)

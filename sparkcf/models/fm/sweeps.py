@@ -26,11 +26,11 @@ from sparkcf.errors import TrainingError
 from sparkcf.kernels.fm import (
     draw_features,
     fill_state,
-    move_feature,
+    move_several,
     predict_rows,
     solve_features,
-    sum_feature,
     sum_features,
+    sum_several,
 )
 from sparkcf.kernels.random import normal_rows, uniform_rows
 from sparkcf.kernels.threads import in_threads
@@ -253,7 +253,7 @@ def _solve_field(state: State, number: int, plan: FMPlan, gang: Gang, sweep: int
         high = min(size, low + step)
         a, b = _sum_slice(state, number, copy, plan, low, high)
         if f.side is None:
-            a, b = gang.sum(a), gang.sum(b)
+            a, b = _summed(a, b, gang)
         _draw(state, number, slice(low, high), a, b, plan, gang, sweep)
 
 
@@ -262,7 +262,7 @@ def _solve_own(state: State, number: int, plan: FMPlan, gang: Gang, sweep: int) 
     f, all_visits, hyper = plan.fields[number], state.visits[number], state.hypers[number]
     copy = state.copies[f.side or USER]
     starts, size = all_visits.starts, len(all_visits.present)
-    out = np.zeros((size, plan.config.rank + 1), np.float32)
+    out = copy.table[copy.own].copy()
     normal = _noise(state, number, slice(0, size), plan, gang, sweep)
     cuts = np.searchsorted(starts, np.linspace(0, starts[-1], plan.threads + 1))
     cuts[-1] = size
@@ -317,49 +317,58 @@ def _noise(state: State, number: int, where: slice, plan: FMPlan, gang: Gang, sw
     return normal
 
 
-def _draw(
-    state: State, number: int, where: slice, a: F64, b: F64, plan: FMPlan, gang: Gang, sweep: int
-) -> tuple[F32, F32]:
-    """Draw (or solve) features from their normal equations and write them down; returns them, before and after."""
+def _draw(state: State, number: int, where: slice, a: F64, b: F64, plan: FMPlan, gang: Gang, sweep: int) -> None:
+    """Draw (or solve) features of a one-hot field from their normal equations and write them down."""
     f, hyper = plan.fields[number], state.hypers[number]
-    out = np.zeros(b.shape, np.float32)
+    copy = state.copies[f.side or USER]
+    begin = (plan.starts()[number] if f.side is None else copy.own.start) + where.start
+    theta = copy.table[begin : begin + len(b)].copy()
     normal = _noise(state, number, where, plan, gang, sweep)
 
     def share(thread: int) -> int:
         part = slice(thread * len(b) // plan.threads, (thread + 1) * len(b) // plan.threads)
         given = (state.noise_precision, hyper.precision, hyper.mean, normal[part])
-        return int(draw_features(a[part], b[part], *given, out[part]))
+        return int(draw_features(a[part], b[part], *given, theta[part]))
 
     state.singular += sum(in_threads(plan.threads, share))
-    copy = state.copies[f.side or USER]
-    begin = (plan.starts()[number] if f.side is None else copy.own.start) + where.start
-    before = copy.table[begin : begin + len(out)].copy()
-    _set(state, number, where, out, plan)
-    return before, out
+    _set(state, number, where, theta, plan)
 
 
 def _solve_several(state: State, number: int, plan: FMPlan, gang: Gang, sweep: int) -> None:
-    """The features of a field of which rows have several, one after the other, residuals and contexts kept."""
-    copy, visits, width = state.copies[USER], state.visits[number], plan.config.rank + 1
-    within = bool(plan.pairs[number, number])
+    """The features of a field of which rows may have several, group after group, residuals and contexts kept.
+
+    No row has two features of a group, so that those are solved at once, as one after the other would be.
+    """
+    copy, visits, hyper = state.copies[USER], state.visits[number], state.hypers[number]
+    size, width = len(visits.present), plan.config.rank + 1
     contexts = np.empty((len(copy.y), width - 1), np.float32)
     residual = np.empty(len(copy.y))
     common = (*copy.entries, copy.table, copy.fields, plan.pairs, state.w0, number, copy.targets)
     in_threads(plan.threads, lambda t: fill_state(*common, t, plan.threads, contexts, residual))
-    start = plan.starts()[number]
-    for feature in np.flatnonzero(visits.present):
-        part = slice(visits.starts[feature], visits.starts[feature + 1])
-        rows, x = visits.rows[part], copy.val[visits.entries[part]]
-        theta = copy.table[start + feature].copy()
-        a, b = np.zeros((1, width, width)), np.zeros((1, width))
-        sum_feature(rows, x, theta, within, contexts, residual, a[0], b[0])
-        where = slice(int(feature), int(feature) + 1)
-        before, after = _draw(state, number, where, gang.sum(a), gang.sum(b), plan, gang, sweep)
-        move_feature(rows, x, before[0], after[0] - before[0], within, contexts, residual)
-    gone = np.flatnonzero(~visits.present)
-    if len(gone):
-        for copy in state.copies:
-            copy.table[start + gone] = state.hypers[number].mean
+    begin, every = plan.starts()[number], slice(0, size)
+    theta = copy.table[begin : begin + size].copy()
+    normal = _noise(state, number, every, plan, gang, sweep)
+    at = (visits.starts, visits.rows, copy.val[visits.entries], theta)
+    kept = (bool(plan.pairs[number, number]), contexts, residual)
+    step = max(1, SUM_BYTES // (8 * width * width))
+    for group in visits.groups:
+        for low in range(0, len(group), step):
+            features = group[low : low + step]
+            a, b = np.zeros((len(features), width, width)), np.zeros((len(features), width))
+            sum_several(features, *at, *kept, a, b)
+            a, b = _summed(a, b, gang)
+            new = theta[features]
+            drawn = (state.noise_precision, hyper.precision, hyper.mean, normal[features])
+            state.singular += int(draw_features(a, b, *drawn, new))
+            move_several(features, *at, new, *kept)
+    theta[~visits.present] = hyper.mean
+    _set(state, number, every, theta, plan)
+
+
+def _summed(a: F64, b: F64, gang: Gang) -> tuple[F64, F64]:
+    """Two arrays summed over the workers, in one exchange."""
+    both = gang.sum(np.concatenate([a.ravel(), b.ravel()]))
+    return both[: a.size].reshape(a.shape), both[a.size :].reshape(b.shape)
 
 
 def _figures(state: State, plan: FMPlan, gang: Gang) -> dict[str, float]:

@@ -4,19 +4,26 @@ from __future__ import annotations
 
 from dataclasses import dataclass, replace
 from itertools import combinations
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
+import yaml
+from scipy.sparse import csr_matrix
+from scipy.special import ndtr
 
 from sparkcf.config.models import FMConfig, FMField
+from sparkcf.kernels.fm import draw_features, move_several, sum_several
 from sparkcf.kernels.topk import rank_scores
 from sparkcf.models.fm.arrays import FMFit, entries_of, fit_fm_arrays
-from sparkcf.models.fm.rows import Field, FMData, FMRows, make_plan
+from sparkcf.models.fm.factors import _histories
+from sparkcf.models.fm.rows import Field, FMData, FMPlan, FMRows, make_plan
 from sparkcf.models.fm.sweeps import Sample, train_fm
 from tests.training.gangs import in_gang
 
 N, M, GENRES, HAD = 30, 12, 5, 12
+CONF = Path(__file__).resolve().parents[3] / "conf" / "models"
 
 
 @dataclass(frozen=True)
@@ -63,6 +70,10 @@ def configured(**changes: Any) -> FMConfig:
     return FMConfig.model_validate(given | changes)
 
 
+def as_labels(made: Data) -> Data:
+    return replace(made, data=replace(made.data, y=(made.data.y > 3).astype(np.float32)))
+
+
 def fitted(made: Data, config: FMConfig, seed: int = 1, threads: int = 1) -> FMFit:
     return fit_fm_arrays(made.data, made.fields, N, M, config, seed, threads)
 
@@ -95,7 +106,7 @@ def test_predictions_are_those_of_the_double_loop(pairs) -> None:
 def test_result_does_not_depend_on_workers_or_threads(learner, task, pairs) -> None:
     made = make()
     if task == "classification":
-        made = replace(made, data=replace(made.data, y=(made.data.y > 3).astype(np.float32)))
+        made = as_labels(made)
     config = configured(learner=learner, task=task, pairs=pairs)
     expected = fitted(made, config)
     for workers, threads in ((1, 3), (2, 1), (3, 2)):
@@ -136,37 +147,91 @@ def gang_samples(made: Data, config: FMConfig, workers: int, threads: int) -> li
     return samples
 
 
-def objective(made: Data, w0: float, table: np.ndarray, config: FMConfig, pairs: np.ndarray) -> float:
-    residual = made.data.y - double_loop(made.dense, w0, table, made.field_of, pairs)
-    return float(np.square(residual).sum() + config.regularization * np.square(table, dtype=np.float64).sum())
+def dense_sweep(made: Data, w0: float, table: np.ndarray, plan: FMPlan) -> float:
+    """One ALS sweep in float64: w_0, then feature after feature, each a ridge regression over all rows; in place."""
+    values = lambda: double_loop(made.dense, w0, table, made.field_of, plan.pairs)  # noqa: E731
+    w0 += float(np.mean(made.data.y - values()))
+    penalties = np.repeat(plan.penalties(), [plan.config.rank, 1], axis=1)
+    for number, f in enumerate(plan.fields):
+        features = np.flatnonzero(made.field_of == number)
+        present = features[made.dense[:, features].any(axis=0)]
+        for j in np.concatenate(groups_of(made, features, present)) if f.several else present:
+            met = plan.pairs[number][made.field_of] & (np.arange(len(table)) != j)
+            x = made.dense[:, j].astype(np.float64)
+            h = np.column_stack([x[:, None] * (made.dense[:, met] @ table[met, :-1]), x])
+            left = made.data.y - values() + h @ table[j]
+            table[j] = np.linalg.solve(h.T @ h + np.diag(penalties[number]), h.T @ left)
+    return w0
+
+
+def groups_of(made: Data, features: np.ndarray, present: np.ndarray) -> list[np.ndarray]:
+    """Features with most rows first: each joins the first group none of whose features stands in a row with it."""
+    groups: list[list[int]] = []
+    for j in sorted(present, key=lambda j: -np.count_nonzero(made.dense[:, j])):
+        fits = (g for g in groups if not (made.dense[:, g].any(axis=1) & (made.dense[:, j] != 0)).any())
+        if (group := next(fits, None)) is None:
+            groups.append(group := [])
+        group.append(j)
+    return [np.sort(group) for group in groups]
 
 
 @pytest.mark.parametrize("pairs", PAIRS)
-def test_als_ends_where_no_parameter_can_be_moved_with_gain(pairs) -> None:
+def test_a_sweep_of_als_solves_one_feature_after_the_other_exactly(pairs) -> None:
     made = make(rows=120)
-    config = configured(pairs=pairs, iterations=400, regularization=2.0, linear_regularization=2.0)
-    fit = fitted(made, config)
-    w0, table = fit.samples[0]
-    best = objective(made, w0, table, config, fit.plan.pairs)
-    assert fit.log[-1]["objective"] == pytest.approx(best, rel=1e-4)
-    rng = np.random.default_rng(0)
-    for _ in range(60):
-        feature, column = rng.integers(len(table)), rng.integers(table.shape[1])
-        for step in (0.05, -0.05):
-            moved = table.copy()
-            moved[feature, column] += step
-            assert objective(made, w0, moved, config, fit.plan.pairs) > best - 1e-3
+    config = configured(pairs=pairs, regularization=2.0, linear_regularization=0.5)
+    before, after = (fitted(made, config.model_copy(update={"iterations": n})) for n in (1, 2))
+    table = before.samples[0][1].astype(np.float64)
+    w0 = dense_sweep(made, before.samples[0][0], table, after.plan)
+    assert after.samples[0][0] == pytest.approx(w0, abs=1e-5)
+    np.testing.assert_allclose(after.samples[0][1], table, atol=1e-4)
+    lost = np.square(made.data.y - double_loop(made.dense, w0, table, made.field_of, after.plan.pairs)).sum()
+    cost = 2 * np.square(table[:, :-1]).sum() + 0.5 * np.square(table[:, -1]).sum()
+    assert after.log[-1]["objective"] == pytest.approx(lost + cost, rel=1e-5)
 
 
-@pytest.mark.parametrize("task", ["regression", "classification"])
+@pytest.mark.parametrize("rank", [2, 32])
+@pytest.mark.parametrize("regularization", [0.0, 1e-6, 1e-3, 1.0])
 @pytest.mark.parametrize("pairs", PAIRS)
-def test_objective_of_als_never_rises(task, pairs) -> None:
-    made = make(seed=2)
-    if task == "classification":
-        made = replace(made, data=replace(made.data, y=(made.data.y > 3).astype(np.float32)))
-    log = fitted(made, configured(task=task, pairs=pairs, iterations=25)).log
-    values = np.array([entry["objective"] for entry in log])
-    assert np.all(np.diff(values) <= 1e-5 * np.abs(values[:-1]))
+def test_objective_of_als_never_rises(pairs, regularization, rank) -> None:
+    """Without regularisation too, and where features have fewer rows than parameters."""
+    made = make(seed=3)
+    shared = {"regularization": regularization, "linear_regularization": regularization, "rank": rank}
+    for task in ("regression", "classification"):
+        data = made.data if task == "regression" else as_labels(made).data
+        log = fitted(replace(made, data=data), configured(task=task, pairs=pairs, iterations=20, **shared)).log
+        values = np.array([entry["objective"] for entry in log])
+        assert np.all(np.diff(values) <= 1e-8 * values[:-1])
+
+
+def test_a_feature_of_many_rows_moves_as_the_dense_formulas_say() -> None:
+    """A field of several features with itself: sums, draw and update of two features, against numpy."""
+    rng = np.random.default_rng(0)
+    n, k = 300, 4
+    starts, rows, x = np.array([0, 200, n]), rng.permutation(n), rng.normal(size=n).astype(np.float32)
+    theta, contexts = (rng.normal(size=shape).astype(np.float32) for shape in ((2, k + 1), (n, k)))
+    residual, precision, mean = rng.normal(size=n), rng.random(k + 1), rng.normal(size=k + 1)
+    normal = rng.normal(size=(2, k + 1)).astype(np.float32)
+    a, b, new = np.zeros((2, k + 1, k + 1)), np.zeros((2, k + 1)), theta.copy()
+    kept = (True, contexts.copy(), residual.copy())
+    features = np.array([1, 0])
+    sum_several(features, starts, rows, x, theta, *kept, a, b)
+    assert draw_features(a, b, 3.0, precision, mean, normal, new) == 0
+    moved = theta.copy()
+    move_several(features, starts, rows, x, moved, new, *kept)
+    for place, feature in enumerate(features):
+        at = slice(starts[feature], starts[feature + 1])
+        before, value = theta[feature].astype(np.float64), x[at, None].astype(np.float64)
+        h = np.column_stack([value * (contexts[rows[at]] - value * before[:k]), value])
+        np.testing.assert_allclose(a[place], h.T @ h, rtol=1e-4, atol=1e-3)
+        np.testing.assert_allclose(b[place], h.T @ residual[rows[at]], rtol=1e-4, atol=1e-3)
+        given = 3 * a[place] + np.diag(precision)
+        expected = np.linalg.solve(given, 3 * (b[place] + a[place] @ theta[place]) + precision * mean)
+        expected += np.linalg.solve(np.linalg.cholesky(given).T, normal[place])
+        np.testing.assert_allclose(new[place], expected, atol=1e-4)
+        step = new[place] - before
+        np.testing.assert_allclose(kept[2][rows[at]], residual[rows[at]] - h @ step, atol=1e-3)
+        np.testing.assert_allclose(kept[1][rows[at]], contexts[rows[at]] + value * step[:k], atol=1e-5)
+        np.testing.assert_array_equal(moved[feature], new[place])
 
 
 def test_features_of_no_row_are_zero_in_als_and_the_fields_mean_in_mcmc() -> None:
@@ -200,42 +265,74 @@ def test_two_fields_are_biased_matrix_factorization() -> None:
     np.testing.assert_allclose(one.predict(data)[0], scores, atol=5e-3)
 
 
-def test_svdpp_and_pitf_are_their_own_formulas() -> None:
-    """Koren (2008), eq. 15, and Rendle, Schmidt-Thieme (2010), eq. 4 with the weights that an FM has."""
-    made = make(rows=80)
-    svdpp = fitted(made, configured(pairs=(("user", "item"), ("item", "had"))))
-    w0, table = svdpp.samples[0]
-    v, w = table[:, :-1].astype(np.float64), table[:, -1].astype(np.float64)
-    implicit = made.dense[:, N + M + 1 + GENRES :] @ v[N + M + 1 + GENRES :]
-    users, items = made.data.users, made.data.items
-    formula = w0 + made.dense @ w + np.einsum("nk,nk->n", v[N + items], v[users] + implicit)
-    np.testing.assert_allclose(svdpp.predict(made.data)[0], formula, atol=1e-4)
-    pitf = fitted(made, configured(pairs=(("user", "genres"), ("item", "genres"))))
-    w0, table = pitf.samples[0]
-    v, w = table[:, :-1].astype(np.float64), table[:, -1].astype(np.float64)
-    tags = made.dense[:, N + M + 1 : N + M + 1 + GENRES] @ v[N + M + 1 : N + M + 1 + GENRES]
-    formula = w0 + made.dense @ w + np.einsum("nk,nk->n", tags, v[users] + v[N + items])
-    np.testing.assert_allclose(pitf.predict(made.data)[0], formula, atol=1e-4)
+def shipped(name: str, sizes: dict[str, int]) -> tuple[FMConfig, tuple[Field, ...]]:
+    """A small machine of the fields, pairs and task of conf/models/fm-NAME.yaml, and its fields of these sizes."""
+    told = yaml.safe_load((CONF / f"fm-{name}.yaml").read_text())["fm"]
+    config = FMConfig.model_validate(told | {"rank": 3, "iterations": 4, "burn_in": 1, "samples": 2})
+    sides = {"user": 0, "item": 1}
+    fields = tuple(
+        Field(f.name, sizes[f.name], f.several, sides.get(f.of), of_item=f.side == "item") for f in config.fields
+    )
+    return config, fields
 
 
-def test_fpmc_is_its_own_formula() -> None:
-    """Rendle, Freudenthaler, Schmidt-Thieme (2010), eq. 7 for one item before, with the weights that an FM has."""
-    made = make(rows=80, several=False)
-    before = np.random.default_rng(1).integers(0, M, 80).astype(np.int32)
-    data = FMData(made.data.users, made.data.items, made.data.y, np.arange(81), before, np.ones(80, np.float32))
-    fields = (*made.fields[:2], Field("before", M))
-    config = FMConfig.model_validate(
-        {
-            "learner": "als", "rank": 3, "iterations": 4, "pairs": [["user", "item"], ["item", "before"]],
-            "fields": [{"name": n, "of": of} for n, of in (("user", "user"), ("item", "item"), ("before", "previous"))],
-        }
-    )  # fmt: skip
+def machine_of(name: str, data: FMData, sizes: dict[str, int], formula: Any) -> None:
+    """Whether predictions are the mean over the samples of `formula`, which is given w_0 and each field's v and w."""
+    config, fields = shipped(name, {"user": N, "item": M} | sizes)
     fit = fit_fm_arrays(data, fields, N, M, config, 1)
-    w0, table = fit.samples[0]
-    v, w = table[:, :-1].astype(np.float64), table[:, -1].astype(np.float64)
-    users, items, last = data.users, N + data.items, N + M + before
-    both = np.einsum("nk,nk->n", v[items], v[users]) + np.einsum("nk,nk->n", v[items], v[last])
-    np.testing.assert_allclose(fit.predict(data)[0], w0 + w[users] + w[items] + w[last] + both, atol=1e-4)
+    cuts = np.cumsum([f.size for f in fields])[:-1]
+    values = []
+    for w0, table in fit.samples:
+        parts = np.split(table.astype(np.float64), cuts)
+        values.append(formula(w0, *((part[:, :-1], part[:, -1]) for part in parts)))
+    values = ndtr(values) if config.task == "classification" else values
+    np.testing.assert_allclose(fit.predict(data)[0], np.mean(values, axis=0), atol=1e-4)
+
+
+def test_the_shipped_biased_mf_and_svdpp_are_their_own_formulas() -> None:
+    """Koren (2008), eq. 15, with 1 / m in the place of 1 / sqrt(m) and the weights w that a machine has."""
+    made = make(rows=80, several=False)
+    users, items = made.data.users, made.data.items
+
+    def biased_mf(w0, user, item):
+        return w0 + user[1][users] + item[1][items] + np.einsum("nk,nk->n", user[0][users], item[0][items])
+
+    machine_of("biased-mf", FMData.of_pairs(users, items, made.data.y), {}, biased_mf)
+    rows = csr_matrix((np.ones(len(users)), (users, items)), shape=(N, M))
+    config, fields = shipped("svdpp", {"user": N, "item": M, "had": M})
+    ptr, feat, val = _histories(rows.indptr.astype(np.int64), rows.indices, make_plan(config, fields, N, M, 0, 1))
+    had = csr_matrix((val, feat, ptr), shape=(N, M))[users]
+    data = FMData(users, items, made.data.y, had.indptr.astype(np.int64), had.indices, had.data)
+    lists = [np.unique(items[users == u]) for u in range(N)]
+
+    def svdpp(w0, user, item, implicit):
+        total = biased_mf(w0, user, item)
+        for n, (u, i) in enumerate(zip(users, items, strict=True)):
+            m = len(lists[u])
+            total[n] += sum(implicit[1][j] + item[0][i] @ implicit[0][j] for j in lists[u]) / m
+        return total
+
+    machine_of("svdpp", data, {"had": M}, svdpp)
+
+
+def test_the_shipped_pitf_and_fpmc_are_their_own_formulas() -> None:
+    """Rendle, Schmidt-Thieme (2010), eq. 4, and Rendle, Freudenthaler, Schmidt-Thieme (2010), eq. 7, for one item
+    before, with the weights w that a machine has."""
+    made = make(rows=80, several=False)
+    users, items = made.data.users, made.data.items
+    third = np.random.default_rng(1).integers(0, M, 80)
+
+    def pitf(w0, user, item, tag):
+        meets = np.einsum("nk,nk->n", user[0][users] + item[0][items], tag[0][third])
+        return w0 + user[1][users] + item[1][items] + tag[1][third] + meets
+
+    def fpmc(w0, user, item, before):
+        meets = np.einsum("nk,nk->n", user[0][users] + before[0][third], item[0][items])
+        return w0 + user[1][users] + item[1][items] + before[1][third] + meets
+
+    ones = (np.arange(81), third.astype(np.int32), np.ones(80, np.float32))
+    machine_of("pitf", FMData(users, items, (made.data.y > 3).astype(np.float32), *ones), {"tag": M}, pitf)
+    machine_of("fpmc", FMData(users, items, made.data.y, *ones), {"before": M}, fpmc)
 
 
 def test_candidates_with_a_context_each_are_ranked_as_their_predictions() -> None:
@@ -302,8 +399,8 @@ def test_unseen_users_items_and_features_add_nothing() -> None:
     assert entries_of(unseen, fit.plan)[0][0].tolist() == [0, 0, 0]
 
 
-def test_noise_and_labels_are_recovered() -> None:
-    """The noise's precision within its own spread; probabilities as often right as they say."""
+def test_values_and_probabilities_are_recovered() -> None:
+    """Data drawn from the model: predictions are near the values and probabilities that it was drawn with."""
     rng = np.random.default_rng(5)
     users, items = rng.integers(0, N, 3000), rng.integers(0, M, 3000)
     p, q, b = rng.normal(size=(N, 2)) / 2, rng.normal(size=(M, 2)), rng.normal(size=N) / 2
@@ -318,27 +415,7 @@ def test_noise_and_labels_are_recovered() -> None:
     likely, _ = fit_fm_arrays(FMData.of_pairs(users, items, labels), fields, N, M,
                               configured(**config.model_dump(exclude={"task"}), task="classification"), 3
                               ).predict(data)  # fmt: skip
-    from scipy.special import ndtr
-
     assert np.abs(likely - ndtr(signal)).mean() < 0.08
-
-
-def test_intervals_hold_as_often_as_they_say() -> None:
-    """Simulation: data drawn from the model; true values lie within the 90 % intervals about nine times in ten."""
-    inside, count = 0, 0
-    for seed in range(12):
-        rng = np.random.default_rng(seed)
-        users, items = rng.integers(0, 20, 500), rng.integers(0, 8, 500)
-        p, q = rng.normal(size=(20, 2)), rng.normal(size=(8, 2))
-        truth = rng.normal(size=20)[users] + rng.normal(size=8)[items] + np.einsum("nk,nk->n", p[users], q[items])
-        data = FMData.of_pairs(users, items, truth + rng.normal(size=500))
-        fields = (Field("user", 20, side=0), Field("item", 8, side=1, of_item=True))
-        config = configured(learner="mcmc", rank=2, iterations=160, burn_in=60, samples=100)
-        fit = fit_fm_arrays(data, fields, 20, 8, config, seed)
-        mean, sd = fit.predict(data)
-        inside += int((np.abs(mean - truth) < 1.645 * sd).sum())
-        count += 500
-    assert 0.84 < inside / count < 0.95
 
 
 def test_same_seed_same_samples_and_another_seed_others() -> None:
@@ -347,3 +424,9 @@ def test_same_seed_same_samples_and_another_seed_others() -> None:
     one, again, other = (fitted(made, config, seed) for seed in (1, 1, 2))
     np.testing.assert_array_equal(one.samples[-1][1], again.samples[-1][1])
     assert np.abs(one.samples[-1][1] - other.samples[-1][1]).max() > 0.1
+
+
+def test_a_weight_is_of_a_field_of_several_features() -> None:
+    assert [FMField(name="f", of=of).own_weight for of in ("categories", "history")] == ["one", "sqrt"]
+    with pytest.raises(ValueError, match="weight=mean goes with of: categories or history, not user: leave it out"):
+        FMField(name="f", of="user", weight="mean")

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -10,24 +9,16 @@ import pytest
 import torch
 
 from sparkcf.config.models import FMConfig
-from sparkcf.models.fm.arrays import fit_fm_arrays
-from sparkcf.models.fm.factors import fold_in_fm
-from sparkcf.models.fm.links import answers, working_rows
-from sparkcf.models.fm.net import split
-from sparkcf.models.fm.rows import Field, FMData, make_plan
-from sparkcf.models.fm.sgd import examples_of, told
-from sparkcf.models.nets.registry import net_of
+from sparkcf.models.fm.net import net_of, split
+from sparkcf.models.fm.rows import make_plan
+from sparkcf.models.fm.sgd import examples_of, net_data
 from sparkcf.training.loop import to_tensors
-from tests.models.fm.test_fit import PAIRS, Data, M, N, configured, double_loop, fitted, make
+from tests.models.fm.test_fit import PAIRS, M, N, as_labels, configured, double_loop, fitted, make
 
 
 def descending(**changes: Any) -> FMConfig:
     sgd = {"epochs": 3, "batch_size": 40, "learning_rate": 0.02} | changes.pop("sgd", {})
     return configured(learner="sgd", sgd=sgd, **changes)
-
-
-def as_labels(made: Data) -> Data:
-    return replace(made, data=replace(made.data, y=(made.data.y > 3).astype(np.float32)))
 
 
 @pytest.mark.parametrize("pairs", PAIRS)
@@ -38,7 +29,7 @@ def test_the_module_is_the_machine_that_the_kernels_predict_with(pairs) -> None:
     (w0, table), plan = fit.samples[0], fit.plan
     expected = double_loop(made.dense, w0, table, made.field_of, plan.pairs)
     np.testing.assert_allclose(fit.predict(made.data)[0], expected, atol=1e-4)
-    net = net_of(told(plan, 0.0, 1), config, 3)
+    net = net_of(net_data(plan, 0.0, 1), config, 3)
     targets, features = split(to_tensors(examples_of(made.data, plan), "cpu"))
     np.testing.assert_array_equal(targets.numpy(), made.data.y)
     # The module's order: what stands everywhere, then the ids.
@@ -57,7 +48,7 @@ def test_gradients_are_those_of_the_objective(task, pairs) -> None:
     made = as_labels(made) if task == "classification" else made
     config = descending(task=task, pairs=pairs, regularization=2.0, linear_regularization=5.0)
     plan = make_plan(config, made.fields, N, M, 1, 1)
-    net = net_of(told(plan, 0.5, len(made.data.y)), config, 3).double()
+    net = net_of(net_data(plan, 0.5, len(made.data.y)), config, 3).double()
     rows = to_tensors(examples_of(made.data, plan), "cpu")
     rows = type(rows)(rows.indices, rows.offsets, rows.values.double())
     net.loss(rows, 0.0).sum().backward()
@@ -115,50 +106,3 @@ def test_the_same_seed_gives_the_same_and_another_seed_another() -> None:
     one, again = fitted(made, descending()), fitted(made, descending())
     np.testing.assert_array_equal(one.samples[0][1], again.samples[0][1])
     assert np.abs(fitted(made, descending(), seed=2).samples[0][1] - one.samples[0][1]).max() > 1e-3
-
-
-@pytest.mark.parametrize("learner", ["als", "sgd"])
-def test_steps_of_working_rows_end_where_the_labels_are_most_likely(learner) -> None:
-    rng = np.random.default_rng(0)
-    h, y = np.column_stack([rng.normal(size=60), np.ones(60)]), (rng.random(60) < 0.7).astype(float)
-    config, theta = FMConfig(task="classification", learner=learner), np.zeros(2)
-
-    def cost(theta: np.ndarray) -> float:
-        p = answers(h @ theta, config)
-        return float(-2 * np.log(np.where(y > 0, p, 1 - p)).sum() + np.square(theta).sum())
-
-    costs = [cost(theta)]
-    for _ in range(60):
-        targets, weights = working_rows(y, h @ theta, config)
-        scaled = weights[:, None] * h
-        theta = np.linalg.solve(scaled.T @ h + np.eye(2), scaled.T @ targets)
-        costs.append(cost(theta))
-    assert (np.diff(costs) <= 1e-9).all()
-    for step in np.eye(2) * 1e-3:
-        assert cost(theta) <= min(cost(theta + step), cost(theta - step))
-
-
-@pytest.mark.parametrize("task", ["regression", "classification"])
-def test_folding_in_has_the_gradient_of_the_user_at_zero(task) -> None:
-    rng = np.random.default_rng(2)
-    config = FMConfig(
-        learner="sgd", task=task, rank=2, regularization=0.7, linear_regularization=0.7, sgd={"epochs": 5}
-    )
-    users, items = np.repeat(np.arange(20), 5), rng.integers(0, 9, 100)
-    values = rng.normal(size=100) if task == "regression" else (rng.random(100) < 0.6).astype(float)
-    fields = (Field("user", 20, side=0), Field("item", 9, side=1, of_item=True))
-    fit = fit_fm_arrays(FMData.of_pairs(users, items, values), fields, 20, 9, config, 1)
-    w0, table = fit.samples[0]
-    vectors = np.column_stack([table[20:, :2], np.ones(9), table[20:, 2]]).astype(np.float32)
-    state = {
-        "w0": np.array([w0]), "noise_precision": np.ones(1), "precision": np.full((1, 3), 0.7),
-        "mean": np.zeros((1, 3)), "everywhere": np.zeros((1, 0, 3), np.float32), "sizes": np.array([20, 9]),
-    }  # fmt: skip
-    indices = np.array([1, 4, 6], np.int32)
-    y = np.array([1, 0, 1], np.float32)
-    folded = fold_in_fm((np.array([0, 3]), indices, y), vectors, state, config)[0].astype(np.float64)
-    theta = np.append(folded[:2], folded[2] - w0)
-    h = np.column_stack([vectors[indices, :2], np.ones(3)]).astype(np.float64)
-    a = w0 + vectors[indices, 3] + h @ theta
-    slope = (a - y) if task == "regression" else 1 / (1 + np.exp(-a)) - y
-    np.testing.assert_allclose(h.T @ slope + 0.7 * theta, 0, atol=2e-3)

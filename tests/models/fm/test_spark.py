@@ -17,12 +17,14 @@ from sparkcf.errors import ConfigError, TrainingError
 from sparkcf.lake.schemas import TABLES
 from sparkcf.models.contract import FitRun, Fitted, TrainingData
 from sparkcf.models.fm.arrays import fit_fm_arrays
+from sparkcf.models.fm.factors import _histories
 from sparkcf.models.fm.features import features_of
-from sparkcf.models.fm.rows import FMData
+from sparkcf.models.fm.rows import FMData, make_plan
 from sparkcf.models.registry import model_of
 
 N, M, RANK = 40, 15, 3
 GENRES = ["drama", "comedy", "war", "noir"]
+HAD_AND_GENRES = (("had", "history"), ("genres", "categories"))
 FIELDS = (
     "[{name: user, of: user}, {name: item, of: item}, {name: genres, of: categories}, "
     "{name: year, of: number, column: year}, {name: had, of: history}]"
@@ -119,6 +121,27 @@ def test_factors_hold_what_the_fit_in_one_process_predicts(spark, ratings, conte
     mean = np.mean([samples[N + 3] for _, samples in expected.samples], axis=0)
     np.testing.assert_allclose([*table["item", 3]["factor"], table["item", 3]["bias"]], mean, atol=2e-3)
     fitted.release()
+
+
+@pytest.mark.parametrize("weight, power", [("null", (-0.5, 0)), ("one", (0, 0)), ("mean", (-1, -1))])
+def test_features_of_a_row_have_the_weight_that_the_field_says(spark, ratings, context, weight, power) -> None:
+    """In training, and of users who are folded in by their rows alone."""
+    had, genres = (f"{{name: {name}, of: {of}, weight: {weight}}}" for name, of in HAD_AND_GENRES)
+    config = configured(f"fm.fields=[{{name: user, of: user}}, {{name: item, of: item}}, {had}, {genres}]")
+    pairs = spark.createDataFrame(ratings, "user_idx int, item_idx int, value float")
+    features = features_of(pairs, N, M, config, context)
+    ordered = ratings.sort_values(["user_idx", "item_idx"])
+    indptr = np.concatenate([[0], np.cumsum(np.bincount(ordered.user_idx, minlength=N))])
+    plan = make_plan(config.fm, features.fields, N, M, 0, 1)
+    _, feat, val = _histories(indptr, ordered.item_idx.to_numpy(), plan)
+    users = {row["user_idx"]: row["features"] for row in features.user.collect()}
+    for user, entries in users.items():
+        mine = slice(indptr[user], indptr[user + 1])
+        assert [e["feat"] for e in entries] == feat[mine].tolist()
+        assert [e["val"] for e in entries] == val[mine].tolist()
+        np.testing.assert_allclose(val[mine], float(len(entries)) ** power[0], rtol=1e-6)
+    items = {row["item_idx"]: [e["val"] for e in row["features"]] for row in features.item.collect()}
+    assert items[2] == [] and items[1] == pytest.approx([2 ** power[1]] * 2)
 
 
 def test_a_field_without_its_values_is_refused_in_a_line(spark, ratings, context) -> None:

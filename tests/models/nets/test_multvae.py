@@ -79,6 +79,19 @@ def test_without_training_nothing_is_drawn_and_with_it_noise_and_dropout_are() -
     assert not torch.equal(dropped(many)[0], dropped(many)[0])
 
 
+def test_rows_are_normalised_before_entries_are_dropped() -> None:
+    """What is kept of seven ones is 1 / sqrt(7), scaled by the 1 / 0.75 of dropout, however many are kept."""
+    net = vae(dropout=0.25, hidden=(), latent_dim=M).train()
+    with torch.no_grad():
+        net.encoder_in.bias.zero_()
+        net.encoder_in.weight.zero_()
+        net.encoder_in.weight[:, :M] = torch.eye(M)  # the mean is the row that the layer is given
+        given = net.encode(rows_of(torch.ones(200, M))).mean
+    kept = given != 0
+    assert 0.7 < kept.float().mean().item() < 0.8
+    torch.testing.assert_close(given[kept], torch.full((int(kept.sum()),), 1 / 0.75 / M**0.5))
+
+
 def test_noise_has_the_standard_deviation_of_the_code() -> None:
     net = vae(dropout=0.0, hidden=(), latent_dim=1)
     with torch.no_grad():
