@@ -61,7 +61,8 @@ def parse_config(values: Mapping[str, Any]) -> Config:
 def config_class(plugins: frozenset[str] = frozenset()) -> type[Config]:
     """The class of a whole configuration: a section for every model of this package and for the named others."""
     sections = SECTIONS | {name: plugin(name).section for name in sorted(plugins)}
-    return create_model("Config", __base__=Config, **{name: (kind, kind()) for name, kind in sections.items()})
+    fields: dict[str, Any] = {name: (kind, kind()) for name, kind in sections.items()}
+    return create_model("Config", __base__=Config, **fields)
 
 
 def model_names() -> list[str]:

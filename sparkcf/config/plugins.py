@@ -42,7 +42,7 @@ def plugin(name: str) -> Any:
     except Exception as error:  # whatever the foreign module raises
         reason = f"{type(error).__name__}: {error}"
         raise ConfigError(f"{where} does not load: {reason}; mend or uninstall that package") from error
-    abstract = getattr(found, "__abstractmethods__", frozenset())
+    abstract: frozenset[str] = getattr(found, "__abstractmethods__", frozenset())
     lacking = [part for part in NEEDED if getattr(found, part, None) is None or part in abstract]
     lacking += sorted(set(abstract) - set(lacking))
     if lacking:

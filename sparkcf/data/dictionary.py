@@ -23,7 +23,6 @@ def register_texts(tables: LakeTables, wanted: Iterable[Texts]) -> None:
         found = tables.read(texts.table).select(value.alias("value")).where("value IS NOT NULL").distinct()
         named = found.select(
             F.concat(F.lit(f"{texts.name}="), "value").alias("feature"),
-            F.lit(None).cast("timestamp").alias("first_seen"),
             F.lit(texts.name).alias("field"),
             "value",
         )

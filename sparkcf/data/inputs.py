@@ -13,7 +13,7 @@ from pyspark.sql import functions as F
 from sparkcf.data.pairs import indexed
 from sparkcf.errors import LakeError
 from sparkcf.lake.schemas import TABLES
-from sparkcf.lake.tables import LakeTables, sql_date
+from sparkcf.lake.tables import LakeTables, one_row, sql_date
 
 INPUTS = ("interactions", "users", "items", "features", "published")
 
@@ -68,4 +68,4 @@ class Inputs:
         return self.n_users, self.n_items
 
     def _size(self, side: str) -> int:
-        return int(self.read(f"{side}s").agg(F.max(f"{side}_idx")).first()[0]) + 1
+        return int(one_row(self.read(f"{side}s").agg(F.max(f"{side}_idx")))[0]) + 1

@@ -37,7 +37,7 @@ class PackedRows:
             here = slice(int(self.indptr[first]), int(self.indptr[last]))
             indptr = self.indptr[first : last + 1] - self.indptr[first]
             return PackedRows(self.ids[first:last], indptr, self.indices[here], self.values[here])
-        indptr, entries = take_rows(self.indptr, rows)
+        indptr, entries = take_rows(self.indptr, np.arange(len(self))[rows])
         return PackedRows(self.ids[rows], indptr, self.indices[entries], self.values[entries])
 
 

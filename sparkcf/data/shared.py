@@ -6,7 +6,7 @@ import secrets
 import sys
 import tempfile
 from dataclasses import dataclass
-from functools import cache
+from functools import cache, lru_cache
 from pathlib import Path
 from typing import Any
 
@@ -55,11 +55,11 @@ def share(spark: Any, **arrays: NDArray[Any]) -> SharedArrays:
 
 @cache
 def _outbox() -> tempfile.TemporaryDirectory[str]:
-    """A folder that lives as long as this process: executors fetch shared files when they first need them."""
+    """A folder that lives as long as this process: an executor that starts late fetches every file ever shared."""
     return tempfile.TemporaryDirectory(prefix="sparkcf-")
 
 
-@cache
+@lru_cache(maxsize=16)
 def _open(token: str, names: tuple[str, ...]) -> tuple[NDArray[Any], ...]:
     from pyspark import SparkFiles
 

@@ -17,11 +17,10 @@ from sparkcf.lake.factors import read_factors, read_of_run
 from sparkcf.lake.metrics import fit_figure
 from sparkcf.lake.published import published_run
 from sparkcf.lake.runs import Run, find_run
-from sparkcf.lake.tables import LakeTables
+from sparkcf.lake.tables import LakeTables, one_row
 from sparkcf.lake.weights import read_state
 from sparkcf.models.contract import Fitted, Model, TrainingData
 
-ATTRIBUTES = {"users": "users", "items": "items", "dictionary": "features"}  # of TrainingData, and the tables
 STATES = ("trained", "evaluated", "recommended", "refused", "published")  # of a run that has factors
 
 
@@ -32,7 +31,8 @@ def training_data(
     data = TrainingData(pairs(events, model.reads, config), *inputs.sizes, packing=packing)
     if not model.reads.attributes:
         return data
-    return replace(data, **{name: inputs.read(table) for name, table in ATTRIBUTES.items()})
+    users, items, dictionary = (inputs.read(name) for name in ("users", "items", "features"))
+    return replace(data, users=users, items=items, dictionary=dictionary)
 
 
 def packing_of(model: Model[Any], inputs: Inputs, config: Config, split: str = "") -> Packing:
@@ -83,7 +83,7 @@ def read_fitted(tables: LakeTables, model: Model[Any], run: Run, data: TrainingD
         The item factors, the mean that biases stand on, or the weights are no longer there, or are damaged.
     """
     users, items = (read_factors(tables, side, model.name, run.run_id) for side in ("user", "item"))
-    n_items, biased = items.agg(F.count(F.lit(1)), F.max(F.col("bias") != 0)).first()
+    n_items, biased = one_row(items.agg(F.count(F.lit(1)), F.max(F.col("bias") != 0)))
     if not n_items:
         raise LakeError(f"run {run.run_id} has no item factors in {tables.root}: name another by run_id=…")
     mean = fit_figure(tables, run.run_id, "mean")

@@ -19,7 +19,7 @@ from sparkcf.jobs.session import size_partitions
 from sparkcf.lake.ids import ConcurrentChangeError, merge_changes, register
 from sparkcf.lake.runs import Run, start_run
 from sparkcf.lake.schemas import CLAIM, TABLES
-from sparkcf.lake.tables import LakeTables, retry_conflicts, sql_date
+from sparkcf.lake.tables import LakeTables, one_row, retry_conflicts, sql_date
 from sparkcf.progress import say, step
 
 STATE = ("value", "context", "source", "ds", "replaced")  # columns of interactions that a later load may change
@@ -96,7 +96,8 @@ def note_unused(columns: list[str], config: Config) -> None:
 def _seen(side: str, interactions: DataFrame, given: DataFrame | None, config: Config) -> DataFrame:
     """The ids of the interactions with their first event, and of `given` with what it tells of them."""
     idc = f"{side}_id"
-    attributes = {f.name: f.dataType for f in TABLES[f"{side}s"].schema.fields[3:]}
+    table = TABLES[f"{side}s"]
+    attributes = {name: table.schema[name].dataType for name in table.mutable}
     seen = interactions.groupBy(idc).agg(F.min("ts").alias("first_seen"))
     if given is None:
         return seen.select("*", *(F.lit(None).cast(dtype).alias(name) for name, dtype in attributes.items()))
@@ -154,9 +155,8 @@ def write_interactions(tables: LakeTables, clean_rows: DataFrame, config: Config
         changes = _changes(new, tables.read("interactions", tables.version("interactions")), day)
         changes = changes.persist(StorageLevel.MEMORY_AND_DISK)  # counted, then merged; released below
         try:
-            span = (
-                changes.where("op <> 'unchanged'").agg(F.min("ts").cast("string"), F.max("ts").cast("string")).first()
-            )
+            source = changes.where("op <> 'unchanged'")
+            span = one_row(source.agg(F.min("ts").cast("string"), F.max("ts").cast("string")))
             counts = {r["op"]: r["count"] for r in changes.groupBy("op").count().collect()}
             if span[0] is not None:
                 # The literal bounds let Delta skip the files of other times.
@@ -164,7 +164,6 @@ def write_interactions(tables: LakeTables, clean_rows: DataFrame, config: Config
                     f"t.ts {op} TIMESTAMP'{at} UTC'" for op, at in zip((">=", "<="), span, strict=True)
                 )
                 same = " AND ".join(f"t.{c} = s.{c}" for c in KEY)
-                source = changes.where("op <> 'unchanged'")
                 clauses = []
                 if counts.get("deleted") or counts.get("updated"):
                     changed = ", ".join(f"{c} = s.{c}" for c in STATE)
@@ -187,7 +186,7 @@ def write_interactions(tables: LakeTables, clean_rows: DataFrame, config: Config
 def _changes(new: DataFrame, table: DataFrame, day: str) -> DataFrame:
     """Key, `op` and new state of every row of the day's input, of its partition, and of what it brought elsewhere."""
     # As text: a Python datetime would pass through the host's own time zone, where an hour a year comes twice.
-    low, high = new.agg(F.min("ts").cast("string"), F.max("ts").cast("string")).first()
+    low, high = one_row(new.agg(F.min("ts").cast("string"), F.max("ts").cast("string")))
     within = f"ts BETWEEN TIMESTAMP'{low} UTC' AND TIMESTAMP'{high} UTC'"
     near = table.where(f"{within} OR ds = {day} OR (ds > {day} AND exists(replaced, r -> r.ds = {day}))")
     old = near.select(*KEY, *(F.col(name).alias(f"old_{name}") for name in STATE))

@@ -24,7 +24,7 @@ from sparkcf.errors import TrainingError
 from sparkcf.jobs.base import base_run, read_fitted, training_data
 from sparkcf.jobs.train import write_fitted, write_log
 from sparkcf.lake.runs import recorded_run
-from sparkcf.lake.tables import LakeTables
+from sparkcf.lake.tables import LakeTables, one_row
 from sparkcf.models.registry import model_of
 from sparkcf.progress import say, step
 from sparkcf.ranking.scorers import SharedScorer, known_entries, rows_of, share_fitted
@@ -143,13 +143,13 @@ def counted(solved: DataFrame, config: Config) -> dict[str, int]:
     """
     present = F.col("factor").isNotNull()
     wrong = F.exists("factor", lambda x: F.isnan(x) | (F.abs(x) == float("inf"))) | F.isnan("bias")
-    row = solved.agg(
+    counted = solved.agg(
         F.count(F.when(~F.col("kept") & present, 1)).alias("users_folded_in"),
         F.count(F.when(F.col("kept"), 1)).alias("users_kept"),
         F.count(F.when(~present, 1)).alias("users_without_known_items"),
         F.min(F.when(~F.col("kept") & wrong, F.col("idx"))).alias("wrong"),
-    ).first()
-    counts = row.asDict()
+    )
+    counts = one_row(counted).asDict()
     first = counts.pop("wrong")
     if first is not None:
         raise TrainingError(

@@ -92,7 +92,7 @@ def _run(name: str, function: Job, config: Config) -> dict[str, Any]:
         with job_description(spark, f"{name} {config.ds}"):
             return function(spark, config)
     except BaseException:
-        _cancel(spark)
+        _cancel(spark, group)
         raise
     finally:
         signal.signal(signal.SIGTERM, before)
@@ -100,9 +100,10 @@ def _run(name: str, function: Job, config: Config) -> dict[str, Any]:
             _stop(spark)
 
 
-def _cancel(spark: Any) -> None:
+def _cancel(spark: Any, group: str) -> None:
+    """End the Spark jobs that are still running for this one; in a session that is not ours there may be others."""
     try:
-        spark.sparkContext.cancelAllJobs()
+        spark.sparkContext.cancelJobGroup(group)
     except Exception as error:  # the JVM may be gone already: it was signalled too
         say(f"  jobs could not be cancelled: {first_line(error)}")
 

@@ -9,7 +9,7 @@ from pyspark.sql import SparkSession
 from pyspark.sql import functions as F
 
 from sparkcf.config.root import Config
-from sparkcf.errors import SparkcfError
+from sparkcf.errors import SparkcfError, first_line
 from sparkcf.jobs.clean import clean_day
 from sparkcf.jobs.evaluate import evaluate_run
 from sparkcf.jobs.publish import publish_run
@@ -25,23 +25,25 @@ def nightly(spark: SparkSession, config: Config) -> dict[str, Any]:
     """Run the whole night. Each step reads what the one before wrote to the lake, as if run alone.
 
     A step that fails leaves what was published as it was, and a row in `runs` that says why. Of several models each
-    is published by itself: one that fails does not keep the others from their readers, but ends the job in its error.
+    is published by itself: one that fails, for whatever reason, does not keep the others from their readers, but ends
+    the job in its error.
     """
     cleaned = clean_day(spark, config)
     if not config.models:
         return _night_of_model(spark, config, cleaned)
     done: dict[str, dict[str, Any]] = {}
-    failed: dict[str, SparkcfError] = {}
+    failed: dict[str, Exception] = {}
     for model in config.models:
         try:
             done[model] = _night_of_model(spark, config.model_copy(update={"model": model}), cleaned)
-        except SparkcfError as error:
-            say(f"  {model}: {error}")
+        except Exception as error:  # a Spark or Python error of one model is no reason to give up the others
+            say(f"  {model}: {first_line(error)}")
             failed[model] = error
     if failed:
         first = next(iter(failed.values()))
         published = f"published: {', '.join(done) or 'none'}"
-        raise type(first)(f"models {', '.join(failed)} failed, {published}; the first said: {first}") from first
+        kind = type(first) if isinstance(first, SparkcfError) else SparkcfError
+        raise kind(f"models {', '.join(failed)} failed, {published}; the first said: {first_line(first)}") from first
     return {"counts": cleaned["counts"], "models": done, "lake": config.lake.root}
 
 
@@ -111,8 +113,8 @@ def _against_baseline(figures: dict[str, float], config: Config) -> str:
 
 def _some_user(spark: SparkSession, config: Config) -> str:
     """The first user, in the order of ids, with a list: one by the model where there is one."""
-    rows = LakeTables(spark, config.lake.root).read("recommendations").where(F.col("run_id") == config.run_id)
-    order = F.min(F.struct(F.col("reason") == "fallback", "user_id")).alias("first")
+    rows = LakeTables(spark, config.lake.root).read("recommendations").where(F.col("run_id").eqNullSafe(config.run_id))
+    order = F.min(F.struct(F.expr("reason <=> 'fallback'"), "user_id")).alias("first")
     return str(rows.agg(order).select("first.user_id").collect()[0][0])
 
 

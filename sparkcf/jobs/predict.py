@@ -16,7 +16,7 @@ from sparkcf.data.pairs import row_lists
 from sparkcf.errors import ConfigError
 from sparkcf.jobs.base import base_run, read_fitted, training_data
 from sparkcf.lake.factors import write_of_run
-from sparkcf.lake.tables import LakeTables
+from sparkcf.lake.tables import LakeTables, one_row
 from sparkcf.models.contract import Fitted, Model, TrainingData
 from sparkcf.models.registry import model_of
 from sparkcf.progress import step
@@ -68,16 +68,16 @@ def predict_pairs(spark: SparkSession, config: Config) -> dict[str, Any]:
         try:
             dated = values.withColumn("ds", F.lit(config.ds))
             write_of_run(tables, "predictions", dated, model.name, run.run_id)
-            row = values.agg(
+            counted = values.agg(
                 F.count(F.lit(1)).alias("pairs"),
                 F.count(F.when(~F.col("known_user"), 1)).alias("unknown_users"),
                 F.count(F.when(~F.col("known_item"), 1)).alias("unknown_items"),
                 F.coalesce(F.sum("unknown"), F.lit(0)).alias("unknown_values"),
-            ).first()
+            )
+            counts = {name: int(n) for name, n in one_row(counted).asDict().items()}
         finally:
             values.unpersist()
-        counts = {name: int(n) for name, n in row.asDict().items()}
-        read, usable = asked.agg(F.count(F.lit(1)), F.count(F.concat("user_id", "item_id"))).first()
+        read, usable = one_row(asked.agg(F.count(F.lit(1)), F.count(F.concat("user_id", "item_id"))))
         counts |= {"without_id": int(read - usable), "duplicates": int(usable) - counts["pairs"]}
         shown.note = ", ".join(f"{n:,} {name.replace('_', ' ')}" for name, n in counts.items())
     return {"run_id": run.run_id, "counts": counts}

@@ -16,7 +16,7 @@ from sparkcf.errors import NotFoundError
 from sparkcf.jobs.base import read_fitted, training_data
 from sparkcf.lake.factors import write_of_run
 from sparkcf.lake.runs import find_run
-from sparkcf.lake.tables import LakeTables
+from sparkcf.lake.tables import LakeTables, one_row
 from sparkcf.models.registry import model_of
 from sparkcf.progress import step
 from sparkcf.ranking.scorers import saved_of, share_scorer
@@ -127,7 +127,7 @@ def _write_lists(tables: LakeTables, lists: DataFrame, model: str, run_id: str) 
     try:
         write_of_run(tables, "recommendations", ordered, model, run_id)
         first = ordered.where("position = 1").groupBy("reason").agg(F.count(F.lit(1)).alias("users")).collect()
-        rows = ordered.agg(F.count(F.lit(1)), F.count(F.when(F.isnan("score"), 1))).first()
+        rows = one_row(ordered.agg(F.count(F.lit(1)), F.count(F.when(F.isnan("score"), 1))))
     finally:
         ordered.unpersist()
     by_reason = {r["reason"]: r["users"] for r in first}

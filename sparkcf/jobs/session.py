@@ -8,6 +8,7 @@ import shutil
 import sys
 import tempfile
 from pathlib import Path
+from typing import Any
 
 from sparkcf.config.root import SparkConfig
 from sparkcf.errors import ConfigError, first_line
@@ -34,7 +35,7 @@ REQUIRED = {
 }
 
 
-def open_session(config: SparkConfig | None = None, run_name: str = ""):
+def open_session(config: SparkConfig | None = None, run_name: str = "") -> tuple[Any, bool]:
     """Get or create the session, with Delta and with the driver's Python for the workers.
 
     Returns
@@ -76,7 +77,7 @@ def open_session(config: SparkConfig | None = None, run_name: str = ""):
     return spark, started
 
 
-def size_partitions(spark, frame=None) -> None:
+def size_partitions(spark: Any, frame: Any = None) -> None:
     """Shuffles of a few partitions a slot, or of about PARTITION_BYTES each where the frame's files are large.
 
     What the user gave is left alone.
@@ -95,13 +96,13 @@ def size_partitions(spark, frame=None) -> None:
             spark.conf.set(key, value)
 
 
-def _input_bytes(frame) -> int:
+def _input_bytes(frame: Any) -> int:
     """The size of the files that a frame reads, as Spark's planner knows it."""
     leaves = frame._jdf.queryExecution().optimizedPlan().collectLeaves()
     return sum(int(leaves.apply(i).stats().sizeInBytes()) for i in range(leaves.size()))
 
 
-def _configured(builder, app_name: str):
+def _configured(builder: Any, app_name: str) -> Any:
     from pyspark import SparkConf
     from pyspark.java_gateway import launch_gateway
 
@@ -156,7 +157,7 @@ def install_delta() -> None:
             shutil.copy(jar, spark_home() / "jars" / jar.name.removeprefix("io.delta_"))
 
 
-def _check_delta(spark) -> None:
+def _check_delta(spark: Any) -> None:
     try:
         spark._jvm.java.lang.Thread.currentThread().getContextClassLoader().loadClass(DELTA_EXTENSION)
     except Exception:
@@ -166,7 +167,7 @@ def _check_delta(spark) -> None:
         ) from None
 
 
-def _quiet(spark, level: str) -> None:
+def _quiet(spark: Any, level: str) -> None:
     """Silence the loggers that complain at ERROR about things that we survive and report ourselves."""
     if level in ("OFF", "ERROR"):
         log4j = spark._jvm.org.apache.logging.log4j
@@ -181,7 +182,7 @@ def _quiet(spark, level: str) -> None:
             log4j.core.config.Configurator.setLevel(name, off)
 
 
-def stop_session(spark) -> None:
+def stop_session(spark: Any) -> None:
     """Stop a session that we started, and what would keep its JVM alive.
 
     A barrier stage in local mode leaves a timer thread that is no daemon: spark-submit would wait for it for ever.

@@ -13,6 +13,8 @@ become, duplicates summed and each row in the order of its columns,
 
 from __future__ import annotations
 
+from typing import Any
+
 import numpy as np
 from numpy.typing import NDArray
 
@@ -50,7 +52,7 @@ def build_csr(
     return _merge_sorted(rows[order], cols[order], values[order], n_rows)
 
 
-def take_rows(indptr: NDArray[np.int64], rows: NDArray[np.intp]) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+def take_rows(indptr: NDArray[np.int64], rows: NDArray[Any]) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
     """Some rows of compressed rows, in the order asked for.
 
     Returns
@@ -59,7 +61,9 @@ def take_rows(indptr: NDArray[np.int64], rows: NDArray[np.intp]) -> tuple[NDArra
     """
     counts = np.diff(indptr)[rows]
     taken = np.concatenate([[0], np.cumsum(counts)]).astype(np.int64)
-    return taken, np.repeat(indptr[:-1][rows] - taken[:-1], counts) + np.arange(taken[-1])
+    entries: NDArray[np.int64] = np.repeat(indptr[:-1][rows] - taken[:-1], counts)
+    entries += np.arange(taken[-1])
+    return taken, entries
 
 
 @kernel()

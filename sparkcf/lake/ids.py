@@ -16,7 +16,7 @@ from pyspark.sql.types import MapType
 
 from sparkcf.errors import LakeError
 from sparkcf.lake.schemas import TABLES, Table
-from sparkcf.lake.tables import LakeTables, retry_conflicts
+from sparkcf.lake.tables import LakeTables, one_row, retry_conflicts
 
 BUCKETS = 256
 MOST = 2**31 - 1
@@ -31,13 +31,13 @@ def register(tables: LakeTables, name: str, rows: DataFrame) -> None:
         that is null leaves the one in the table.
     """
     table = TABLES[name]
-    id_column, idx_column = table.schema.names[:2]
+    (id_column,), idx_column = table.key, table.index
 
     def merge() -> None:
         target = tables.create(name).toDF()
         last_idx = F.coalesce(F.max(idx_column), F.lit(-1)).alias("last_idx")
         known = tables.read(name, tables.version(name))
-        last = known.agg(last_idx).first()[0]
+        last = one_row(known.agg(last_idx))[0]
         changed = _changed(table, rows, known).persist(StorageLevel.MEMORY_AND_DISK)  # counted, numbered, merged
         try:
             if changed.isEmpty():
@@ -65,8 +65,10 @@ def register(tables: LakeTables, name: str, rows: DataFrame) -> None:
 
 def _updates(table: Table) -> str:
     """What a known id may change: never its index."""
-    attributes = [f"{c} = coalesce(s.{c}, t.{c})" for c in table.schema.names[3:]]
-    return ", ".join(["first_seen = least(s.first_seen, t.first_seen)", *attributes])
+    changes = [f"{c} = coalesce(s.{c}, t.{c})" for c in table.mutable]
+    if table.earliest:
+        changes.append(f"{table.earliest} = least(s.{table.earliest}, t.{table.earliest})")
+    return ", ".join(changes)
 
 
 class ConcurrentChangeError(Exception):
@@ -79,7 +81,8 @@ def merge_changes(tables: LakeTables, name: str, source: DataFrame, same: str, *
     source.createOrReplaceTempView(view)
     path = tables.path(name).replace("`", "``")
     try:
-        row = tables.spark.sql(f"MERGE INTO delta.`{path}` t USING {view} s ON {same} {' '.join(clauses)}").first()
+        merge = f"MERGE INTO delta.`{path}` t USING {view} s ON {same} {' '.join(clauses)}"
+        row = one_row(tables.spark.sql(merge))
     finally:
         tables.spark.catalog.dropTempView(view)
     return {op: int(row[f"num_{op}_rows"]) for op in ("inserted", "updated", "deleted")}
@@ -87,11 +90,12 @@ def merge_changes(tables: LakeTables, name: str, source: DataFrame, same: str, *
 
 def _changed(table: Table, rows: DataFrame, known: DataFrame) -> DataFrame:
     """Ids that are new (index null) or have an earlier first event or another attribute."""
-    id_column, idx_column, _, *attributes = table.schema.names
+    (id_column,), idx_column = table.key, table.index
     old = known.select(F.col(id_column), *(F.col(c).alias(f"old_{c}") for c in known.columns if c != id_column))
     both = rows.join(old, on=id_column, how="left")
-    first_seen = F.least("first_seen", "old_first_seen")
-    values = {"first_seen": first_seen, **{c: F.coalesce(c, f"old_{c}") for c in attributes}}
+    values = {c: F.coalesce(c, f"old_{c}") for c in table.mutable}
+    if table.earliest:
+        values[table.earliest] = F.least(table.earliest, f"old_{table.earliest}")
     is_map = {f.name: isinstance(f.dataType, MapType) for f in table.schema.fields}
     differs = F.col(f"old_{idx_column}").isNull()
     for c, value in values.items():

@@ -10,7 +10,7 @@ from pyspark.sql import functions as F
 from sparkcf.errors import ConflictError
 from sparkcf.lake.runs import who
 from sparkcf.lake.schemas import TABLES
-from sparkcf.lake.tables import LakeTables, retry_conflicts, sql_date
+from sparkcf.lake.tables import LakeTables, one_row, retry_conflicts, sql_date
 
 SERVED = ("recommendations", "similar_items", "user_factors", "item_factors", "metrics")
 
@@ -54,4 +54,4 @@ def sequence_at(tables: LakeTables, model: str, ds: dt.date, version: int) -> in
     if version < 0:
         return 0
     rows = tables.read("published", version).where((F.col("model") == model) & (F.col("ds") == F.lit(ds)))
-    return int(rows.agg(F.max("sequence")).first()[0] or 0)
+    return int(one_row(rows.agg(F.max("sequence")))[0] or 0)

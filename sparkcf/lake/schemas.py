@@ -30,13 +30,21 @@ VECTOR = ArrayType(FloatType())
 
 @dataclass(frozen=True)
 class Table:
-    """One Delta table. `key` names the columns that a row is known by."""
+    """One Delta table.
+
+    key : the columns that a row is known by. index : of a table that gives ids dense indices, the index's column.
+    earliest : the column of which a known id keeps the smallest value. mutable : the columns that a known id may
+    change.
+    """
 
     name: str
     comment: str
     schema: StructType
     key: tuple[str, ...] = ()
     partition_by: tuple[str, ...] = ()
+    index: str = ""
+    earliest: str = ""
+    mutable: tuple[str, ...] = ()
     constraints: dict[str, str] = field(default_factory=dict)  # name -> SQL condition
 
 
@@ -102,6 +110,9 @@ USERS = Table(
         ]
     ),
     key=("user_id",),
+    index="user_idx",
+    earliest="first_seen",
+    mutable=("attributes", "numbers"),
 )
 
 ITEMS = Table(
@@ -119,6 +130,9 @@ ITEMS = Table(
         ]
     ),
     key=("item_id",),
+    index="item_idx",
+    earliest="first_seen",
+    mutable=("title", "categories", "attributes", "numbers"),
 )
 
 
@@ -129,12 +143,13 @@ FEATURES = Table(
         [
             column("feature", STRING, "field=value"),
             column("feature_idx", INT, "dense index over all fields, given once and for ever"),
-            column("first_seen", TimestampType(), "not kept", nullable=True),
             column("field", STRING, "what has the value: categories, users.NAME, items.NAME or interactions.NAME"),
             column("value", STRING, "the text"),
         ]
     ),
     key=("feature",),
+    index="feature_idx",
+    mutable=("field", "value"),
 )
 
 

@@ -5,12 +5,12 @@ from __future__ import annotations
 import datetime as dt
 import time
 from collections.abc import Callable
-from typing import TypeVar
+from typing import Any, TypeVar
 from urllib.parse import quote
 
 from delta.tables import DeltaTable, DeltaTableBuilder
 from py4j.java_gateway import JavaObject
-from pyspark.sql import DataFrame, SparkSession
+from pyspark.sql import DataFrame, Row, SparkSession
 from pyspark.sql.types import MapType
 
 from sparkcf.errors import ConflictError, LakeError, first_line
@@ -74,7 +74,8 @@ class LakeTables:
 
     def _log(self, name: str) -> tuple[JavaObject, JavaObject]:
         """Hadoop's file system of the table, and the path of its log."""
-        folder = self.spark._jvm.org.apache.hadoop.fs.Path(self.path(name), "_delta_log")
+        jvm: Any = self.spark._jvm
+        folder = jvm.org.apache.hadoop.fs.Path(self.path(name), "_delta_log")
         return folder.getFileSystem(self.spark._jsparkSession.sessionState().newHadoopConf()), folder
 
     def _builder(self, name: str) -> DeltaTableBuilder:
@@ -111,13 +112,8 @@ class LakeTables:
         """The table's newest version; -1 where it does not exist."""
         if not self.exists(name):
             return -1
-        row = _explained(f"read the history of {name}", lambda: self._table(name).history(1).first())
+        row = _explained(f"read the history of {name}", lambda: one_row(self._table(name).history(1)))
         return int(row["version"])
-
-    def last_metrics(self, name: str) -> dict[str, int]:
-        """Delta's own counts of the newest commit, for example numOutputRows."""
-        row = self._table(name).history(1).select("operationMetrics").first()
-        return {k: int(v) for k, v in (row[0] or {}).items() if str(v).isdigit()}
 
     def append(self, name: str, rows: DataFrame) -> None:
         self.create(name)
@@ -147,6 +143,12 @@ class LakeTables:
 
     def _table(self, name: str) -> DeltaTable:
         return DeltaTable.forPath(self.spark, self.path(name))
+
+
+def one_row(rows: DataFrame) -> Row:
+    """The only row of an aggregation or a command."""
+    (row,) = rows.collect()
+    return row
 
 
 def sql_date(day: dt.date) -> str:

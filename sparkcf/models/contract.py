@@ -147,7 +147,8 @@ class UserBlock:
         rows = None
         if self.rows is not None:
             indptr, entries = take_rows(self.rows[0], chosen)
-            rows = (indptr, *(column[entries] for column in self.rows[1:]))
+            indices, values, weights = self.rows[1:]
+            rows = (indptr, indices[entries], values[entries], weights[entries])
         return UserBlock(self.vectors[chosen], self.bias[chosen], self.known[chosen], rows)
 
 

@@ -183,8 +183,8 @@ class EASEScorer(Scorer):
 
 def _items(pairs: DataFrame) -> I32:
     """The items of the pairs, ascending."""
-    found = pairs.select("item_idx").distinct().toPandas()["item_idx"]
-    return np.sort(found.to_numpy(np.int32))
+    found: Any = pairs.select("item_idx").distinct().toPandas()
+    return np.sort(found["item_idx"].to_numpy(np.int32))
 
 
 def _capped(pairs: DataFrame, most: int, seed: int) -> DataFrame:

@@ -25,6 +25,7 @@ from sparkcf.data.arrow import vectors_to_arrow
 from sparkcf.data.pairs import Reads
 from sparkcf.errors import ConfigError
 from sparkcf.kernels.als import gramian, work_order
+from sparkcf.lake.tables import one_row
 from sparkcf.models.als.objective import Objective
 from sparkcf.models.als.sweeps import NOTHING, Plan, Side, solve_rows, train
 from sparkcf.models.contract import Features, FitRun, Fitted, InnerProduct, Model, Rows, Saved, TrainingData
@@ -72,7 +73,7 @@ class Factorization(Model[Configured]):
         """See `fit`; an earlier run of another rank is no start."""
         starts = self._starts(run)
         sizes, explicit = (data.n_users, data.n_items), self.params.mode == "explicit"
-        average = float(data.pairs.agg(F.avg("value")).first()[0] or 0.0) if explicit else 0.0
+        average = float(one_row(data.pairs.agg(F.avg("value")))[0] or 0.0) if explicit else 0.0
         fitted = fit(data.pairs, *sizes, self.params, self.seed, starts, run.on_progress, run.checkpoint_dir)
         return replace(fitted, average=average)
 

@@ -316,8 +316,8 @@ def _solve_hot(side: Side, other: Side, gram: F64, plan: Plan, gang: Gang) -> No
             return normal_equations(vectors, rows, weights, targets)
 
         shares = in_threads(plan.threads, summed)
-        a = gang.sum(sum(share[0] for share in shares)) + gram
-        b = gang.sum(sum(share[1] for share in shares))
+        a = gang.sum(np.sum([share[0] for share in shares], axis=0)) + gram
+        b = gang.sum(np.sum([share[1] for share in shares], axis=0))
         a[np.diag_indices_from(a)] += hot.reg[h]
         hot.factors[h], value = solve_summed(a, b, hot.factors[h], config.solver, config.steps, config.nonnegative)
         if h in hot.mine:

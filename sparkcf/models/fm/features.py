@@ -22,6 +22,7 @@ from sparkcf.config.models import FMConfig, FMField
 from sparkcf.data.dictionary import numbered
 from sparkcf.data.pairs import last_items
 from sparkcf.errors import ConfigError
+from sparkcf.lake.tables import one_row
 from sparkcf.models.contract import TrainingData
 from sparkcf.models.fm.rows import WEIGHT_EXPONENTS, Field
 from sparkcf.training.blocks import ITEM, USER
@@ -72,7 +73,7 @@ def fields_of(params: FMConfig, n_users: int, n_items: int, dictionary: DataFram
     for f in params.fields:
         size = sizes.get(f.of)
         if size is None:
-            size = 0 if dictionary is None else dictionary.where(F.col("field") == f.dictionary).count()
+            size = 0 if dictionary is None else dictionary.where(F.col("field") == F.lit(f.dictionary)).count()
         side = {"user": USER, "item": ITEM}.get(f.of)
         fields.append(Field(f.name, size, f.several, side, f.side == "item"))
     return tuple(fields)
@@ -138,7 +139,7 @@ class _Encoding:
             if not self.fitting:
                 return
             value = _number_of(f)
-            mean, sd, n = frame.agg(F.avg(value), F.stddev_pop(value), F.count(value)).first()
+            mean, sd, n = one_row(frame.agg(F.avg(value), F.stddev_pop(value), F.count(value)))
             if not n:
                 raise ConfigError(f"fm.fields: no {f.whose} has a number {f.column!r}: give it in {f.source_key}")
             self.scales[number] = mean, sd or 1.0

@@ -56,8 +56,6 @@ from sparkcf.training.gang_stage import gang_result, text_rows, value_rows
 from sparkcf.training.shuffle import shuffled
 
 RESULT = "kind string, text string, idx int, factor array<float>"
-ROW_TYPES = (np.int32, np.int32, np.float32, np.int64)
-LISTS = (np.int32, np.float32)
 
 
 class FM(Model[FMConfig]):
@@ -204,20 +202,19 @@ def _received_rows(batches: Iterable[Any]) -> list[FMRows]:
 
     batches = list(batches)
     if not batches:
-        plain, lists = ([np.empty(0, t) for t in types] for types in (ROW_TYPES, LISTS))
-        return [FMRows(*plain, np.zeros(1, np.int64), *lists)] * 2
+        no_ids, none = np.empty(0, np.int32), np.empty(0, np.float32)
+        return [FMRows(no_ids, no_ids, none, np.empty(0, np.int64), np.zeros(1, np.int64), no_ids, none)] * 2
     table = pa.Table.from_batches(batches).combine_chunks()
     kind = table.column("kind").to_numpy()
     parts = []
     for side in (USER, ITEM):
         part = table.take(pa.array(np.flatnonzero(kind == side))).combine_chunks()
-        plain = [
-            part.column(c).to_numpy().astype(t) for c, t in zip(("row", "col", "value", "key"), ROW_TYPES, strict=True)
-        ]
-        feat, val = (part.column(c).combine_chunks() for c in ("feat", "val"))
+        own, other, y, key = (part.column(name).to_numpy() for name in ("row", "col", "value", "key"))
+        feat, val = (part.column(name).combine_chunks() for name in ("feat", "val"))
         ptr = np.concatenate([[0], np.cumsum(lengths(feat), dtype=np.int64)])
-        lists = (c.flatten().to_numpy(zero_copy_only=False).astype(t) for c, t in zip((feat, val), LISTS, strict=True))
-        parts.append(FMRows(*plain, ptr, *lists))
+        flat, values = (column.flatten().to_numpy(zero_copy_only=False) for column in (feat, val))
+        ids = (own.astype(np.int32), other.astype(np.int32), y.astype(np.float32), key.astype(np.int64))
+        parts.append(FMRows(*ids, ptr, flat.astype(np.int32), values.astype(np.float32)))
     return parts
 
 
@@ -229,8 +226,9 @@ def _result(samples: list[Sample], log: list[dict[str, Any]], plan: FMPlan, gang
         everywhere = np.stack([sample.everywhere for sample in samples], axis=1)
         yield from _vectors("everywhere", np.arange(len(everywhere)), everywhere)
     for side, name in enumerate(KINDS):
-        if samples[0].own[side] is not None:
-            own = np.stack([sample.own[side] for sample in samples], axis=1)
+        tables = [table for sample in samples if (table := sample.own[side]) is not None]
+        if tables:
+            own = np.stack(tables, axis=1)
             yield from _vectors(name, row_ids(plan.sizes[side], gang.rank, gang.size), own)
 
 

@@ -37,8 +37,8 @@ def read_libfm(path: str | Path) -> SparseRows:
     try:
         with gzip.open(path, "rt") if path.suffix == ".gz" else path.open() as lines:
             for number, line in enumerate(lines, 1):
-                target, *pairs = line.partition("#")[0].split() or [None]
-                if target is None:
+                target, *pairs = line.partition("#")[0].split() or [""]
+                if not target:
                     continue
                 row = [_pair(text, path, number) for text in pairs]
                 if len({feature for feature, _ in row}) < len(row):

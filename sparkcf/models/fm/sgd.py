@@ -20,6 +20,7 @@ from sparkcf.data.arrow import vectors_to_arrow
 from sparkcf.data.packed import PackedRows
 from sparkcf.data.shared import share
 from sparkcf.errors import ConfigError, TrainingError
+from sparkcf.lake.tables import one_row
 from sparkcf.models.contract import FitRun, TrainingData
 from sparkcf.models.fm.frames import BATCH, Learned
 from sparkcf.models.fm.rows import FMData, FMPlan, part_starts
@@ -94,7 +95,7 @@ def by_descent(rows: DataFrame, plan: FMPlan, data: TrainingData, run: FitRun) -
     if data.packing is None or run.checkpoint_dir is None:
         raise ConfigError("fm.learner=sgd needs a folder that every process can write: set train.progress")
     workers = check_launch(spark, config.sgd.workers, config.sgd.section)
-    n, mean = rows.agg(F.count(F.lit(1)), F.avg("value")).first()
+    n, mean = one_row(rows.agg(F.count(F.lit(1)), F.avg("value")))
     if not n:
         raise TrainingError(NO_ROWS)
     examples = _examples(rows, plan)
