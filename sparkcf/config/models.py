@@ -281,6 +281,29 @@ class PopularityConfig(ModelSection):
     by: Literal["users", "weight"] = "users"  # distinct users, or the sum of the pairs' weights
 
 
+class EASEConfig(ModelSection):
+    """Exact linear model of items; see `sparkcf/models/ease.py`."""
+
+    section: ClassVar[str] = "ease"
+    implementation: ClassVar[str] = "sparkcf.models.ease:EASE"
+
+    regularization: Annotated[float, Field(gt=0, allow_inf_nan=False)] = 500.0  # lambda
+    user_exponent: Annotated[float, Field(ge=0, le=1)] = 0.0  # a user counts as n^-b: heavy users less
+    item_exponent: Annotated[float, Field(ge=0, le=1)] = 0.0  # a weight counts as (n_i / n_j)^a: popular items less
+    denoising: Annotated[float, Field(ge=0, lt=1)] = 0.0  # share of a row that a denoising autoencoder would drop
+    max_items: Positive = 20_000  # more are refused: the driver holds 12 bytes for every pair of items
+    max_history: Positive = 5_000  # pairs of a user that count; of more, those of the least hash
+
+
 SECTIONS: dict[str, type[ModelSection]] = {
-    model.section: model for model in (ALSConfig, HALSConfig, FMConfig, MultVAEConfig, MultDAEConfig, PopularityConfig)
+    params.section: params
+    for params in (
+        ALSConfig,
+        HALSConfig,
+        FMConfig,
+        MultVAEConfig,
+        MultDAEConfig,
+        EASEConfig,
+        PopularityConfig,
+    )
 }

@@ -91,6 +91,20 @@ class Fitted:
     tables: Mapping[str, DataFrame] = field(default_factory=dict)
     cached: DataFrame | None = None
 
+    @classmethod
+    def without_vectors(cls, pairs: DataFrame, arrays: Arrays) -> Fitted:
+        """A fit whose scores do not come from vectors: it knows every user and item of the pairs."""
+        from pyspark import StorageLevel
+        from pyspark.sql import functions as F
+
+        sides = [F.struct(F.lit(side).alias("side"), F.col(f"{side}_idx").alias("idx")) for side in ("user", "item")]
+        known = pairs.select(F.inline(F.array(*sides))).distinct()
+        empty, no_bias = F.array().cast("array<float>"), F.lit(0.0).cast("float")
+        cached = known.select("side", "idx", empty.alias("factor"), no_bias.alias("bias"))
+        cached = cached.persist(StorageLevel.MEMORY_AND_DISK)  # released with the fit
+        user, item = (cached.where(F.col("side") == side).drop("side") for side in ("user", "item"))
+        return cls(user, item, arrays=arrays, cached=cached)
+
     def release(self) -> None:
         if self.cached is not None:
             self.cached.unpersist()

@@ -41,6 +41,7 @@ CASES = {
     "multvae": ("model=multvae", "multvae.hidden=[6]", "multvae.anneal_cap=0.01"),
     "multvae, Gaussian": ("model=multvae", "multvae.hidden=[]", "multvae.likelihood=gaussian"),
     "multdae": ("model=multdae", "multdae.workers=2"),
+    "ease": ("model=ease", "ease.regularization=1"),
     "popularity": ("model=popularity",),
 }
 SMALL = ("rank=2", "iterations=4", "regularization=0.1", "workers=1")
