@@ -15,9 +15,7 @@ def of_run(model: str, run_id: str) -> str:
     return f"model = '{model}' AND run_id = '{run_id}'"
 
 
-def write_factors(
-    tables: LakeTables, side: str, factors: DataFrame, ids: DataFrame, model: str, run_id: str
-) -> int:
+def write_factors(tables: LakeTables, side: str, factors: DataFrame, ids: DataFrame, model: str, run_id: str) -> int:
     """Write a side's vectors with their external ids; returns their number.
 
     Parameters

@@ -16,9 +16,9 @@ from pyspark.sql import functions as F
 from sparkcf import __version__
 from sparkcf.config.root import Config
 from sparkcf.errors import ConfigError, LakeError, NotFoundError
+from sparkcf.lake.schemas import TABLES
 from sparkcf.lake.tables import LakeTables, sql_date
 from sparkcf.progress import say
-from sparkcf.lake.schemas import TABLES
 
 FITS = ("train", "fold_in")  # jobs whose runs have factors
 
