@@ -7,10 +7,13 @@ from __future__ import annotations
 
 import ast
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
+from functools import partial
 from pathlib import Path
 
 import pytest
+
+from sparkcf.config.models import SECTIONS
 
 ROOT = Path(__file__).resolve().parents[1]
 LIBRARY = {
@@ -19,17 +22,20 @@ LIBRARY = {
 }
 JOBS = {path.stem: path for path in sorted((ROOT / "jobs").glob("*.py"))}
 KERNELS = [name for name in LIBRARY if name.startswith("sparkcf.kernels")]
-NO_SPARK = ("sparkcf.lake.query", "sparkcf.cli.main")  # they answer on machines without Java, in a blink
+ROOMS = ("cli", "jobs", "ranking", "models", "training", "data", "lake", "config", "kernels")  # arrows go down only
+CONTRACT = ("sparkcf.models.contract", "sparkcf.models.registry")  # all that jobs and ranking know of the models
+QUICK = ("sparkcf.lake.query", "sparkcf.cli.main")  # they answer on machines without Java, in a blink
 HEAVY = {"pyspark", "torch", "numba", "delta"}
-NETS = [name for name in LIBRARY if name.startswith("sparkcf.models.nets")]
-TRAINING = [name for name in LIBRARY if name.startswith("sparkcf.training") and name != "sparkcf.training.launch"]
-TORCH = {
-    "sparkcf.training.gang",
-    "sparkcf.models.nets.fit",
-    "sparkcf.models.fm.sgd",
-}  # beside the nets and their training
+MATHEMATICS = {"numpy", "scipy", "pandas", "pyarrow", *HEAVY}
+NETS = [name for name in LIBRARY if name.startswith("sparkcf.models.nets.") and not name.endswith(".fit")]
+NETS.append("sparkcf.models.fm.net")
+ON_SPARK = {f"sparkcf.training.{name}" for name in ("launch", "gang", "gang_stage", "shuffle")}
+TORCH = {"sparkcf.models.nets.fit", "sparkcf.models.fm.sgd", "sparkcf.training.gang"}  # imported where it is needed
 READERS = {"sparkcf.lake.tables", "sparkcf.data.ingest"}  # tables; raw input and listings that the configuration names
 WRITERS = {"sparkcf.lake.tables"}
+TABLES = tuple(
+    f"sparkcf.lake.{name}" for name in ("tables", "runs", "published", "metrics", "ids", "factors", "weights")
+)
 JOB_LINES = 15
 
 
@@ -45,13 +51,19 @@ def imports(tree: ast.AST, deep: bool = True) -> Iterator[str]:
             yield from imports(node, deep)
 
 
+def room(name: str) -> str | None:
+    """The room of a module of ours; None: it stands below all rooms, as `errors` does, or is the package itself."""
+    found = name.split(".")[1:2]
+    return found[0] if found and found[0] in ROOMS else None
+
+
 def top(name: str) -> str:
     return name.split(".")[0]
 
 
-def module_of(name: str) -> str | None:
+def module_of(name: str, library: Mapping[str, ast.AST] = LIBRARY) -> str | None:
     """The module of ours that an imported name is or stands in; None: not ours."""
-    return next((found for found in (name, name.rpartition(".")[0]) if found in LIBRARY), None)
+    return next((found for found in (name, name.rpartition(".")[0]) if found in library), None)
 
 
 def loaded(name: str, library: dict[str, ast.AST] | None = None) -> set[str]:
@@ -79,8 +91,59 @@ def foreign_to_kernels(tree: ast.AST) -> list[str]:
 
 def foreign_to_nets(tree: ast.AST) -> list[str]:
     allowed = {"numpy", "torch", *sys.stdlib_module_names}
-    ours = ("sparkcf.models.nets", "sparkcf.config")
+    ours = ("sparkcf.models.nets.", "sparkcf.config.", "sparkcf.training.batch.")
     return [n for n in imports(tree) if top(n) not in allowed and not n.startswith(ours)]
+
+
+def upward(name: str, tree: ast.AST) -> list[str]:
+    """Imports of rooms that stand above the module's own; what stands below all rooms imports none of them."""
+    own = ROOMS.index(found) if (found := room(name)) else len(ROOMS)
+    return [n for n in imports(tree) if top(n) == "sparkcf" and (to := room(n)) and ROOMS.index(to) < own]
+
+
+def inside_models(tree: ast.AST) -> list[str]:
+    """What a job or ranking knows of the models beside their contract."""
+    return [n for n in imports(tree) if n.startswith("sparkcf.models") and not n.startswith(CONTRACT)]
+
+
+def tables_in_models(tree: ast.AST) -> list[str]:
+    """What reads or writes tables. A model calls what it is handed."""
+    return [n for n in imports(tree) if n.startswith(TABLES)] + reads(tree) + writes(tree)
+
+
+def mathematics(tree: ast.AST) -> list[str]:
+    return [n for n in imports(tree) if top(n) in MATHEMATICS]
+
+
+def circle(library: dict[str, ast.AST]) -> list[str]:
+    """Modules that import each other, through others too and inside functions too, and those that import them.
+
+    A module may import itself: the function that stands in it does so in another process.
+    """
+    waiting = {name: {module_of(n, library) for n in imports(tree)} - {None, name} for name, tree in library.items()}
+    while free := {name for name, needed in waiting.items() if not needed & waiting.keys()}:
+        waiting = {name: needed for name, needed in waiting.items() if name not in free}
+    return sorted(waiting)
+
+
+def named_models(tree: ast.AST) -> list[str]:
+    """Comparisons with a model's name, such as `config.model == "als"` or `case "als":`."""
+    found = []
+    for node in ast.walk(tree):
+        parts: list[ast.expr] = []
+        if isinstance(node, ast.Compare):
+            parts = [node.left, *node.comparators]
+        elif isinstance(node, ast.MatchValue):
+            parts = [node.value]
+        literals = [n.value for part in parts for n in ast.walk(part) if isinstance(n, ast.Constant)]
+        if any(isinstance(value, str) and value in SECTIONS for value in literals):
+            found.append(ast.unparse(node))
+    return found
+
+
+def content(tree: ast.Module) -> list[str]:
+    """The statements of a package's `__init__` beyond a docstring."""
+    return [ast.unparse(node) for node in tree.body[ast.get_docstring(tree) is not None :]]
 
 
 def unsafe(tree: ast.AST) -> list[str]:
@@ -136,8 +199,48 @@ def logic_of_a_job(tree: ast.Module) -> list[str]:
 
 
 def test_the_library_and_the_jobs_are_found() -> None:
-    assert len(LIBRARY) > 30 and len(KERNELS) > 5 and len(JOBS) > 5
-    assert {"sparkcf", "sparkcf.models.als.fit", "sparkcf.kernels.als", *NO_SPARK, *TORCH, *READERS} <= LIBRARY.keys()
+    assert len(LIBRARY) > 60 and len(KERNELS) > 5 and len(JOBS) > 5 and len(NETS) > 4
+    named = {*CONTRACT, *QUICK, *NETS, *ON_SPARK, *TORCH, *READERS, *WRITERS, *TABLES}
+    assert {"sparkcf", "sparkcf.models.als.fit", "sparkcf.kernels.als", *named} <= LIBRARY.keys()
+    assert {room(name) for name in LIBRARY} == {*ROOMS, None}
+    below = {name for name in LIBRARY if room(name) is None}
+    assert below == {"sparkcf", "sparkcf.errors", "sparkcf.progress", "sparkcf.runtime"}
+
+
+@pytest.mark.parametrize("name", LIBRARY)
+def test_imports_go_down_from_room_to_room(name: str) -> None:
+    if name != "sparkcf":  # the package's own names are imported when somebody asks for them
+        assert upward(name, LIBRARY[name]) == []
+
+
+def test_no_modules_import_each_other() -> None:
+    assert circle({name: tree for name, tree in LIBRARY.items() if name != "sparkcf"}) == []
+
+
+@pytest.mark.parametrize("name", [name for name in LIBRARY if room(name) in ("jobs", "ranking")])
+def test_jobs_and_ranking_know_models_by_their_contract(name: str) -> None:
+    assert inside_models(LIBRARY[name]) == []
+
+
+@pytest.mark.parametrize("name", [name for name in LIBRARY if room(name) == "models"])
+def test_models_neither_read_nor_write_tables(name: str) -> None:
+    assert tables_in_models(LIBRARY[name]) == []
+
+
+@pytest.mark.parametrize("name", [name for name in LIBRARY if room(name) != "models" or name in CONTRACT])
+def test_nobody_but_a_model_asks_for_its_name(name: str) -> None:
+    assert named_models(LIBRARY[name]) == []
+
+
+@pytest.mark.parametrize("name", [name for name in LIBRARY if room(name) == "config"])
+def test_the_configuration_needs_no_mathematics(name: str) -> None:
+    assert mathematics(LIBRARY[name]) == []
+    assert loaded(name) & MATHEMATICS == set()
+
+
+@pytest.mark.parametrize("path", sorted(ROOT.glob("sparkcf/*/**/__init__.py")), ids=lambda path: path.parent.name)
+def test_packages_are_empty(path: Path) -> None:
+    assert content(ast.parse(path.read_text())) == []
 
 
 @pytest.mark.parametrize("name", KERNELS)
@@ -145,7 +248,7 @@ def test_kernels_know_arrays_only(name: str) -> None:
     assert foreign_to_kernels(LIBRARY[name]) == []
 
 
-@pytest.mark.parametrize("name", NO_SPARK)
+@pytest.mark.parametrize("name", QUICK)
 def test_queries_start_without_spark_torch_or_numba(name: str) -> None:
     assert loaded(name) & HEAVY == set()
     assert [n for n in imports(LIBRARY[name]) if top(n) in HEAVY] == []
@@ -159,10 +262,11 @@ def test_the_library_imports_no_job_and_no_test(name: str) -> None:
 @pytest.mark.parametrize("name", NETS)
 def test_nets_know_tensors_only(name: str) -> None:
     assert foreign_to_nets(LIBRARY[name]) == []
+    assert loaded(name) & {"pyspark", "delta", "petastorm"} == set()
 
 
-@pytest.mark.parametrize("name", TRAINING)
-def test_only_the_launch_of_a_training_knows_spark(name: str) -> None:
+@pytest.mark.parametrize("name", [name for name in LIBRARY if room(name) == "training" and name not in ON_SPARK])
+def test_the_training_of_one_process_knows_no_spark(name: str) -> None:
     assert [n for n in imports(LIBRARY[name]) if top(n) in {"pyspark", "delta"}] == []
 
 
@@ -180,8 +284,8 @@ def test_only_the_lake_reads_and_writes_tables(name: str) -> None:
 
 
 @pytest.mark.parametrize("name", LIBRARY)
-def test_torch_stays_with_gang_nets_and_training_and_is_imported_when_it_is_needed(name: str) -> None:
-    if name in NETS or name in TRAINING:
+def test_torch_stays_with_nets_and_training_and_is_imported_elsewhere_when_it_is_needed(name: str) -> None:
+    if name in NETS or (room(name) == "training" and name not in TORCH):
         return
     assert name in TORCH or torch(LIBRARY[name]) == []
     assert [n for n in imports(LIBRARY[name], deep=False) if top(n) == "torch"] == []
@@ -191,6 +295,7 @@ def test_every_exception_is_still_needed() -> None:
     assert all(torch(LIBRARY[name]) for name in TORCH)
     assert all(reads(LIBRARY[name]) for name in READERS)
     assert all(writes(LIBRARY[name]) for name in WRITERS)
+    assert all(any(top(n) == "pyspark" for n in imports(LIBRARY[name])) for name in ON_SPARK)
 
 
 @pytest.mark.parametrize("name", JOBS)
@@ -204,9 +309,30 @@ def test_a_job_calls_one_function_and_holds_no_logic(name: str) -> None:
 BREACHES: list[tuple[Callable[..., list[str]], str]] = [
     (foreign_to_kernels, "from pyspark.sql import DataFrame"),
     (foreign_to_kernels, "def f():\n    import torch"),
-    (foreign_to_kernels, "from sparkcf.config import Config"),
+    (foreign_to_kernels, "from sparkcf.config.root import Config"),
     (foreign_to_nets, "from pyspark.sql import DataFrame"),
     (foreign_to_nets, "from sparkcf.training.feed import Feed"),
+    (partial(upward, "sparkcf.kernels.als"), "from sparkcf.config.models import ALSConfig"),
+    (partial(upward, "sparkcf.training.loop"), "def f():\n    from sparkcf.models.nets.multvae import MultVAE"),
+    (partial(upward, "sparkcf.models.popularity"), "from sparkcf.jobs.base import base_run"),
+    (partial(upward, "sparkcf.models.popularity"), "from sparkcf.ranking import topk"),
+    (partial(upward, "sparkcf.jobs.clean"), "import sparkcf.cli.doctor"),
+    (partial(upward, "sparkcf.errors"), "from sparkcf.config.root import Config"),
+    (inside_models, "from sparkcf.models.als.fit import ALS"),
+    (inside_models, "def f():\n    import sparkcf.models.popularity"),
+    (inside_models, "from sparkcf.models import popularity"),
+    (tables_in_models, "from sparkcf.lake.tables import LakeTables"),
+    (tables_in_models, "from sparkcf.lake import factors"),
+    (tables_in_models, "def f(spark):\n    return spark.read.parquet('x')"),
+    (tables_in_models, "factors.write.parquet('x')"),
+    (named_models, "x = 1 if config.model == 'als' else 2"),
+    (named_models, "while 'fm' != model.name:\n    pass"),
+    (named_models, "if name in ('popularity', 'other'):\n    pass"),
+    (named_models, "match config.model:\n    case 'multvae':\n        pass"),
+    (mathematics, "import numpy as np"),
+    (mathematics, "def f():\n    from pyspark.sql import types"),
+    (content, "'''Doc.'''\nfrom sparkcf.kernels.als import solve"),
+    (content, "x = 1"),
     (unsafe, "import pickle"),
     (unsafe, "def f():\n    from cloudpickle import loads"),
     (unsafe, "x = eval('1')"),
@@ -231,6 +357,14 @@ BREACHES: list[tuple[Callable[..., list[str]], str]] = [
 HARMLESS: list[tuple[Callable[..., list[str]], str]] = [
     (foreign_to_kernels, "import math\nimport numpy as np\nfrom sparkcf.kernels.jit import kernel"),
     (foreign_to_nets, "import torch\nfrom sparkcf.training.batch import Rows"),
+    (partial(upward, "sparkcf.models.als.fit"), "from sparkcf.training.gang import Gang\nimport sparkcf.errors"),
+    (partial(upward, "sparkcf.cli.main"), "from sparkcf.cli.doctor import diagnose\nimport sparkcf.jobs.clean"),
+    (inside_models, "from sparkcf.models.registry import model_of\nfrom sparkcf.models import contract"),
+    (tables_in_models, "from sparkcf.lake.arrays import Arrays\nrows = data.packing.read(snapshot)"),
+    (named_models, "name = model_of(config).name\nmine = system == 'model'\nx = {'als': 1}"),
+    (mathematics, "import math\nfrom pydantic import Field"),
+    (content, "'''Doc.'''"),
+    (content, ""),
     (unsafe, "np.load(path, allow_pickle=False)\nyaml.safe_load(text)"),
     (reads, "tables.read('users')\nopen('x').read()"),
     (writes, "sys.stdout.write('x')"),
@@ -256,3 +390,15 @@ def test_what_is_loaded_is_followed_through_our_own_modules() -> None:
     assert "pyspark" in loaded("sparkcf.lake.query", library)
     lazy = LIBRARY | {"sparkcf.lake.query": ast.parse("def f():\n    import pyspark")}
     assert "pyspark" not in loaded("sparkcf.lake.query", lazy)
+
+
+def test_a_circle_is_seen_through_other_modules_and_inside_functions() -> None:
+    library = {
+        "a": ast.parse("import b\nimport d"),
+        "b": ast.parse("from c import f"),
+        "c": ast.parse("def f():\n    import a"),
+        "d": ast.parse("def f():\n    import d"),
+        "e": ast.parse("import a"),
+    }
+    assert circle(library) == ["a", "b", "c", "e"]
+    assert circle(library | {"c": ast.parse("")}) == []

@@ -113,7 +113,11 @@ def _against_baseline(figures: dict[str, float], config: Config) -> str:
 
 def _some_user(spark: SparkSession, config: Config) -> str:
     """The first user, in the order of ids, with a list: one by the model where there is one."""
-    rows = LakeTables(spark, config.lake.root).read("recommendations").where(F.col("run_id").eqNullSafe(config.run_id))
+    rows = (
+        LakeTables(spark, config.lake.root)
+        .read("recommendations")
+        .where(F.col("run_id").eqNullSafe(config.run_id or ""))
+    )
     order = F.min(F.struct(F.expr("reason <=> 'fallback'"), "user_id")).alias("first")
     return str(rows.agg(order).select("first.user_id").collect()[0][0])
 

@@ -41,6 +41,7 @@ COLUMNS = {
     "similar_items": ("item_id", "position", "similar_item_id", "score"),
     "published": ("model", "ds", "sequence", "run_id", "action", "published_by", "published_at"),
 }
+DEFAULT_MODEL = "als"  # as in the configuration
 CURE = "run `make nightly` or jobs/nightly.py first"
 DOCTOR = "run `sparkcf doctor` to see its last good version"
 PLAIN_FEATURES = {"timestampNtz"}  # reader features that leave the parquet files readable as they are
@@ -132,7 +133,7 @@ class Lake:
             raise NotFoundError(f"nothing is published in lake {self.root} yet: {CURE}")
         models = sorted({row["model"] for row in rows})
         if model is None:
-            model = "als" if "als" in models else models[0]
+            model = DEFAULT_MODEL if DEFAULT_MODEL in models else models[0]
         if model not in models:
             raise NotFoundError(f"model {_quoted(model)} is not published: published are {_listed(models)}")
         rows = [row for row in rows if row["model"] == model]

@@ -6,9 +6,8 @@ _models/RUN_ID/weights.safetensors, weights.json      under the lake's root
 from __future__ import annotations
 
 from sparkcf.errors import LakeError
-from sparkcf.lake.arrays import Shapes, read_arrays, write_arrays
+from sparkcf.lake.arrays import Arrays, Shapes, read_arrays, write_arrays
 from sparkcf.lake.folder import Folder
-from sparkcf.models.contract import Arrays
 
 NAME = "weights"
 

@@ -14,7 +14,7 @@ from types import SimpleNamespace
 import pytest
 from deltalake import DeltaTable
 
-from sparkcf import doctor
+from sparkcf.cli import doctor
 from sparkcf.cli.doctor import Check, diagnose
 from sparkcf.cli.main import main
 from sparkcf.errors import ConfigError

@@ -12,7 +12,7 @@ import torch
 from sparkcf.models.nets.registry import build_net
 from sparkcf.training import shared_gradients as module
 from sparkcf.training.group import Group
-from sparkcf.training.loop import Objective, synchronised
+from sparkcf.training.loop import BatchLoss, synchronised
 from sparkcf.training.shared_gradients import shared_gradients
 from tests.training.test_loop import SEED, M, config, in_processes
 
@@ -80,7 +80,7 @@ def test_a_file_of_another_token_or_none_is_not_opened(tmp_path: Path) -> None:
 def gradients_of(group: Group, folder: str) -> list[list[float]]:
     module.MEMORY = Path(folder)
     net = build_net(M, config(), SEED)
-    objective = synchronised(Objective(net), group)
+    objective = synchronised(BatchLoss(net), group)
     random = torch.Generator().manual_seed(group.rank)
     found = []
     for _ in range(3):  # DDP lays its buckets out anew after the first

@@ -16,15 +16,16 @@ import pytest
 from pyspark.sql import DataFrame, SparkSession
 from pyspark.sql import functions as F
 
-from sparkcf import als
+from sparkcf.config.models import ALSConfig
 from sparkcf.data.pairs import popularity
 from sparkcf.data.partitions import partition_keys
 from sparkcf.errors import ConfigError, TrainingError
 from sparkcf.models.als.fit import ALS, Factors, fit, fit_arrays
-from sparkcf.models.contract import Fit
+from sparkcf.models.contract import Fitted
 from sparkcf.ranking.scorers import share_fitted
 from sparkcf.ranking.topk import Catalogue, share_ranker, top_k
-from sparkcf.training.blocks import ITEM, USER, build_blocks, exchange_routes, places, row_ids
+from sparkcf.training import gang_stage
+from sparkcf.training.blocks import ITEM, KINDS, USER, build_blocks, exchange_routes, places, row_ids
 from sparkcf.training.gang import Alone, check_slots
 from sparkcf.training.shuffle import shuffled
 from tests.models.als.dense_als import Problem, random_problem, with_defaults
@@ -44,11 +45,11 @@ def frame(spark: SparkSession) -> Make:
     return make
 
 
-def arrays(fitted: Fit, problem: Problem) -> dict[str, np.ndarray]:
+def arrays(fitted: Fitted, problem: Problem) -> dict[str, np.ndarray]:
     """The fitted frames as dense arrays, zeros where a row is missing."""
     found: dict[str, np.ndarray] = {}
-    for side, n in zip(("user", "item"), problem.seen.shape, strict=True):
-        rows = getattr(fitted, side).collect()
+    for side, given, n in zip(KINDS, (fitted.user_factors, fitted.item_factors), problem.seen.shape, strict=True):
+        rows = given.collect()
         factors, bias = np.zeros((n, problem.config.rank), np.float32), np.zeros(n, np.float32)
         for row in rows:
             factors[row["idx"]], bias[row["idx"]] = row["factor"], row["bias"]
@@ -192,7 +193,7 @@ def test_weights_travel_with_the_pairs(spark: SparkSession) -> None:
 
 
 def test_too_many_workers_are_refused_at_once(spark: SparkSession, frame: Make) -> None:
-    pairs, config = frame(random_problem("ials")), with_defaults(als.ALSConfig(), workers=3)
+    pairs, config = frame(random_problem("ials")), with_defaults(ALSConfig(), workers=3)
     begin = time.monotonic()
     with pytest.raises(ConfigError, match=r"als\.workers=3 but Spark has 2 task slots.*lower it"):
         fit(pairs, 12, 9, config, 1)
@@ -234,7 +235,8 @@ def test_a_warm_start_goes_on_from_the_given_factors(frame: Make, form: str) -> 
     problem = random_problem(form, n=30, m=20, rank=5, workers=2, regularization=0.01)
     whole = fit(frame(problem), 30, 20, problem.config, 3)
     vector = F.concat("factor", F.array("bias")) if form == "biases" else F.col("factor")
-    starts = {side: getattr(whole, side).select("idx", vector.alias("factor")) for side in ("user", "item")}
+    sides = {"user": whole.user_factors, "item": whole.item_factors}
+    starts = {side: factors.select("idx", vector.alias("factor")) for side, factors in sides.items()}
     warm = fit(frame(problem), 30, 20, with_defaults(problem.config, iterations=1), 4, starts=starts)
     longer = fit_arrays(*problem.triples(), 30, 20, with_defaults(problem.config, iterations=6), 3)
     assert warm.log[0]["objective"] < whole.log[-1]["objective"] < whole.log[0]["objective"]
@@ -304,7 +306,7 @@ def test_a_killed_worker_is_started_again_and_the_result_is_the_same(
         with whole(size, timeout_s, report_to) as gang:
             yield Doomed(gang)
 
-    monkeypatch.setattr(als, "joined", joined)
+    monkeypatch.setattr(gang_stage, "joined", joined)
     saved = tmp_path / "progress"
     fitted = fit(frame(problem), 31, 20, problem.config, 3, checkpoint_dir=str(saved))
     again = "2 3 4 5 " if save_every else "1 2 3 4 5 "

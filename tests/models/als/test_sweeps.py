@@ -9,10 +9,10 @@ from typing import Any
 import numpy as np
 import pytest
 
-from sparkcf import blocks, snapshots
 from sparkcf.errors import ConfigError, TrainingError
 from sparkcf.models.als.fit import fit_arrays, fold_in
 from sparkcf.models.als.sweeps import Plan, train
+from sparkcf.training import blocks, saved_sweeps
 from sparkcf.training.blocks import ITEM, USER, build_blocks
 from sparkcf.training.gang import Alone
 from sparkcf.training.saved_sweeps import SavedSweeps
@@ -207,7 +207,7 @@ def test_only_the_newest_sweeps_are_kept(tmp_path: Path) -> None:
     fit_arrays(*problem.triples(), 12, 9, config, 1, checkpoint_dir=str(tmp_path / "p"))
     names = sorted(p.name for p in (tmp_path / "p").iterdir())
     assert names == ["sweep-000010", "sweep-000010.json", "sweep-000011", "sweep-000011.json"]
-    assert len(names) == 2 * snapshots.KEPT
+    assert len(names) == 2 * saved_sweeps.KEPT
 
 
 def test_an_address_that_cannot_be_written_is_told_in_one_line() -> None:
