@@ -12,8 +12,9 @@ from pyspark.sql import functions as F
 
 from sparkcf.data.pairs import indexed
 from sparkcf.errors import LakeError
+from sparkcf.lake.frames import one_row
 from sparkcf.lake.schemas import TABLES
-from sparkcf.lake.tables import LakeTables, one_row, sql_date
+from sparkcf.lake.tables import LakeTables, sql_date
 
 INPUTS = ("interactions", "users", "items", "features", "published")
 

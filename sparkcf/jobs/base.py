@@ -14,10 +14,11 @@ from sparkcf.data.packing import Packing, snapshot_name
 from sparkcf.data.pairs import pairs
 from sparkcf.errors import ConfigError, LakeError, NotFoundError
 from sparkcf.lake.factors import read_factors, read_of_run
+from sparkcf.lake.frames import one_row
 from sparkcf.lake.metrics import fit_figure
 from sparkcf.lake.published import published_run
 from sparkcf.lake.runs import Run, find_run
-from sparkcf.lake.tables import LakeTables, one_row
+from sparkcf.lake.tables import LakeTables
 from sparkcf.lake.weights import read_state
 from sparkcf.models.contract import Fitted, Model, TrainingData
 

@@ -16,10 +16,11 @@ from sparkcf.data.ingest import decoded, explained, read_raw
 from sparkcf.data.lines import not_utf8, readable
 from sparkcf.errors import LakeError
 from sparkcf.jobs.session import size_partitions
+from sparkcf.lake.frames import one_row
 from sparkcf.lake.ids import ConcurrentChangeError, merge_changes, register
 from sparkcf.lake.runs import Run, start_run
 from sparkcf.lake.schemas import CLAIM, TABLES
-from sparkcf.lake.tables import LakeTables, one_row, retry_conflicts, sql_date
+from sparkcf.lake.tables import LakeTables, retry_conflicts, sql_date
 from sparkcf.progress import say, step
 
 STATE = ("value", "context", "source", "ds", "replaced")  # columns of interactions that a later load may change

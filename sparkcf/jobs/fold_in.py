@@ -23,8 +23,9 @@ from sparkcf.data.pairs import ENTRY, ROW, pairs, user_rows
 from sparkcf.errors import TrainingError
 from sparkcf.jobs.base import base_run, read_fitted, training_data
 from sparkcf.jobs.train import write_fitted, write_log
+from sparkcf.lake.frames import one_row
 from sparkcf.lake.runs import recorded_run
-from sparkcf.lake.tables import LakeTables, one_row
+from sparkcf.lake.tables import LakeTables
 from sparkcf.models.registry import model_of
 from sparkcf.progress import say, step
 from sparkcf.ranking.scorers import SharedScorer, known_entries, rows_of, share_fitted

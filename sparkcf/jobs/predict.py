@@ -16,7 +16,8 @@ from sparkcf.data.pairs import row_lists
 from sparkcf.errors import ConfigError
 from sparkcf.jobs.base import base_run, read_fitted, training_data
 from sparkcf.lake.factors import write_of_run
-from sparkcf.lake.tables import LakeTables, one_row
+from sparkcf.lake.frames import one_row
+from sparkcf.lake.tables import LakeTables
 from sparkcf.models.contract import Fitted, Model, TrainingData
 from sparkcf.models.registry import model_of
 from sparkcf.progress import step

@@ -15,8 +15,9 @@ from sparkcf.data.pairs import popularity, row_lists
 from sparkcf.errors import NotFoundError
 from sparkcf.jobs.base import read_fitted, training_data
 from sparkcf.lake.factors import write_of_run
+from sparkcf.lake.frames import one_row
 from sparkcf.lake.runs import find_run
-from sparkcf.lake.tables import LakeTables, one_row
+from sparkcf.lake.tables import LakeTables
 from sparkcf.models.registry import model_of
 from sparkcf.progress import step
 from sparkcf.ranking.scorers import saved_of, share_scorer

@@ -15,8 +15,9 @@ from pyspark.sql import functions as F
 from pyspark.sql.types import MapType
 
 from sparkcf.errors import LakeError
+from sparkcf.lake.frames import one_row
 from sparkcf.lake.schemas import TABLES, Table
-from sparkcf.lake.tables import LakeTables, one_row, retry_conflicts
+from sparkcf.lake.tables import LakeTables, retry_conflicts
 
 BUCKETS = 256
 MOST = 2**31 - 1

@@ -8,9 +8,10 @@ from pyspark.sql import Row
 from pyspark.sql import functions as F
 
 from sparkcf.errors import ConflictError
+from sparkcf.lake.frames import one_row
 from sparkcf.lake.runs import who
 from sparkcf.lake.schemas import TABLES
-from sparkcf.lake.tables import LakeTables, one_row, retry_conflicts, sql_date
+from sparkcf.lake.tables import LakeTables, retry_conflicts, sql_date
 
 SERVED = ("recommendations", "similar_items", "user_factors", "item_factors", "metrics")
 

@@ -10,10 +10,11 @@ from urllib.parse import quote
 
 from delta.tables import DeltaTable, DeltaTableBuilder
 from py4j.java_gateway import JavaObject
-from pyspark.sql import DataFrame, Row, SparkSession
+from pyspark.sql import DataFrame, SparkSession
 from pyspark.sql.types import MapType
 
 from sparkcf.errors import ConflictError, LakeError, first_line
+from sparkcf.lake.frames import one_row
 from sparkcf.lake.roots import resolve_root
 from sparkcf.lake.schemas import TABLES, Table
 
@@ -143,12 +144,6 @@ class LakeTables:
 
     def _table(self, name: str) -> DeltaTable:
         return DeltaTable.forPath(self.spark, self.path(name))
-
-
-def one_row(rows: DataFrame) -> Row:
-    """The only row of an aggregation or a command."""
-    (row,) = rows.collect()
-    return row
 
 
 def sql_date(day: dt.date) -> str:

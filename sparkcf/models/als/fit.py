@@ -25,7 +25,7 @@ from sparkcf.data.arrow import vectors_to_arrow
 from sparkcf.data.pairs import Reads
 from sparkcf.errors import ConfigError
 from sparkcf.kernels.als import gramian, work_order
-from sparkcf.lake.tables import one_row
+from sparkcf.lake.frames import one_row
 from sparkcf.models.als.objective import Objective
 from sparkcf.models.als.sweeps import NOTHING, Plan, Side, solve_rows, train
 from sparkcf.models.contract import Features, FitRun, Fitted, InnerProduct, Model, Rows, Saved, TrainingData

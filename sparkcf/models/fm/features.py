@@ -22,7 +22,7 @@ from sparkcf.config.models import FMConfig, FMField
 from sparkcf.data.dictionary import numbered
 from sparkcf.data.pairs import last_items
 from sparkcf.errors import ConfigError
-from sparkcf.lake.tables import one_row
+from sparkcf.lake.frames import one_row
 from sparkcf.models.contract import TrainingData
 from sparkcf.models.fm.rows import WEIGHT_EXPONENTS, Field
 from sparkcf.training.blocks import ITEM, USER

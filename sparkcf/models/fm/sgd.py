@@ -20,7 +20,7 @@ from sparkcf.data.arrow import vectors_to_arrow
 from sparkcf.data.packed import PackedRows
 from sparkcf.data.shared import share
 from sparkcf.errors import ConfigError, TrainingError
-from sparkcf.lake.tables import one_row
+from sparkcf.lake.frames import one_row
 from sparkcf.models.contract import FitRun, TrainingData
 from sparkcf.models.fm.frames import BATCH, Learned
 from sparkcf.models.fm.rows import FMData, FMPlan, part_starts
