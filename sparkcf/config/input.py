@@ -134,5 +134,7 @@ class PreferenceConfig(Section):
     """How interactions become the weight of a (user, item) pair."""
 
     positive_from: float | None = None  # implicit models and ranking measures: a value from here up is a positive
-    # Of a positive: 1, its value, or its event's weight (input.events). Of a rating (explicit): 1, or its event's.
-    weight: Literal["one", "value", "event"] = "one"
+    # Of a positive: 1, its value, its event's weight (input.events), each summed over a pair's events, or the logarithm
+    # of 1 plus the sum of its values (play counts). Of a rating (explicit): 1, or its event's.
+    weight: Literal["one", "value", "event", "log"] = "one"
+    max_weight: Annotated[float, Field(gt=0, allow_inf_nan=False)] | None = None  # of a pair; None: no limit

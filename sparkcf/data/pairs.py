@@ -73,7 +73,11 @@ def pairs(events: DataFrame, reads: Reads, config: Config) -> DataFrame:
     good = positives(events, config)
     if config.preference.weight == "one":
         return good.groupBy("user_idx", "item_idx").agg(F.lit(1.0).alias("value"))
-    return good.groupBy("user_idx", "item_idx").agg(F.sum(_weight(config)).alias("value"))
+    summed = F.sum(_weight(config))
+    whole = F.log1p(summed) if config.preference.weight == "log" else summed
+    most = config.preference.max_weight
+    value = whole if most is None else F.least(whole, F.lit(most))
+    return good.groupBy("user_idx", "item_idx").agg(value.alias("value"))
 
 
 def _labels(events: DataFrame, reads: Reads, config: Config) -> DataFrame:
@@ -131,7 +135,7 @@ def positives(events: DataFrame, config: Config) -> DataFrame:
 
 
 def _weight(config: Config) -> Column:
-    if config.preference.weight == "value":
+    if config.preference.weight in ("value", "log"):
         return F.col("value")
     weights = config.input.events or {}
     weight = F.lit(1.0)

@@ -72,7 +72,7 @@ def fold_in_users(spark: SparkSession, config: Config) -> dict[str, Any]:
                 known = replace(known, users=now.read("users"))
             features = model.user_features(known, fitted)
             if features is not None:
-                rows = rows.join(features, on="user_idx", how="left")
+                rows = rows.join(features, on="user_idx", how="full")
             solved = solve_rows(rows, shared, model.width)
             solved = solved.persist(StorageLevel.MEMORY_AND_DISK)  # counted, then written; released below
             vectors = solved.where("factor IS NOT NULL").select("idx", "factor", "bias")
@@ -92,17 +92,20 @@ def fold_in_users(spark: SparkSession, config: Config) -> dict[str, Any]:
 
 
 def marked(now: DataFrame, before: DataFrame, factors: DataFrame) -> DataFrame:
-    """Every user who has pairs: user_idx with factor and bias, where they still hold; else with the row to solve.
+    """Users with factor and bias, where they still hold; else with the row to solve: user_idx, factor, bias, ROW.
+
+    Those are all users who have pairs, and those who had a vector without any (from attributes) and still have none.
+    Whose pairs are gone is left out.
 
     Parameters
     ----------
     now, before : rows of users, see `user_rows`. factors : idx, factor, bias of the users who had a vector.
     """
     then = before.withColumnRenamed("row", "before")
-    vectors = factors.withColumnRenamed("idx", "user_idx")
-    joined = now.join(then, on="user_idx", how="left").join(vectors, on="user_idx", how="left")
+    vectors = factors.select(F.col("idx").alias("user_idx"), "factor", "bias")
+    joined = now.join(then, on="user_idx", how="full").join(vectors, on="user_idx", how="full")
     same = F.col("factor").isNotNull() & F.col("row").eqNullSafe(F.col("before"))
-    return joined.select(
+    return joined.where(F.col("row").isNotNull() | same).select(
         "user_idx",
         *(F.when(same, F.col(name)).alias(name) for name in ("factor", "bias")),
         *(F.when(~same, F.col(f"row.{name}")).alias(column) for name, column in zip(ENTRY, ROW, strict=True)),
@@ -110,7 +113,7 @@ def marked(now: DataFrame, before: DataFrame, factors: DataFrame) -> DataFrame:
 
 
 def solve_rows(users: DataFrame, shared: SharedScorer, width: int) -> DataFrame:
-    """`marked` users as SOLVED rows; factor is null for a user who has no item that the model knows."""
+    """`marked` users as SOLVED rows; factor is null for one who has neither an item that the model knows nor features."""
 
     def work(batches: Iterable[Any]) -> Iterator[Any]:
         for batch in batches:
@@ -128,9 +131,12 @@ def _solved_batch(batch: Any, shared: SharedScorer, width: int) -> Any:
     kept, vectors = vectors_of(batch.column("factor"), width)
     biases = batch.column("bias").fill_null(0.0).to_numpy(zero_copy_only=False).copy()
     rows = known_entries(rows_of(batch), scorer.known_items)
-    features = entries_of(batch.column("features")) if "features" in batch.schema.names else None
+    features, folded = None, np.diff(rows[0]) > 0
+    if "features" in batch.schema.names:
+        features = entries_of(batch.column("features"))
+        folded |= batch.column("features").is_valid().to_numpy(zero_copy_only=False)
+    folded &= ~kept
     solved, solved_bias = scorer.fold_in(rows, features)
-    folded = np.diff(rows[0]) > 0
     vectors[folded], biases[folded] = solved[folded], solved_bias[folded]
     shown = [vector if has else None for vector, has in zip(vectors, kept | folded, strict=True)]
     columns = [batch.column("user_idx"), pa.array(shown, pa.list_(pa.float32())), pa.array(biases), pa.array(kept)]

@@ -70,6 +70,10 @@ class Objective:
         confidence = np.float32(self.alpha) * np.abs(values)
         return confidence - 1, np.where(values > 0, confidence, 0).astype(np.float32)
 
+    def refused(self, values: F32) -> int:
+        """How many of some values make the objective unbounded below: negative weights of form ials."""
+        return int(np.count_nonzero(values < 0)) if self.form == "ials" else 0
+
     def constant(self, values: F32, weights: F32 = NO_WEIGHTS, offsets: F32 | None = None) -> float:
         """The part of the observed sum that depends on no factor: the objective of all-zero factors.
 

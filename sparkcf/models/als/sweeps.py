@@ -166,6 +166,7 @@ def _build_sides(parts: Parts, plan: Plan, gang: Gang) -> tuple[list[Side], Obje
     if not present.any():
         raise TrainingError(NOTHING)
     objective = Objective.of(config, _mean(blocks[USER], gang))
+    _check_values(blocks[USER], objective, config.section, gang)
     sides = []
     for side, block in enumerate(blocks):
         weights, targets = objective.coefficients(block.values, block.weights)
@@ -183,6 +184,18 @@ def _build_sides(parts: Parts, plan: Plan, gang: Gang) -> tuple[list[Side], Obje
         gram = _gramian(factors, objective, gang)
         sides.append(Side(KINDS[side], block, weights, targets, reg, factors, order, hot, gram))
     return sides, objective
+
+
+def _check_values(users: Block, objective: Objective, section: str, gang: Gang) -> None:
+    """Raise TrainingError, at all workers, for pairs that the objective cannot take."""
+    wrong, whole = gang.sum(
+        np.array([[objective.refused(part.values), len(part.values)] for part in (users, users.hot)]).sum(axis=0)
+    )
+    if wrong:
+        raise TrainingError(
+            f"{wrong:,} of {whole:,} pairs have a negative weight, and {section}.form={objective.form} has no minimum "
+            f"with these: set preference.weight=one, preference.positive_from, or {section}.form=hu_koren"
+        )
 
 
 def _mean(users: Block, gang: Gang) -> float:

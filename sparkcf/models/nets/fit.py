@@ -8,6 +8,7 @@ factor its weights. So top-K, evaluation, gate and queries are those of every ot
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable, Iterator
 from functools import cached_property
 from typing import Any, TypeVar
@@ -22,14 +23,16 @@ from sparkcf.data.arrow import vectors_to_arrow
 from sparkcf.data.packed import PackedRows, unpack
 from sparkcf.data.pairs import Reads
 from sparkcf.data.shared import share, share_state
-from sparkcf.errors import ConfigError
+from sparkcf.errors import ConfigError, TrainingError
 from sparkcf.lake.arrays import Arrays, Shapes
+from sparkcf.lake.frames import one_row
 from sparkcf.models.contract import F32, Features, FitRun, Fitted, InnerProduct, Model, Rows, Saved, TrainingData
 from sparkcf.training.launch import TrainingSpec, check_launch, class_name, launch
 
 FACTORS = "idx int, factor array<float>, bias float, latent array<float>"
 BLOCK = 2_000  # rows that are encoded at once
 FACTORY = "sparkcf.models.nets.registry:net_of"
+BOUNDS = {"multinomial": (0.0, math.inf), "gaussian": (-math.inf, math.inf), "logistic": (0.0, 1.0)}  # of values
 NetParams = TypeVar("NetParams", MultVAEConfig, MultDAEConfig)
 
 
@@ -73,6 +76,7 @@ class NetModel(Model[NetParams]):
             run.on_progress({"note": f"{self.name} starts from its seed"})
         spark = data.pairs.sparkSession
         workers = check_launch(spark, self.params.workers, self.name)
+        self._check_values(data.pairs)
         snapshot = data.packing.rows(data.pairs, "user", self.validation_share)
         spec = TrainingSpec(
             self.name,
@@ -96,6 +100,18 @@ class NetModel(Model[NetParams]):
         cached.count()  # encodes; from here on nothing is read from the snapshot or the checkpoints
         checkpoints.clear()
         return Fitted(cached, items, log, arrays=state, cached=cached)
+
+    def _check_values(self, pairs: DataFrame) -> None:
+        """Raise TrainingError for values that the likelihood excludes."""
+        likelihood, value = self.params.likelihood, F.col("value")
+        least, most = BOUNDS[likelihood]
+        outside = F.isnan(value) | (value < least) | (value > most) | (F.abs(value) == float("inf"))
+        wrong, whole = one_row(pairs.agg(F.count(F.when(outside, 1)), F.count(F.lit(1))))
+        if wrong:
+            raise TrainingError(
+                f"{wrong:,} of {whole:,} pairs have a value that {self.name}.likelihood={likelihood} excludes (it "
+                f"takes {least:g} to {most:g}): set preference.weight=one, or {self.name}.likelihood=gaussian"
+            )
 
     def open(self, saved: Saved) -> NetScorer:
         return NetScorer(saved, self)

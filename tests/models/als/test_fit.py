@@ -254,3 +254,16 @@ def test_singular_rows_are_counted_and_stay_finite() -> None:
     assert all(entry["singular_rows"] >= 3 for entry in found.log)
     assert np.isfinite(found.user).all() and np.isfinite(objectives(found)).all()
     assert all(entry["singular_rows"] == 0 for entry in fit(problem, regularization=0.1).log)
+
+
+def test_negative_weights_are_refused_with_their_number_before_a_sweep() -> None:
+    problem = random_problem("ials", n=12, m=9)
+    users, items, values = problem.triples()
+    values = values.copy()
+    values[[2, 5, 7]] = -1.0
+    heard: list[dict[str, Any]] = []
+    with pytest.raises(TrainingError, match=rf"3 of {len(values)} pairs have a negative weight.*form=ials"):
+        fit_arrays(users, items, values, 12, 9, problem.config, 1, on_progress=heard.append)
+    assert not heard
+    classic = random_problem("hu_koren", n=12, m=9)  # a value below 0 is a confident no there
+    fit_arrays(users, items, values, 12, 9, classic.config, 1)

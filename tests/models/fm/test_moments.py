@@ -245,7 +245,9 @@ def test_users_held_out_are_folded_in_with_what_they_have(spark, folder, lake, r
 def test_vectors_of_unchanged_users_stay_and_changed_ones_are_near(spark, folder, lake, run_id) -> None:
     config = configured(folder, f"run_id={run_id}")
     folded = fold_in_users(spark, config)
-    assert folded["counts"]["users_kept"] == len(USERS) and folded["counts"]["users_folded_in"] == 0
+    known_by_attributes = 2  # users of the table of users who have no event
+    assert folded["counts"]["users_kept"] == len(USERS) + known_by_attributes
+    assert folded["counts"]["users_folded_in"] == 0 and folded["counts"]["users_without_known_items"] == 0
 
 
 def test_fields_and_moments_that_do_not_fit_are_refused_in_a_line(spark, folder, lake) -> None:
@@ -301,7 +303,7 @@ def test_a_user_with_first_events_is_folded_in_with_attributes(spark, folder, la
     config = configured(folder, f"ds={day}", f"input.path={folder}/next.jsonl")
     assert clean_day(spark, config)["counts"]["inserted"] == len(ITEMS)
     counts = (folded := fold_in_users(spark, config.model_copy(update={"run_id": run_id})))["counts"]
-    assert (counts["users_folded_in"], counts["users_kept"]) == (1, len(USERS))
+    assert (counts["users_folded_in"], counts["users_kept"]) == (1, len(USERS) + 1)
     scores = {}
     items = {r["item_idx"]: np.array(r["factor"]) for r in factors(lake, "item", run_id)}
     for run in (run_id, folded["run_id"]):
