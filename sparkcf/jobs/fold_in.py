@@ -113,7 +113,7 @@ def marked(now: DataFrame, before: DataFrame, factors: DataFrame) -> DataFrame:
 
 
 def solve_rows(users: DataFrame, shared: SharedScorer, width: int) -> DataFrame:
-    """`marked` users as SOLVED rows; factor is null for one who has neither an item that the model knows nor features."""
+    """`marked` users as SOLVED rows; factor is null for one without a known item and without features."""
 
     def work(batches: Iterable[Any]) -> Iterator[Any]:
         for batch in batches:
