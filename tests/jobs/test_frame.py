@@ -19,14 +19,16 @@ class NoSpark:
     """As much of a session as a job itself asks of it."""
 
     def __init__(self) -> None:
-        self.cancelled = 0
+        self.group = ""
+        self.cancelled: list[str] = []
         self.properties: dict[str, object] = {}
         self.sparkContext = self
 
-    def setJobGroup(self, *_: object, **__: object) -> None: ...
+    def setJobGroup(self, group: str, *_: object, **__: object) -> None:
+        self.group = group
 
-    def cancelAllJobs(self) -> None:
-        self.cancelled += 1
+    def cancelJobGroup(self, group: str) -> None:
+        self.cancelled.append(group)
 
     def getLocalProperty(self, name: str) -> object:
         return self.properties.get(name)
@@ -103,7 +105,9 @@ def test_an_error_that_is_ours_has_its_own_exit_code_and_one_line(
     assert (ended, result["exit_code"]) == (code, code)
     assert (result["status"], result["error"]) == (type(error).__name__, str(error))
     assert f"sparkcf clean: {error}\n" in err and "Traceback" not in err
-    assert session.cancelled == 1  # nothing of it goes on in the cluster
+    assert (
+        session.cancelled == [session.group] != [""]
+    )  # nothing of it goes on in the cluster, and nobody else's is ended
 
 
 def test_the_exit_codes_are_those_that_are_documented() -> None:
@@ -132,7 +136,7 @@ def test_sigterm_ends_the_job_and_its_spark_jobs(session: NoSpark, run: Callable
     code, result, err = run(job)
     assert (code, result["status"], result["exit_code"]) == (143, "terminated", 143)
     assert "SIGTERM" in err
-    assert session.cancelled == 1
+    assert session.cancelled == [session.group]
     assert signal.getsignal(signal.SIGTERM) == before
 
 

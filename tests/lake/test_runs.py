@@ -1,0 +1,62 @@
+"""What shaped a fit is read back from the run that stored it, whatever a later job is given."""
+
+from __future__ import annotations
+
+import json
+from typing import Any
+
+import pytest
+
+from sparkcf.config.load import load_config
+from sparkcf.config.root import Config
+from sparkcf.data.inputs import Inputs
+from sparkcf.errors import LakeError
+from sparkcf.jobs.train import progress_folder
+from sparkcf.lake.runs import Run
+from sparkcf.lake.tables import LakeTables
+
+
+def configured(*overrides: str) -> Config:
+    return load_config((), ["ds=2024-01-31", "input.path=none", *overrides])
+
+
+def run_of(config: Config, **changes: Any) -> Run:
+    stored = json.loads(config.to_json()) | changes
+    return Run(None, {"run_id": "r", "config": json.dumps(stored)})  # type: ignore[arg-type]
+
+
+def test_a_run_is_read_back_with_the_event_weights_preference_and_parameters_of_its_fit() -> None:
+    then = configured("input.events={buy: 5}", "preference.weight=event", "als.rank=7", "seed=3")
+    now = configured("input.events={buy: 1, click: 2}", "als.rank=9", "topk.k=4", "hals.rank=5")
+    found = run_of(then).fitted_with(now)
+    assert found.input.events == {"buy": 5.0} and found.preference.weight == "event"
+    assert (found.als.rank, found.seed, found.topk.k, found.hals.rank) == (7, 3, 4, 5)
+    assert found.shaping() == then.shaping()
+
+
+def test_parameters_that_this_version_does_not_take_are_told() -> None:
+    with pytest.raises(LakeError, match=r"run r was trained with parameters that this version does not take: .*solver"):
+        run_of(configured(), als={"solver": "magic"}).fitted_with(configured())
+
+
+def folder(*overrides: str, base: str | None = None, **versions: int) -> str | None:
+    inputs = {"interactions": 3, "users": 1, "items": 1, "published": 5} | versions
+    lake = object.__new__(LakeTables)
+    lake.root = "file:/lake"
+    return progress_folder(Inputs(lake, inputs), configured(*overrides), base)
+
+
+def test_saved_progress_is_found_again_by_what_shapes_the_fit_and_nothing_else() -> None:
+    first = folder()
+    assert first == folder(published=6)  # another model was published since
+    assert first == folder("topk.k=7", "gate.max_fall=0.5", "hals.rank=9")
+    others = [
+        folder("als.rank=9"),
+        folder("input.events={buy: 2}"),
+        folder("preference.positive_from=3"),
+        folder("seed=9"),
+        folder("ds=2024-02-01"),
+        folder(interactions=4),
+        folder(base="another-run"),
+    ]
+    assert len({first, *others}) == len(others) + 1
