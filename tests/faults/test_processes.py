@@ -202,7 +202,7 @@ def test_jobs_that_begin_a_lake_at_once_all_get_its_tables(spark, tmp_path: Path
     assert {row["run_id"] for row in table(tmp_path / "lake", "metrics")} == {"run0", "run1", "run2"}
     with pytest.raises(LakeError, match="ids_present"):
         nameless = spark.createDataFrame(
-            [("", "i1", "view", 1.0, dt.datetime(2024, 1, 31), None, "file", dt.date(2024, 1, 31))],
+            [("", "i1", "view", 1.0, dt.datetime(2024, 1, 31), None, "file", dt.date(2024, 1, 31), None)],
             TABLES["interactions"].schema,
         )
         LakeTables(spark, str(tmp_path / "lake")).append("interactions", nameless)
