@@ -1,0 +1,51 @@
+"""A night of several models: one that fails, for whatever reason, is no reason to give up the others."""
+
+from __future__ import annotations
+
+import pytest
+
+from sparkcf.config.load import load_config
+from sparkcf.errors import GateRefused, SparkcfError
+from sparkcf.jobs import nightly as module
+
+CONFIG = load_config((), ["ds=2024-01-31", "input.path=none", "models=[popularity, als, hals]"])
+
+
+@pytest.fixture
+def nights(monkeypatch: pytest.MonkeyPatch):
+    """Run the night with a model's error given by its name; returns which models were tried."""
+    tried: list[str] = []
+
+    def night(**errors: Exception) -> list[str]:
+        def of_model(spark, config, cleaned):
+            tried.append(config.model)
+            if config.model in errors:
+                raise errors[config.model]
+            return {"run_id": config.model}
+
+        monkeypatch.setattr(module, "clean_day", lambda *_: {"counts": {}})
+        monkeypatch.setattr(module, "_night_of_model", of_model)
+        module.nightly(None, CONFIG)  # type: ignore[arg-type]
+        return tried
+
+    night.tried = tried  # type: ignore[attr-defined]
+    return night
+
+
+@pytest.mark.parametrize("error", [RuntimeError("Job aborted\n  at java"), GateRefused("worse than before")])
+def test_the_other_models_are_tried_and_the_message_says_what_was_published(nights, error: Exception) -> None:
+    wanted = type(error) if isinstance(error, SparkcfError) else SparkcfError
+    first = str(error).splitlines()[0]
+    with pytest.raises(wanted, match=rf"models als failed, published: popularity, hals; the first said: {first}$"):
+        nights(als=error)
+    assert nights.tried == ["popularity", "als", "hals"]
+
+
+def test_an_interruption_ends_the_night_at_once(nights) -> None:
+    with pytest.raises(KeyboardInterrupt):
+        nights(popularity=KeyboardInterrupt())
+    assert nights.tried == ["popularity"]
+
+
+def test_a_night_without_failures_tells_of_every_model(nights) -> None:
+    assert nights() == ["popularity", "als", "hals"]
