@@ -17,6 +17,7 @@ from pydantic import BaseModel, ValidationError, create_model
 from sparkcf.config.models import SECTIONS
 from sparkcf.config.plugins import installed, plugin
 from sparkcf.config.root import Config
+from sparkcf.config.yaml import parse_yaml
 from sparkcf.errors import ConfigError
 
 
@@ -41,7 +42,7 @@ def load_config(files: Iterable[str | Path] = (), overrides: Iterable[str] = ())
         if not sign or not key.strip():
             raise ConfigError(f"argument {override!r} is not key=value, for example als.rank=64")
         try:
-            value = yaml.safe_load(text) if text.strip() else None
+            value = parse_yaml(text) if text.strip() else None
         except (yaml.YAMLError, ValueError):  # such as a day that no calendar has: the key's own check will say so
             value = text
         _merge(merged, _nest(key.strip().split("."), value))
@@ -88,7 +89,7 @@ def _plugins_in(values: Mapping[str, Any]) -> frozenset[str]:
 
 def _read_yaml(path: Path) -> dict[str, Any]:
     try:
-        loaded = yaml.safe_load(path.read_text(encoding="utf-8"))
+        loaded = parse_yaml(path.read_text(encoding="utf-8"))
     except OSError as error:
         raise ConfigError(f"configuration file {path}: {error.strerror or error}") from None
     except (yaml.YAMLError, ValueError) as error:

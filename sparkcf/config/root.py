@@ -90,6 +90,13 @@ class Config(Section):
     gate: GateConfig = GateConfig()
     spark: SparkConfig = SparkConfig()
 
+    @field_validator("ds", mode="before")
+    @classmethod
+    def _a_day_is_no_number(cls, value: Any) -> Any:
+        if isinstance(value, int | float):
+            raise ValueError("expected a day such as 2024-01-31, not a number")
+        return value
+
     @model_validator(mode="after")
     def _consistent(self) -> Config:
         if self.gate.at is not None and self.gate.at not in self.evaluation.ks:
