@@ -1,4 +1,4 @@
-"""The README's SQL, run as it stands there, gives what the query API gives."""
+"""The documents' SQL, run as it stands there, gives what the query API gives."""
 
 from __future__ import annotations
 
@@ -13,9 +13,9 @@ ROOT = Path(__file__).resolve().parents[1]
 
 
 def statements(engine: str) -> list[str]:
-    text = (ROOT / "README.md").read_text(encoding="utf-8")
+    text = (ROOT / "docs" / "data.md").read_text(encoding="utf-8")
     block = re.search(rf"^{engine}.*?```sql\n(.*?)```", text, re.S | re.M)
-    assert block, f"the README has no SQL for {engine}"
+    assert block, f"docs/data.md has no SQL for {engine}"
     return [s.strip() for s in block.group(1).split(";") if s.strip()]
 
 
@@ -38,13 +38,13 @@ def lake(spark, tmp_path_factory) -> Path:
     return root
 
 
-def test_spark_sql_of_the_readme_shows_the_published_run(spark, lake):
+def test_spark_sql_of_the_documents_shows_the_published_run(spark, lake):
     for statement in statements("Spark SQL"):
         result = spark.sql(statement.replace("./lake", str(lake)))
     assert [(r["position"], r["item_id"]) for r in result.collect()] == [(1, "c"), (2, "a")]
 
 
-def test_duckdb_sql_of_the_readme_shows_the_published_run(lake):
+def test_duckdb_sql_of_the_documents_shows_the_published_run(lake):
     database = duckdb.connect()
     for statement in statements("DuckDB"):
         # The extension that reads Delta's log is downloaded by DuckDB; here delta-rs lists the live files.
