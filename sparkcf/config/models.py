@@ -14,7 +14,7 @@ class FactorizationConfig(ModelSection):
     """What ALS and HALS have in common."""
 
     mode: Literal["implicit", "explicit"] = "implicit"
-    form: Literal["ials", "hu_koren", "implicit", "frobenius"] = "ials"  # implicit objective: sparkcf/models/als/objective.py
+    form: Literal["ials", "hu_koren", "implicit", "frobenius"] = "ials"  # implicit: models/als/objective.py
     rank: Annotated[int, Field(ge=1, le=4096)] = 64
     iterations: Positive = 16
     regularization: NonNegative = 0.003
