@@ -6,10 +6,11 @@ CONFIG ?= conf/nightly.yaml
 ARGS ?=
 DRIVER_MEMORY ?= 4g
 TESTERS ?= 2  # processes that run tests, each with a Spark of its own
+DEALT := --numprocesses $(TESTERS) --dist loadfile --no-loadscope-reorder
 export PYSPARK_PYTHON := $(CURDIR)/$(BIN)/python
 export SPARK_LOCAL_IP ?= 127.0.0.1
 
-.PHONY: setup nightly test lint bench clean-build
+.PHONY: setup nightly test check lint clean-build
 
 setup: $(VENV)/.ready
 
@@ -27,7 +28,10 @@ nightly: setup
 	@$(BIN)/spark-submit --master 'local[*]' --driver-memory $(DRIVER_MEMORY) jobs/nightly.py --config $(CONFIG) $(ARGS)
 
 test: setup
-	@$(BIN)/python -m pytest --numprocesses $(TESTERS) --dist loadfile $(ARGS)
+	@$(BIN)/python -m pytest $(DEALT) $(ARGS)
+
+check: setup lint  # no clusters, no whole nights
+	@$(BIN)/python -m pytest $(DEALT) -m "not slow" $(ARGS)
 
 lint: setup
 	@$(BIN)/ruff check . && $(BIN)/ruff format --check . && $(BIN)/mypy

@@ -21,6 +21,11 @@ os.environ["PYSPARK_SUBMIT_ARGS"] = " ".join(
         "--conf spark.ui.enabled=false",
         "--conf spark.sql.shuffle.partitions=2",
         "--conf spark.default.parallelism=2",
+        # Tiny data: what a query costs is planning and compiling it.
+        "--conf spark.sql.codegen.wholeStage=false",
+        "--conf spark.sql.codegen.factoryMode=NO_CODEGEN",
+        "--conf spark.databricks.delta.snapshotPartitions=1",
+        "--conf spark.driver.extraJavaOptions=-XX:TieredStopAtLevel=1",
         "pyspark-shell",
     ]
 )
@@ -54,3 +59,29 @@ def shared_data() -> Path:
     if not (SHARED / "data").is_dir():
         pytest.skip("../shared/data is not here")
     return SHARED / "data"
+
+
+# Files are dealt whole to the processes that test: those that take longest first, so that none is left for the end.
+LONGEST = (
+    "faults/test_cluster.py",
+    "jobs/test_nightly.py",
+    "faults/test_processes.py",
+    "bench/test_bench.py",
+    "jobs/test_fold_in.py",
+    "models/nets/test_spark.py",
+    "models/fm/test_moments.py",
+    "models/test_contract.py",
+    "jobs/test_clean.py",
+    "jobs/test_clean_faults.py",
+    "ranking/test_evaluate.py",
+    "jobs/test_plugin.py",
+    "models/test_ease.py",
+    "faults/test_gpu.py",
+    "jobs/test_clean_corrections.py",
+    "models/als/test_spark.py",
+)
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    places = {str(ROOT / "tests" / name): place for place, name in enumerate(LONGEST)}
+    items.sort(key=lambda item: places.get(str(item.path), len(places)))  # stable: a file's tests keep their order

@@ -22,6 +22,8 @@ from sparkcf.jobs.clean import clean_day
 from sparkcf.lake.tables import LakeTables
 from tests.data.inputs import write_lines
 
+pytestmark = pytest.mark.slow
+
 HEADER = "user,item,stars,when"
 COLUMNS = "input.columns={user_id: user, item_id: item, value: stars, ts: when}"
 DAY_30 = ("ann,tea,4,2024-01-30T09:00:00Z", "ann,jam,2,2024-01-30T10:00:00Z", "bob,tea,5,2024-01-30T23:00:00Z")

@@ -11,6 +11,8 @@ from sparkcf.jobs.clean import write_interactions
 from sparkcf.lake.schemas import TABLES
 from sparkcf.lake.tables import LakeTables
 
+pytestmark = pytest.mark.slow
+
 AT = "2024-01-30T10:00:00Z"  # all events happen at once: the days are those of the loads that bring them
 MON, TUE, WED = "2024-01-29", "2024-01-30", "2024-01-31"
 

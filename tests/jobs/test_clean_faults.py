@@ -26,6 +26,8 @@ from sparkcf.lake.ids import register
 from sparkcf.lake.tables import LakeTables
 from tests.data.inputs import clean_frame, write_lines
 
+pytestmark = pytest.mark.slow
+
 ROOT = Path(__file__).resolve().parents[2]
 
 

@@ -32,6 +32,8 @@ from sparkcf.models.als.fit import fit
 from sparkcf.models.registry import model_of
 from tests.models.als.dense_als import Problem, solve_users, with_defaults
 
+pytestmark = pytest.mark.slow
+
 BEFORE, DAY = dt.date(2024, 1, 30), dt.date(2024, 1, 31)
 N, M = 12, 8  # users u0 … u11 and items i0 … i7 of the first day
 OLD = {(f"u{u}", f"i{i}"): float(1 + (u * i + u) % 5) for u in range(N) for i in range(M) if (u + 2 * i) % 5 < 3}

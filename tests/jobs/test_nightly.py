@@ -32,6 +32,8 @@ from sparkcf.lake.published import append_published
 from sparkcf.lake.runs import find_run
 from sparkcf.lake.tables import LakeTables
 
+pytestmark = pytest.mark.slow
+
 ROOT = Path(__file__).resolve().parents[2]
 CONF = str(ROOT / "conf" / "nightly.yaml")
 SAMPLE = Path(sparkcf.__file__).parent / "sample"

@@ -30,6 +30,8 @@ from sparkcf.models.fm.features import features_of
 from sparkcf.models.fm.rows import make_plan
 from sparkcf.models.registry import model_of
 
+pytestmark = pytest.mark.slow
+
 DAY = dt.date(2024, 1, 31)
 USERS, ITEMS = [f"u{n:02}" for n in range(24)], [f"i{n}" for n in range(8)]
 Q3 = ("evaluation.protocol=q3", "evaluation.holdout_share=0.2", "gate.metric=rmse", "gate.at=null")

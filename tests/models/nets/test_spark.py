@@ -27,6 +27,8 @@ from sparkcf.lake.tables import LakeTables
 from sparkcf.training.launch import TrainingSpec, check_launch, class_name, launch
 from tests.jobs.test_fold_in import BEFORE, DAY, write
 
+pytestmark = pytest.mark.slow
+
 N, M = 60, 16
 LIKED = {(f"u{u}", f"i{i}"): 5.0 for u in range(N) for i in range(M) if i % 2 == u % 2 and (u // 2 + i) % 8 < 6}
 
