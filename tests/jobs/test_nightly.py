@@ -33,7 +33,7 @@ from sparkcf.lake.runs import find_run
 from sparkcf.lake.tables import LakeTables
 
 ROOT = Path(__file__).resolve().parents[2]
-CONF = str(ROOT / "conf" / "nightly.yaml")
+CONF = str(ROOT / "conf" / "sample.yaml")
 SAMPLE = Path(sparkcf.__file__).parent / "sample"
 DAY, K = "2018-09-25", 10
 # As users, as items and as titles: each must come out as it went in.
