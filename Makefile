@@ -2,7 +2,7 @@
 PYTHON ?= python3.11
 VENV := .venv
 BIN := $(VENV)/bin
-CONFIG ?= conf/nightly.yaml
+CONFIG ?= conf/sample.yaml
 ARGS ?=
 DRIVER_MEMORY ?= 4g
 TESTERS ?= 2  # processes that run tests, each with a Spark of its own

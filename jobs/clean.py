@@ -1,6 +1,6 @@
 """Load a day's raw log into the lake.
 
-    spark-submit jobs/clean.py --config conf/nightly.yaml ds=2018-09-25 input.path='logs/{ds}/*.csv.gz'
+    spark-submit jobs/clean.py --config conf/nightly.yaml ds=2024-05-31 input.path='logs/{ds}/*.csv.gz'
 
 Reads the input and, where configured, the items' attributes. Writes users, items, quarantine, interactions, runs.
 """

@@ -1,6 +1,6 @@
 """Measure a trained run by one of the protocols q1 to q4, beside the popularity baseline.
 
-    spark-submit jobs/evaluate.py --config conf/nightly.yaml evaluation.protocol=q4
+    spark-submit jobs/evaluate.py --config conf/sample.yaml evaluation.protocol=q4
 
 Reads interactions, users, items at the run's versions. Writes metrics. `run_id=…` names the run; else the newest.
 """

@@ -1,6 +1,6 @@
 """Give new and changed users their vectors against a run's items, as a new run, without training.
 
-    spark-submit jobs/fold_in.py --config conf/nightly.yaml ds=2018-09-26
+    spark-submit jobs/fold_in.py --config conf/sample.yaml ds=2018-09-26
 
 Reads runs, published, metrics, interactions, users, items and the run's factors (`run_id=…`; else the published run).
 Writes user_factors, item_factors, metrics, runs. Then evaluate, recommend and publish as after train.

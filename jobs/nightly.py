@@ -1,6 +1,6 @@
 """The whole night in one session: clean, train, evaluate, recommend, publish.
 
-    spark-submit jobs/nightly.py --config conf/nightly.yaml ds=2018-09-25
+    spark-submit jobs/nightly.py --config conf/sample.yaml
 
 Reads the input. Writes every table. Run it again at will: the same day gives the same rows.
 """

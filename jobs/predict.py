@@ -1,6 +1,6 @@
 """Predict the values of a table of pairs by a run of a model that predicts any: fm, or explicit als and hals.
 
-    spark-submit jobs/predict.py --config conf/nightly.yaml --config conf/models/fm.yaml predict.path=pairs.csv
+    spark-submit jobs/predict.py --config conf/sample.yaml --config conf/models/fm.yaml predict.path=pairs.csv
 
 Reads runs, published, user_factors, item_factors. Writes predictions.
 """

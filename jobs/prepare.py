@@ -1,6 +1,6 @@
 """Pack the interactions into a row a user and a row an item, as training by gradient reads them.
 
-    spark-submit jobs/prepare.py --config conf/nightly.yaml ds=2018-09-25 model=multvae
+    spark-submit jobs/prepare.py --config conf/sample.yaml model=multvae
 
 Reads interactions, users, items. Writes user_rows, item_rows, runs. Training packs what is missing by itself.
 """

@@ -1,6 +1,6 @@
 """Let the gate judge a recommended run and, if it passes, show it to readers.
 
-    spark-submit jobs/publish.py --config conf/nightly.yaml gate.max_fall=0.05
+    spark-submit jobs/publish.py --config conf/sample.yaml gate.max_fall=0.05
 
 Reads runs, metrics, published. Writes published, runs. Exit code 3: the gate refused; 4: another run was first.
 """

@@ -1,6 +1,6 @@
 """Write a trained run's top-K lists and similar items.
 
-    spark-submit jobs/recommend.py --config conf/nightly.yaml topk.k=50 topk.categories='[Comedy]'
+    spark-submit jobs/recommend.py --config conf/sample.yaml topk.k=50 topk.categories='[Comedy]'
 
 Reads the run's factors, interactions, users, items. Writes recommendations, similar_items, runs.
 """

@@ -1,6 +1,6 @@
 """Show readers an earlier run again: `run_id=…`, or the one published before.
 
-    spark-submit jobs/rollback.py --config conf/nightly.yaml run_id=als-20180925-…
+    spark-submit jobs/rollback.py --config conf/sample.yaml run_id=als-20180925-20180926T021500-1f2e3d
 
 Reads runs, published. Writes published.
 """

@@ -1,6 +1,6 @@
 """Fit the model on the interactions up to the logical date, as a new run.
 
-    spark-submit jobs/train.py --config conf/nightly.yaml als.rank=128 train.warm_start=true
+    spark-submit jobs/train.py --config conf/sample.yaml als.rank=128 train.warm_start=true
 
 Reads interactions, users, items (and, warm, the published factors). Writes user_factors, item_factors, metrics, runs.
 """

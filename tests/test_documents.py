@@ -1,56 +1,367 @@
-"""The documents' SQL, run as it stands there, gives what the query API gives."""
+"""What the documents show works: commands, Python, SQL and settings are run as they stand there.
+
+Fences marked sh, python, sql, yaml and toml are run or parsed; a fence without a language is only shown. Commands run
+in a folder that looks like a checkout with a small lake and the README's `mine.yaml`.
+"""
 
 from __future__ import annotations
 
+import json
+import os
 import re
+import runpy
+import shlex
+import subprocess
+import sys
+import tomllib
+from collections.abc import Iterator
+from dataclasses import dataclass
+from importlib.util import find_spec
 from pathlib import Path
 
 import duckdb
+import numpy as np
 import pytest
 from deltalake import DeltaTable
 
+import sparkcf
+from docs import generate
+from sparkcf.cli.main import main as cli
+from sparkcf.config.load import load_config
+from sparkcf.jobs.frame import run_job
+
 ROOT = Path(__file__).resolve().parents[1]
+PLUGIN = ROOT / "tests" / "models" / "plugin"
+DOCUMENTS = sorted([ROOT / "README.md", *(ROOT / "docs").rglob("*.md")])
+LANGUAGES = {"sh", "python", "sql", "yaml", "toml", ""}
+FENCE = re.compile(r"^```(\w*)\n(.*?)^```$", re.S | re.M)
+LINK = re.compile(r"(?<!`)\[[^\]]*\]\(([^)\s]+)\)")
+SUBMIT_OPTIONS = {
+    "--master",
+    "--driver-memory",
+    "--conf",
+    "--properties-file",
+    "--packages",
+    "--py-files",
+    "--archives",
+}
+NOT_STARTED = {"pip", "."}  # commands that change the environment; their paths are checked
+NEEDED = ["ds=2024-05-31", "input.path=log.csv"]
 
 
-def statements(engine: str) -> list[str]:
-    text = (ROOT / "docs" / "data.md").read_text(encoding="utf-8")
-    block = re.search(rf"^{engine}.*?```sql\n(.*?)```", text, re.S | re.M)
-    assert block, f"docs/data.md has no SQL for {engine}"
-    return [s.strip() for s in block.group(1).split(";") if s.strip()]
+@dataclass(frozen=True)
+class Block:
+    """A fence of a document."""
+
+    document: Path
+    line: int
+    language: str
+    text: str
+
+    def __str__(self) -> str:
+        return f"{self.document.relative_to(ROOT)}:{self.line}"
+
+
+def blocks_of(document: Path) -> Iterator[Block]:
+    text = document.read_text(encoding="utf-8")
+    for found in FENCE.finditer(text):
+        yield Block(document, text.count("\n", 0, found.start()) + 1, found[1], found[2])
+
+
+def lines_of(text: str) -> Iterator[list[str]]:
+    """The commands of a fence as words, comments left out."""
+    for line in text.replace("\\\n", " ").splitlines():
+        if words := shlex.split(line, comments=True):
+            yield words
+
+
+BLOCKS = [block for document in DOCUMENTS for block in blocks_of(document)]
+# The commands in the comments and docstrings of files that people copy them from.
+COPIED = [*(ROOT / "jobs").glob("*.py"), *(ROOT / "conf").rglob("*.yaml")]
+COMMENTED = [
+    Block(path, number, "sh", line[line.index("spark-submit") :] + "\n")
+    for path in sorted(COPIED)
+    for number, line in enumerate(path.read_text(encoding="utf-8").splitlines(), 1)
+    if "spark-submit " in line
+]
+
+
+def marked(language: str) -> list[Block]:
+    return [block for block in BLOCKS if block.language == language]
 
 
 @pytest.fixture(scope="module")
-def lake(spark, tmp_path_factory) -> Path:
+def lake(spark, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Two published runs of one model, the second a day later, and an unpublished third."""
+    from sparkcf.lake.schemas import TABLES
     from sparkcf.lake.tables import LakeTables
 
-    root = tmp_path_factory.mktemp("readme") / "lake"
+    root = tmp_path_factory.mktemp("documents") / "lake"
     tables = LakeTables(spark, str(root))
-    lists = [("r1", "a", 1), ("r1", "b", 2), ("r2", "c", 1), ("r2", "a", 2), ("r3", "d", 1)]
+
+    def fill(name: str, columns: str, *rows: tuple, **more: str) -> None:
+        """Append rows; `more` columns are SQL, and nullable ones that nobody names are null."""
+        frame = spark.createDataFrame(list(rows), columns.split())
+        rest = {f.name: f"CAST(NULL AS {f.dataType.simpleString()})" for f in TABLES[name].schema if f.nullable}
+        rest = {column: value for column, value in (rest | more).items() if column not in frame.columns}
+        tables.append(name, frame.selectExpr("*", *(f"{value} AS {column}" for column, value in rest.items())))
+
+    ids = [("1", 0), ("2", 1)]
+    fill("users", "user_id user_idx", *ids, first_seen="current_timestamp()")
+    titles = [(item, place, f"Film {item}") for place, item in enumerate(("260", "1196", "1210", "2571"))]
+    fill("items", "item_id item_idx title", *titles, first_seen="current_timestamp()")
+    events = [("1", "260", "rating", 5.0, "log.csv"), ("2", "1196", "rating", 4.0, "log.csv")]
+    days = {"ts": "TIMESTAMP'2024-01-01 12:00:00'", "ds": "DATE'2024-01-01'"}
+    fill("interactions", "user_id item_id event value source", *events, **days)
+    rejected = [("missing_user_id", ",260,5", "log.csv"), ("unknown_event", "1,260,peek", "log.csv")]
+    fill("quarantine", "reason raw source", *rejected, ds="DATE'2024-01-01'")
+    lists = [("r1", "260", 1), ("r1", "1196", 2), ("r2", "1210", 1), ("r2", "1196", 2), ("r3", "2571", 1)]
+    names = "ds user_id position item_id score reason model run_id"
     rows = [("2024-01-01", "1", position, item, 0.5, "model", "als", run) for run, item, position in lists]
-    names = ["ds", "user_id", "position", "item_id", "score", "reason", "model", "run_id"]
-    tables.append("recommendations", spark.createDataFrame(rows, names))
+    fill("recommendations", names, *rows)
+    near = ("2024-01-02", "260", 1, "1196", 0.9, "als", "r2")
+    fill("similar_items", "ds item_id position similar_item_id score model run_id", near)
     rows = [("als", "2024-01-01", 1, "r1"), ("als", "2024-01-02", 1, "r3"), ("als", "2024-01-02", 2, "r2")]
-    published = spark.createDataFrame(rows, ["model", "ds", "sequence", "run_id"]).selectExpr(
-        "*", "'publish' AS action", "'me' AS published_by", "current_timestamp() AS published_at", "map() AS versions"
+    by = {"action": "'publish'", "published_by": "'me'", "published_at": "current_timestamp()", "versions": "map()"}
+    fill("published", "model ds sequence run_id", *rows, **by)
+    fill("metrics", "run_id system protocol metric k value", *[("r2", "model", "q4", "ndcg_at_k", 10, 0.5)])
+    made = {
+        "started_at": "current_timestamp()",
+        "updated_at": "current_timestamp()",
+        "inputs": "map()",
+        "counts": "map()",
+    }
+    names = "run_id job model ds state config code_version seed"
+    fill(
+        "runs", names, *[(run, "train", "als", "2024-01-02", "published", "{}", "0", 1) for run in ("r1", "r2")], **made
     )
-    tables.append("published", published)
     return root
 
 
-def test_spark_sql_of_the_documents_shows_the_published_run(spark, lake):
-    for statement in statements("Spark SQL"):
+@pytest.fixture
+def place(lake: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """The working folder: a checkout's files, `./lake`, `mine.yaml`, and the package of the plugin, installed."""
+    for name in ("jobs", "conf", "docs", "tests", "Makefile", "README.md"):
+        (tmp_path / name).symlink_to(ROOT / name)
+    (tmp_path / "lake").symlink_to(lake)
+    (tmp_path / "mine.yaml").write_text(mine())
+    installed = tmp_path / "site" / "sparkcf_knn-0.1.0.dist-info"
+    installed.mkdir(parents=True)
+    (installed / "METADATA").write_text("Metadata-Version: 2.1\nName: sparkcf-knn\nVersion: 0.1.0\n")
+    points = tomllib.loads((PLUGIN / "pyproject.toml").read_text())["project"]["entry-points"]["sparkcf.models"]
+    entries = "".join(f"{name} = {value}\n" for name, value in points.items())
+    (installed / "entry_points.txt").write_text(f"[sparkcf.models]\n{entries}")
+    monkeypatch.syspath_prepend(str(installed.parent))
+    monkeypatch.syspath_prepend(str(PLUGIN))
+    monkeypatch.chdir(tmp_path)
+    return tmp_path
+
+
+def readme(heading: str) -> dict[str, str]:
+    """The fences under a heading of the README, by their languages."""
+    section = re.search(rf"^## {heading}\n(.*?)^## ", (ROOT / "README.md").read_text(encoding="utf-8"), re.S | re.M)
+    assert section, heading
+    return {found[1]: found[2] for found in FENCE.finditer(section[1])}
+
+
+def mine() -> str:
+    return readme("Run it on your data")["yaml"]
+
+
+# Commands.
+
+
+def run_words(words: list[str], place: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """Run a command, or check as much of it as can be checked without a cluster or a download."""
+    program = Path(words[0]).name
+    if program == "sparkcf":
+        with pytest.raises(SystemExit) as ended:
+            cli(words[1:])
+        out, err = capsys.readouterr()
+        wanted = {0, 1} if "doctor" in words else {0}  # what this machine lacks is no fault of the document
+        assert ended.value.code in wanted and out, err
+    elif program == "spark-submit":
+        check_submit(words[1:], place, capsys)
+    elif program == "make":
+        rules = re.findall(r"^([\w-]+):", (ROOT / "Makefile").read_text(), re.M)
+        assert set(words[1:]) <= set(rules)
+    elif words[:2] == ["python", "-m"]:
+        assert find_spec(words[2]), words
+        if words[2].startswith("tests.bench"):
+            source = Path(find_spec(words[2]).origin).read_text()
+            assert all(f'"{word}"' in source for word in words[3:] if word.startswith("--")), words
+    else:
+        assert program in NOT_STARTED, f"no test knows how to check {shlex.join(words)}"
+        assert all((ROOT / word).exists() for word in words if "/" in word and not word.startswith(".venv"))
+
+
+def check_submit(words: list[str], place: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """What spark-submit is given, and the job's own arguments by `--dry-run`, in this process."""
+    at = next(i for i, word in enumerate(words) if word.startswith("jobs/"))
+    options, values = words[:at:2], words[1:at:2]
+    assert set(options) <= SUBMIT_OPTIONS and len(options) == len(values), words
+    for option, value in zip(options, values, strict=True):
+        assert option != "--properties-file" or Path(value).is_file(), value
+    assert Path(words[at]).is_file(), words[at]
+    given = [*words[at + 1 :], f"lake.root={place}/written", *([] if "--dry-run" in words else ["--dry-run"])]
+    assert run_job(Path(words[at]).stem, refuse_to_run, given) == 0, capsys.readouterr().err
+    assert json.loads(capsys.readouterr().out.splitlines()[-1])["status"] == "dry-run"
+
+
+def refuse_to_run(spark, config) -> dict:
+    raise AssertionError("a dry run does nothing")
+
+
+@pytest.mark.parametrize("block", [*marked("sh"), *COMMENTED], ids=str)
+def test_commands_run(block: Block, place: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    commands = list(lines_of(block.text))
+    assert commands
+    for words in commands:
+        run_words(words, place, capsys)
+
+
+@pytest.mark.parametrize(
+    "line",
+    [
+        "sparkcf recommend --user nobody",
+        "sparkcf recomend --user 1",
+        "spark-submit jobs/nightly.py --config conf/sample.yaml als.rnk=3",
+        "spark-submit jobs/nigthly.py --config conf/sample.yaml",
+        "spark-submit --memory 4g jobs/nightly.py --config conf/sample.yaml",
+        "make nigthly",
+        "python -m tests.bench.alz",
+        "python -m tests.bench.als --onyl fit",
+        "curl example.org",
+    ],
+)
+def test_a_wrong_command_is_noticed(line: str, place: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(AssertionError):
+        run_words(shlex.split(line), place, capsys)
+
+
+# Python and SQL.
+
+
+@pytest.mark.parametrize("block", marked("python"), ids=str)
+def test_python_runs(block: Block, place: Path) -> None:
+    (place / "shown.py").write_text(block.text)
+    found = runpy.run_path(str(place / "shown.py"), run_name="shown")
+    assert block.document.name != "README.md" or len(found["lake"].recommendations("1", k=10)) == 2
+
+
+def test_the_page_about_own_models_shows_the_package_that_the_tests_install() -> None:
+    shown = [block.text for block in marked("python") if block.document.name == "your-own.md"]
+    assert shown == [(PLUGIN / "sparkcf_knn.py").read_text()]
+
+
+@pytest.mark.parametrize("block", marked("toml"), ids=str)
+def test_entry_points_are_those_of_the_package(block: Block) -> None:
+    points = tomllib.loads((PLUGIN / "pyproject.toml").read_text())["project"]["entry-points"]
+    assert tomllib.loads(block.text)["project"]["entry-points"] == points
+
+
+def statements(block: Block) -> list[str]:
+    return [statement.strip() for statement in block.text.split(";") if statement.strip()]
+
+
+def published_lists(rows: list) -> bool:
+    return [tuple(row)[:2] for row in rows] == [(1, "1210"), (2, "1196")]
+
+
+@pytest.mark.parametrize("block", [b for b in marked("sql") if "delta_scan" not in b.text], ids=str)
+def test_spark_sql_runs(block: Block, spark, lake: Path) -> None:
+    for statement in statements(block):
         result = spark.sql(statement.replace("./lake", str(lake)))
-    assert [(r["position"], r["item_id"]) for r in result.collect()] == [(1, "c"), (2, "a")]
+    rows = result.collect()
+    assert rows and ("recommendations" not in block.text or published_lists(rows))
 
 
-def test_duckdb_sql_of_the_documents_shows_the_published_run(lake):
+@pytest.mark.parametrize("block", [b for b in marked("sql") if "delta_scan" in b.text], ids=str)
+def test_duckdb_sql_runs(block: Block, lake: Path) -> None:
     database = duckdb.connect()
-    for statement in statements("DuckDB"):
-        # The extension that reads Delta's log is downloaded by DuckDB; here delta-rs lists the live files.
-        def live_files(match: re.Match) -> str:
-            files = DeltaTable(str(lake / Path(match.group(1)).name)).file_uris()
-            return f"read_parquet({files}, hive_partitioning = true)"
 
+    def live_files(match: re.Match) -> str:
+        """DuckDB downloads the extension that reads Delta's log; here delta-rs lists the live files."""
+        files = DeltaTable(str(lake / Path(match.group(1)).name)).file_uris()
+        return f"read_parquet({files}, hive_partitioning = true)"
+
+    for statement in statements(block):
         result = database.sql(re.sub(r"delta_scan\('([^']*)'\)", live_files, statement))
-    assert [row[:2] for row in result.fetchall()] == [(1, "c"), (2, "a")]
+    assert published_lists(result.fetchall())
+
+
+def test_every_engine_has_its_sql() -> None:
+    assert len(marked("sql")) >= 3 and len(marked("sh")) > 15 and len(marked("yaml")) > 8 and len(COMMENTED) > 10
+
+
+# Settings, links, generated parts.
+
+
+@pytest.mark.parametrize("block", marked("yaml"), ids=str)
+def test_settings_are_valid(block: Block, tmp_path: Path) -> None:
+    file = tmp_path / "shown.yaml"
+    file.write_text(block.text)
+    load_config([ROOT / "conf" / "nightly.yaml", file], NEEDED)
+
+
+@pytest.mark.parametrize("document", DOCUMENTS, ids=lambda path: path.relative_to(ROOT).as_posix())
+def test_links_lead_somewhere_and_fences_have_known_languages(document: Path) -> None:
+    text = document.read_text(encoding="utf-8")
+    assert {block.language for block in blocks_of(document)} <= LANGUAGES and text.count("\n```") % 2 == 0
+    for link in LINK.findall(FENCE.sub("", text)):
+        path, _, anchor = link.partition("#")
+        target = document.parent / path if path else document
+        assert target.exists(), link
+        if anchor:
+            assert anchor in anchors(target.read_text(encoding="utf-8")), link
+
+
+def anchors(text: str) -> set[str]:
+    """The anchors that GitHub gives a document's headings."""
+    heads = re.findall(r"^#+ (.*)$", FENCE.sub("", text), re.M)
+    return {re.sub(r"[^\w\- ]", "", head.lower()).replace(" ", "-") for head in heads}
+
+
+@pytest.mark.parametrize("path", list(generate.documents()), ids=lambda path: path.name)
+def test_generated_documents_are_what_the_code_says(path: Path) -> None:
+    assert path.read_text(encoding="utf-8") == generate.documents()[path], "run python -m docs.generate"
+
+
+def test_the_readme_is_short() -> None:
+    assert len((ROOT / "README.md").read_text(encoding="utf-8").splitlines()) <= 150
+
+
+# The night on one's own data.
+
+
+@pytest.mark.slow
+def test_the_night_on_own_data_runs_as_the_readme_says(tmp_path: Path) -> None:
+    """Sixty users of three tastes over five weeks, as JSON lines; the lists keep to the user's taste."""
+    draw = np.random.default_rng(1)
+    folder = tmp_path / "events" / "2024-05-31"
+    folder.mkdir(parents=True)
+    with open(folder / "log.json", "w") as file:
+        for user in range(60):
+            for day in range(36):
+                item = 3 * int(draw.integers(20)) + user % 3
+                kind = "buy" if draw.random() < 0.2 else "click"
+                at = np.datetime64("2024-04-26") + day
+                file.write(
+                    json.dumps({"uid": f"u{user}", "sku": f"i{item}", "kind": kind, "at": f"{at}T12:00:00Z"}) + "\n"
+                )
+    subprocess.run(["gzip", str(folder / "log.json")], check=True)
+    shown = readme("Run it on your data")
+    (tmp_path / "mine.yaml").write_text(shown["yaml"].replace("/data/events", f"{tmp_path}/events"))
+    (words,) = lines_of(shown["sh"])
+    replaced = {"mine.yaml": f"{tmp_path}/mine.yaml", "lake.root=/data/lake": f"lake.root={tmp_path}/lake"}
+    words = [replaced.pop(word, word) for word in words]
+    assert not replaced
+    environment = os.environ | {"PYTHONPATH": str(ROOT), "PYSPARK_PYTHON": sys.executable}
+    environment.pop("PYSPARK_SUBMIT_ARGS", None)
+    words[0] = str(Path(sys.executable).parent / words[0])
+    done = subprocess.run(words, cwd=ROOT, env=environment, capture_output=True, text=True, timeout=900)
+    assert done.returncode == 0, done.stderr[-3000:] + done.stdout[-1000:]
+    told = json.loads(done.stdout.splitlines()[-1])
+    assert told["counts"]["clean"] == told["counts"]["read"] == 60 * 36
+    listed = sparkcf.Lake(tmp_path / "lake").recommendations("u1", 3)
+    assert [int(item[1:]) % 3 for item in listed.item_id] == [1, 1, 1]

@@ -162,14 +162,23 @@ def test_an_empty_file_changes_nothing(tmp_path: Path) -> None:
     assert load_config([yaml_file(tmp_path, "a.yaml", "# nothing\n")], NEEDED) == load_config((), NEEDED)
 
 
-def test_the_nightly_configuration_runs_as_it_stands() -> None:
-    config = load_config([ROOT / "conf" / "nightly.yaml"], [])
+def test_the_configuration_of_the_sample_runs_as_it_stands() -> None:
+    config = load_config([ROOT / "conf" / "sample.yaml"], [])
     assert (config.input.path, config.input.items.path) == ("sample:ratings.csv.gz", "sample:movies.csv")
 
 
+def test_the_nightly_configuration_needs_a_day_and_an_input_and_knows_nothing_of_the_sample() -> None:
+    nightly = ROOT / "conf" / "nightly.yaml"
+    with pytest.raises(ConfigError, match=r"key ds is missing: .*; .*key input\.path is missing"):
+        load_config([nightly], [])
+    config, plain = (load_config(files, NEEDED) for files in ([nightly], []))
+    for key in ("input", "preference", "clean", "evaluation", "gate", "topk", "lake", "model", "models", "seed"):
+        assert getattr(config, key) == getattr(plain, key)
+
+
 @pytest.mark.parametrize("path", sorted((ROOT / "conf" / "models").glob("*.yaml")), ids=lambda p: p.stem)
-def test_every_model_has_a_configuration_that_goes_with_the_nightly_one(path: Path) -> None:
-    config = load_config([ROOT / "conf" / "nightly.yaml", path], [])
+def test_every_model_has_a_configuration_that_goes_with_the_sample(path: Path) -> None:
+    config = load_config([ROOT / "conf" / "sample.yaml", path], [])
     assert path.stem.startswith(config.model)
 
 
@@ -178,6 +187,6 @@ def test_there_is_a_configuration_for_every_model() -> None:
 
 
 def test_a_night_of_several_models_has_a_configuration_and_names_each_once() -> None:
-    files = [ROOT / "conf" / "nightly.yaml", ROOT / "conf" / "several.yaml"]
+    files = [ROOT / "conf" / "sample.yaml", ROOT / "conf" / "several.yaml"]
     assert load_config(files, []).models == ("als", "multvae", "popularity")
     assert "names a model twice" in refused("models=[als, als]")

@@ -219,7 +219,7 @@ def test_driver_and_executors_import_from_the_wheel(folder, submit, wheel, pytho
 def test_night_on_a_cluster_gives_the_tables_of_a_single_machine(spark, folder, submit) -> None:
     there, here = folder / "lake-cluster", folder / "lake-local"
     given = (*NIGHT, "ds=2018-09-25", f"input.path={folder}/log.csv")
-    conf = str(folder / "conf" / "nightly.yaml")
+    conf = str(folder / "conf" / "sample.yaml")
     distributed = submit("jobs/nightly.py", "--config", conf, *given, f"lake.root={there}")
     single = nightly(spark, load_config((conf,), [*given, f"lake.root={here}"]))
     assert distributed["counts"] == single["counts"]
@@ -241,7 +241,7 @@ def test_a_net_trains_on_the_cluster_from_the_wheel_as_on_a_single_machine(spark
     """Of one step an epoch and nothing drawn, so that where the processes run is all that differs."""
     given = (*NIGHT, "ds=2018-09-25", f"input.path={folder}/log.csv", "model=multdae", "multdae.epochs=4")
     given += ("multdae.batch_size=500", "multdae.dropout=0", "multdae.latent_dim=8", "multdae.workers=2")
-    conf, there = str(folder / "conf" / "nightly.yaml"), f"lake.root={folder}/lake-net"
+    conf, there = str(folder / "conf" / "sample.yaml"), f"lake.root={folder}/lake-net"
     submit("jobs/clean.py", "--config", conf, *given, there)
     run_id = submit("jobs/train.py", "--config", conf, *given, there)["run_id"]
     single = train_model(spark, load_config((conf,), [*given, there, "multdae.workers=1"]))["run_id"]
@@ -258,7 +258,7 @@ def test_an_executor_killed_in_mid_sweep_costs_time_and_not_the_result(
     there = folder / "lake-killed"
     given = (*NIGHT, "ds=2018-09-25", f"input.path={folder}/log.csv", f"lake.root={there}")
     given += ("als.solver=cg", "als.iterations=400", "als.save_every=2")
-    conf = str(folder / "conf" / "nightly.yaml")
+    conf = str(folder / "conf" / "sample.yaml")
     submit("jobs/clean.py", "--config", conf, *given)
     job = begin("jobs/train.py", "--config", conf, *given)
     deadline = time.monotonic() + PATIENCE

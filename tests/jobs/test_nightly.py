@@ -35,7 +35,7 @@ from sparkcf.lake.tables import LakeTables
 pytestmark = pytest.mark.slow
 
 ROOT = Path(__file__).resolve().parents[2]
-CONF = str(ROOT / "conf" / "nightly.yaml")
+CONF = str(ROOT / "conf" / "sample.yaml")
 SAMPLE = Path(sparkcf.__file__).parent / "sample"
 DAY, K = "2018-09-25", 10
 # As users, as items and as titles: each must come out as it went in.

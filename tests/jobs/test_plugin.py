@@ -47,9 +47,15 @@ def test_a_night_of_an_installed_model_and_what_is_said_once_it_is_gone(site: Pa
             if item % 3 == user % 3 and (user + item) % 4:
                 lines.write(f"u{user},i{item},5,2024-01-{1 + (user * 7 + item) % 28:02}T00:00:00\n")
     lines.close()
-    given = ("ds=2024-02-01", f"lake.root={tmp_path}/lake", f"input.path={tmp_path}/log.csv", "input.items=null")
-    given += ("input.columns={user_id: user_id, item_id: item_id, value: rating, ts: ts}", "input.ts_formats=[iso8601]")
-    given += ("model=knn", "evaluation.protocol=q2", "evaluation.bootstrap=10", "topk.k=2", "topk.similar_items=2")
+    given = ("ds=2024-02-01", f"lake.root={tmp_path}/lake", f"input.path={tmp_path}/log.csv")
+    given += (
+        "input.columns.value=rating",
+        "model=knn",
+        "evaluation.protocol=q2",
+        "evaluation.bootstrap=10",
+        "topk.k=2",
+        "topk.similar_items=2",
+    )
     done = job("nightly", site, *given, "knn.neighbours=8")
     assert done.returncode == 0, done.stderr[-3000:]
     told = json.loads(done.stdout.splitlines()[-1])
