@@ -146,7 +146,7 @@ def test_the_divergence_weighs_more_with_every_update_to_the_cap_resumed_or_not(
     def given(configured: MultVAEConfig, saved: Checkpoints | None = None, heard: Any = print) -> list[float]:
         net = Recording()
         try:
-            train(net, MemoryFeed(rows(), 10, SEED), configured, SEED, ALONE, saved=saved, heard=heard)
+            train(net, MemoryFeed(rows(), 10, SEED), configured, SEED, ALONE, checkpoints=saved, on_progress=heard)
         except Killed:
             pass
         return net.weights

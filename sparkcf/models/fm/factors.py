@@ -137,7 +137,7 @@ def fold_in_fm(
     name = next((f.name for f in config.fields if f.of == "user"), None)
     if name is not None:
         nothing = folded(False, own, entries, state["w0"], everywhere, plan)  # all but the ids
-        rest = nothing.reshape(n, samples, -1) * samples
+        rest = nothing.reshape(n, samples, sample_width(config)) * samples
         contexts = _own_side(name, entries, everywhere, plan)
         met = [place for place, (_, users) in enumerate(parts_of(config)) if name in users]
         by_sample = items.reshape(len(items), samples, -1)

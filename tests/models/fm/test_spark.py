@@ -49,7 +49,7 @@ def context(spark: SparkSession) -> TrainingData:
     genres = [None if i == 2 else [GENRES[i % 4], GENRES[(i * 3 + 1) % 4]] for i in range(M)]
     rows = [(i, genres[i], None if i == 2 else {"year": float(1990 + i)}) for i in range(M)]
     items = spark.createDataFrame(rows, "item_idx int, categories array<string>, numbers map<string,double>")
-    names = [(f"categories={g}", place, None, "categories", g) for place, g in enumerate(GENRES)]
+    names = [(f"categories={g}", place, "categories", g) for place, g in enumerate(GENRES)]
     dictionary = spark.createDataFrame(names, TABLES["features"].schema)
     return TrainingData(items.limit(0), N, M, items=items, dictionary=dictionary)
 
