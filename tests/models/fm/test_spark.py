@@ -129,7 +129,7 @@ def test_features_of_a_row_have_the_weight_that_the_field_says(spark, ratings, c
     had, genres = (f"{{name: {name}, of: {of}, weight: {weight}}}" for name, of in HAD_AND_GENRES)
     config = configured(f"fm.fields=[{{name: user, of: user}}, {{name: item, of: item}}, {had}, {genres}]")
     pairs = spark.createDataFrame(ratings, "user_idx int, item_idx int, value float")
-    features = features_of(pairs, N, M, config, context)
+    features = features_of(replace(context, pairs=pairs), config.fm)
     ordered = ratings.sort_values(["user_idx", "item_idx"])
     indptr = np.concatenate([[0], np.cumsum(np.bincount(ordered.user_idx, minlength=N))])
     plan = make_plan(config.fm, features.fields, N, M, 0, 1)
