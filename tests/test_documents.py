@@ -173,7 +173,7 @@ def mine() -> str:
 
 def run_words(words: list[str], place: Path, capsys: pytest.CaptureFixture[str]) -> None:
     """Run a command, or check as much of it as can be checked without a cluster or a download."""
-    program = Path(words[0]).name
+    program = words[0].rpartition("/")[2]
     if program == "sparkcf":
         with pytest.raises(SystemExit) as ended:
             cli(words[1:])
