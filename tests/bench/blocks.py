@@ -38,7 +38,7 @@ def build_seconds(spark: Any, table: str, data: Interactions, config: ALSConfig)
         heard.append(time.perf_counter() - begin - entry["seconds"])
 
     frame = spark.read.format("delta").load(table)
-    fit(frame, data.n_users, data.n_items, config, SEED, heard=listen).release()
+    fit(frame, data.n_users, data.n_items, config, SEED, on_progress=listen).release()
     return heard[0]
 
 

@@ -23,11 +23,11 @@ from sparkcf.config.load import load_config
 from sparkcf.config.models import ALSConfig, FMConfig
 from sparkcf.config.root import Config
 from sparkcf.models.als.fit import fit_arrays
-from sparkcf.models.contract import Context
+from sparkcf.models.contract import FitRun, TrainingData
 from sparkcf.models.fm.arrays import FMFit, entries_of, fit_fm_arrays
-from sparkcf.models.fm.fit import fit_fm
 from sparkcf.models.fm.libfm import SparseRows, read_libfm
 from sparkcf.models.fm.rows import Field, FMData, make_plan
+from sparkcf.models.registry import model_of
 from tests.bench import mllib, peers
 from tests.bench.report import Goal, finish, print_table
 from tests.bench.synthetic import QUICK, interactions
@@ -183,7 +183,7 @@ def sweep(peer: peers.MachinePeer | None, arguments: argparse.Namespace, goals: 
         configured = configured.model_copy(update={"fm": config})
 
         def by_workers() -> Sequence[float]:
-            fit = fit_fm(pairs, *case.sizes, configured, Context())
+            fit = model_of(configured).fit(TrainingData(pairs, *case.sizes), FitRun())
             fit.release()
             return [entry["seconds"] for entry in fit.log[1:]]
 

@@ -28,7 +28,7 @@ import torch
 
 from sparkcf.config.models import MultDAEConfig, MultVAEConfig
 from sparkcf.data.packed import PackedRows
-from sparkcf.jobs.prepare import EVEN_FILES, LEAST_ROWS
+from sparkcf.data.packing import EVEN_FILES, LEAST_ROWS
 from sparkcf.kernels.metrics import ranking_measures
 from sparkcf.models.nets.registry import build_net
 from sparkcf.training.feed import MemoryFeed, PetastormFeed
@@ -211,7 +211,7 @@ def _peak(files: list[str], n_items: int, answers: Any) -> None:
 def preparing(data: Interactions, rounds: int, quick: bool, goals: list[Goal]) -> None:
     """20 M pairs packed into rows of users, by a driver of 4 GB."""
     from sparkcf.config.load import load_config
-    from sparkcf.jobs.prepare import write_rows
+    from sparkcf.data.packing import Packing
     from sparkcf.lake.tables import LakeTables
 
     large = interactions("L")
@@ -220,7 +220,7 @@ def preparing(data: Interactions, rounds: int, quick: bool, goals: list[Goal]) -
         config = load_config((), ["ds=2024-01-31", "input.path=none", "model=multvae", f"lake.root={folder}/lake"])
         tables = LakeTables(spark, config.lake.root)
         tables.create("user_rows")
-        spent = clock(lambda: write_rows(tables, frame, "user", "bench", config))
+        spent = clock(lambda: Packing(tables, "bench", 42).rows(frame, "user", 0.1))
     print(f"\n{len(large):,} pairs packed in {spent:.0f} s, {len(large) / spent:,.0f} pairs/s")
     goals.append(Goal("seconds to pack 20 M pairs", spent * 20_000_000 / len(large), 300, at_least=False))
 
