@@ -318,7 +318,9 @@ def test_exit_codes_and_the_last_line(base: Base, submit: Callable[..., Submitte
     assert "did you mean als.rank?" in expected[2].told["error"]
     assert expected[0].told["status"] == "dry-run" and "would run with" in expected[0].said()
     assert "all 2 rows were rejected" in expected[3].told["error"]
-    assert [path.name for path in tmp_path.iterdir()] == ["none.csv"]
+    # A refused input leaves the row of its run, which says why, and nothing else.
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["c", "none.csv"]
+    assert [path.name for path in (tmp_path / "c").iterdir()] == ["runs"]
     command = [str(BIN / "sparkcf"), "recommend", "--user", "nobody", "--lake", str(base.lake)]
     asked = subprocess.run(command, capture_output=True, text=True, timeout=60)
     assert asked.returncode == 1 and asked.stdout == ""
