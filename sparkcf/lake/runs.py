@@ -61,9 +61,9 @@ class Run:
         """Write the run's new state; counts are added to those it has."""
         self.counts.update({name: int(n) for name, n in (counts or {}).items()})
         self.row |= {"state": state, "reason": reason, "updated_at": _now(), "counts": self.counts}
-        schema = TABLES["runs"].schema
-        values = [tuple(self.row[name] for name in schema.names)]
-        self.tables.upsert("runs", self.tables.spark.createDataFrame(values, schema))
+        new = {name: F.lit(self.row[name]) for name in ("state", "reason", "updated_at")}
+        new["counts"] = F.from_json(F.lit(json.dumps(self.counts)), TABLES["runs"].schema["counts"].dataType)
+        self.tables.update("runs", f"run_id = '{self.run_id}'", new)
 
 
 def start_run(tables: LakeTables, job: str, config: Config, inputs: Mapping[str, int]) -> Run:
@@ -78,11 +78,16 @@ def start_run(tables: LakeTables, job: str, config: Config, inputs: Mapping[str,
         "code_version": __version__,
         "inputs": dict(inputs),
         "seed": config.seed,
-        "started_at": _now(),
+        "state": "running",
+        "reason": None,
+        "started_at": (now := _now()),
+        "updated_at": now,
+        "counts": {},
     }
-    run = Run(tables, row)
-    run.update("running")
-    return run
+    schema = TABLES["runs"].schema
+    values = [tuple(row[name] for name in schema.names)]
+    tables.append("runs", tables.spark.createDataFrame(values, schema).coalesce(1))
+    return Run(tables, row)
 
 
 @contextmanager

@@ -4,17 +4,15 @@ from __future__ import annotations
 
 import datetime as dt
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any, TypeVar
 from urllib.parse import quote
 
 from delta.tables import DeltaTable, DeltaTableBuilder
 from py4j.java_gateway import JavaObject
-from pyspark.sql import DataFrame, SparkSession
-from pyspark.sql.types import MapType
+from pyspark.sql import Column, DataFrame, SparkSession
 
 from sparkcf.errors import ConflictError, LakeError, first_line
-from sparkcf.lake.frames import one_row
 from sparkcf.lake.roots import resolve_root
 from sparkcf.lake.schemas import TABLES, Table
 
@@ -113,8 +111,15 @@ class LakeTables:
         """The table's newest version; -1 where it does not exist."""
         if not self.exists(name):
             return -1
-        row = _explained(f"read the history of {name}", lambda: one_row(self._table(name).history(1)))
-        return int(row["version"])
+        jvm: Any = self.spark._jvm
+
+        def newest() -> int:
+            # Of the log itself: the table's history, which says it too, is a Spark job.
+            log = jvm.org.apache.spark.sql.delta.DeltaLog.forTable(self.spark._jsparkSession, self.path(name))
+            none = jvm.scala.Option.empty()
+            return int(log.update(False, none, none).version())
+
+        return _explained(f"read the log of {name}", newest)
 
     def append(self, name: str, rows: DataFrame) -> None:
         self.create(name)
@@ -127,20 +132,11 @@ class LakeTables:
         writer = _select(TABLES[name], rows).write.format("delta").mode("overwrite").option("replaceWhere", where)
         retry_conflicts(f"replace {where} in {name}", lambda: writer.save(self.path(name)))
 
-    def upsert(self, name: str, rows: DataFrame) -> None:
-        """Insert new keys and update changed rows. Keys of `rows` must be unique."""
-        table = TABLES[name]
-        same_key = " AND ".join(f"t.{c} <=> s.{c}" for c in table.key)
-        maps = any(isinstance(f.dataType, MapType) for f in table.schema.fields)  # Spark cannot compare maps
-        values = [c for c in table.schema.names if c not in table.key]
-        changed = None if maps else " OR ".join(f"NOT (t.{c} <=> s.{c})" for c in values)
-        selected = _select(table, rows)
-
-        def merge() -> None:
-            target = self.create(name).alias("t").merge(selected.alias("s"), same_key)
-            target.whenMatchedUpdateAll(condition=changed).whenNotMatchedInsertAll().execute()
-
-        retry_conflicts(f"merge into {name}", merge)
+    def update(self, name: str, where: str, values: Mapping[str, Column]) -> None:
+        """Change columns of the rows that match `where`, in one commit."""
+        dtypes = {field.name: field.dataType for field in TABLES[name].schema.fields}
+        cast = {column: value.cast(dtypes[column]) for column, value in values.items()}
+        retry_conflicts(f"update {name}", lambda: self._table(name).update(where, cast))
 
     def _table(self, name: str) -> DeltaTable:
         return DeltaTable.forPath(self.spark, self.path(name))
