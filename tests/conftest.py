@@ -25,7 +25,7 @@ os.environ["PYSPARK_SUBMIT_ARGS"] = " ".join(
         "--conf spark.sql.codegen.wholeStage=false",
         "--conf spark.sql.codegen.factoryMode=NO_CODEGEN",
         "--conf spark.databricks.delta.snapshotPartitions=1",
-        # The quick compiler, room for all that it compiles (48 MB fill up, and it starts anew), no threads of a collector.
+        # The quick compiler, room for all that it compiles (48 MB fill up, then it starts anew), a plain collector.
         '--driver-java-options "-XX:TieredStopAtLevel=1 -XX:ReservedCodeCacheSize=240m -XX:+UseSerialGC"',
         "pyspark-shell",
     ]

@@ -62,7 +62,7 @@ class Run:
         self.counts.update({name: int(n) for name, n in (counts or {}).items()})
         self.row |= {"state": state, "reason": reason, "updated_at": _now(), "counts": self.counts}
         new = {name: F.lit(self.row[name]) for name in ("state", "reason", "updated_at")}
-        new["counts"] = F.from_json(F.lit(json.dumps(self.counts)), TABLES["runs"].schema["counts"].dataType)
+        new["counts"] = F.from_json(F.lit(json.dumps(self.counts)), "map<string,bigint>")
         self.tables.update("runs", f"run_id = '{self.run_id}'", new)
 
 

@@ -135,7 +135,7 @@ class LakeTables:
     def update(self, name: str, where: str, values: Mapping[str, Column]) -> None:
         """Change columns of the rows that match `where`, in one commit."""
         dtypes = {field.name: field.dataType for field in TABLES[name].schema.fields}
-        cast = {column: value.cast(dtypes[column]) for column, value in values.items()}
+        cast: dict[str, str | Column] = {column: value.cast(dtypes[column]) for column, value in values.items()}
         retry_conflicts(f"update {name}", lambda: self._table(name).update(where, cast))
 
     def _table(self, name: str) -> DeltaTable:
