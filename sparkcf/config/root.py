@@ -13,6 +13,7 @@ from sparkcf.config.input import CleanConfig, InputConfig, PreferenceConfig
 from sparkcf.config.section import ModelSection, Positive, Section, Share
 from sparkcf.errors import ConfigError
 
+RATING_MEASURES = ("rmse", "mae")
 MODEL_NAME = r"^[a-z][a-z0-9_]{0,39}$"  # it becomes a partition of tables and a key of the configuration
 
 
@@ -26,7 +27,8 @@ class TrainConfig(Section):
 
 
 class EvaluationConfig(Section):
-    protocol: Literal["q1", "q2", "q3", "q4"] = "q4"  # strong, weak, ratings, by time
+    # strong, weak, ratings, by time; auto: by time where the held-out part says enough, else weak
+    protocol: Literal["auto", "q1", "q2", "q3", "q4"] = "auto"
     holdout_share: Annotated[float, Field(gt=0, lt=1)] = (
         0.1  # of users (q1), of a user's items (q2), of pairs (q3), of events (q4)
     )
@@ -56,9 +58,21 @@ class PredictConfig(Section):
 
 
 class GateConfig(Section):
-    metric: str = "ndcg_at_k"
-    at: Positive | None = 100  # its k; None for measures without one
-    max_fall: Share = 0.1  # against the published run's figure
+    # auto: rmse by protocol q3, else ndcg_at_k
+    metric: Literal[
+        "auto",
+        "ndcg_at_k",
+        "recall_at_k",
+        "precision_at_k",
+        "map_at_k",
+        "mrr_at_k",
+        "hit_rate_at_k",
+        "rmse",
+        "mae",
+    ] = "auto"
+    at: Positive = 100  # k of a measure of lists
+    max_fall: Share = 0.1  # against the published run's figure; 1: any
+    allow_below_popularity: bool = False  # publish a model that is worse than the baseline
     min_user_coverage: Share = 0.5  # users with a recommendation from the model, among all
     max_fallback_share: Share = 1.0
 
@@ -80,6 +94,7 @@ class Config(Section):
         Annotated[str, Field(pattern=MODEL_NAME)], ...
     ] = ()  # nightly: all of these, one after the other; empty: `model`
     # evaluate, recommend, publish: the run; None: the newest unpublished. fold_in, predict: None: the published run.
+    night: Literal["train", "fold_in"] = "train"  # nightly: fold_in brings users up to date against the published items
     run_id: str | None = Field(None, pattern=r"^[A-Za-z0-9._-]{1,80}$")
     clean: CleanConfig = CleanConfig()
     preference: PreferenceConfig = PreferenceConfig()
@@ -99,7 +114,12 @@ class Config(Section):
 
     @model_validator(mode="after")
     def _consistent(self) -> Config:
-        if self.gate.at is not None and self.gate.at not in self.evaluation.ks:
+        protocol, metric = self.evaluation.protocol, self.gate.metric
+        of_ratings = metric in RATING_MEASURES
+        if metric != "auto" and of_ratings != (protocol == "q3"):
+            others = "q3 alone measures" if of_ratings else "q3 does not measure"
+            raise ValueError(f"gate.metric={metric} and evaluation.protocol={protocol}: {others} it; set one of them")
+        if protocol != "q3" and self.gate.at not in self.evaluation.ks:
             raise ValueError(f"gate.at={self.gate.at} is not among evaluation.ks={list(self.evaluation.ks)}")
         if len(set(self.models)) < len(self.models):
             raise ValueError(f"models={list(self.models)} names a model twice: name each once")
@@ -111,6 +131,16 @@ class Config(Section):
         section = getattr(self, self.model)
         assert isinstance(section, ModelSection)
         return section
+
+    def gate_measure(self) -> tuple[str, int | None]:
+        """The measure that the gate compares, and its k; None for one of predicted ratings."""
+        metric = self.gate.metric
+        if metric == "auto":
+            metric = "rmse" if self.evaluation.protocol == "q3" else "ndcg_at_k"
+        return metric, None if metric in RATING_MEASURES else self.gate.at
+
+    def with_protocol(self, protocol: str) -> Self:
+        return self.model_copy(update={"evaluation": self.evaluation.model_copy(update={"protocol": protocol})})
 
     def shaping(self) -> dict[str, Any]:
         """What shapes a fit beside the data, by key: the run of a fit is read back with these as they were then."""

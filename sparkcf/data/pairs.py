@@ -97,6 +97,21 @@ def in_their_moments(events: DataFrame) -> DataFrame:
     return rated.withColumn("context", F.map_from_entries("context"))
 
 
+def with_previous(rows: DataFrame, history: DataFrame) -> DataFrame:
+    """Rows (user_idx, item_idx, ts, …) with `previous`: the item of the user's last event in a history before them.
+
+    Parameters
+    ----------
+    history : user_idx, item_idx, ts.
+    """
+    had = latest_values(history.withColumn("value", F.lit(0.0)), "ts").select("user_idx", "item_idx", "ts")
+    told = F.when(F.col("held"), F.lit(None)).otherwise(F.col("item_idx"))
+    both = rows.withColumn("held", F.lit(True)).unionByName(had.withColumn("held", F.lit(False)), True)
+    order = Window.partitionBy("user_idx").orderBy("ts", "item_idx").rowsBetween(Window.unboundedPreceding, -1)
+    placed = both.withColumn("previous", F.last(told, ignorenulls=True).over(order))
+    return placed.where("held").drop("held")
+
+
 def last_items(pairs: DataFrame) -> DataFrame:
     """user_idx, previous: the item of every user's last pair in their moments."""
     return pairs.groupBy("user_idx").agg(F.max(F.struct("ts", "item_idx"))["item_idx"].alias("previous"))
@@ -116,8 +131,14 @@ def row_lists(pairs: DataFrame) -> DataFrame:
     return user_rows(pairs).select("user_idx", *columns)
 
 
+def liked_pairs(events: DataFrame, config: Config) -> DataFrame:
+    """One row a pair with a positive event, whatever a model reads: user_idx, item_idx, value 1."""
+    return positives(events, config).groupBy("user_idx", "item_idx").agg(F.lit(1.0).alias("value"))
+
+
 def popularity(pairs: DataFrame) -> DataFrame:
-    """item_idx, score: how many users have the item. What users without a vector get, and the baseline."""
+    """item_idx, score: how many users have the item. Of liked pairs it is the baseline, and what users without a
+    vector get."""
     return pairs.groupBy("item_idx").agg(F.count(F.lit(1)).cast("float").alias("score"))
 
 

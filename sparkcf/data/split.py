@@ -16,66 +16,121 @@ from pyspark.sql import Column, DataFrame, Window
 from pyspark.sql import functions as F
 
 from sparkcf.config.root import Config, EvaluationConfig
-from sparkcf.data.pairs import Reads, latest_values, pairs, positives
+from sparkcf.data.pairs import Reads, latest_values, liked_pairs, pairs, positives, with_previous
 from sparkcf.errors import GateRefused
 
 PAIR = ("user_idx", "item_idx")
+DAYS, USERS = 7, 100  # the least that a test by time stands on, where the data choose the protocol
 
 
 @dataclass(frozen=True)
 class Split:
-    """`train`: pairs to fit on. `known`: the tested users' pairs that are masked (and, in Q1, folded in).
-    `heldout`: pairs to find. All user_idx, item_idx, value. `note` says where the cut is."""
+    """Frames of pairs, user_idx and item_idx with what else is said.
+
+    Attributes
+    ----------
+    train : pairs to fit on, as the model reads them.
+    rows : the tested users' pairs of the same kind that go into their fold-in (q1) or their scores.
+    seen : all pairs that the tested users had up to the split, liked or not: lists leave them out, as served ones do.
+    popular : the positives of what trains, whatever the model reads: the baseline counts them.
+    heldout : pairs to find, or (q3) to predict, with `value`.
+    note : where the cut is.
+    """
 
     train: DataFrame
-    known: DataFrame
+    rows: DataFrame
+    seen: DataFrame
+    popular: DataFrame
     heldout: DataFrame
     note: str
 
 
 def split(events: DataFrame, reads: Reads, config: Config) -> Split:
-    """Split indexed events by `config.evaluation.protocol`."""
+    """Split indexed events by `config.evaluation.protocol`, which is one of the four."""
     protocols = {"q1": _strong, "q2": _weak, "q3": _ratings, "q4": _by_time}
     return protocols[config.evaluation.protocol](events, reads, config)
 
 
 def _strong(events: DataFrame, reads: Reads, config: Config) -> Split:
     evaluation = config.evaluation
-    liked = _with_enough(_liked(events, config), evaluation)
+    liked = _with_enough(liked_pairs(events, config), evaluation)
     is_test = uniform(config.seed, "q1-user", F.col("user_idx")) < evaluation.holdout_share
     users = liked.select("user_idx").distinct().withColumn("test", is_test)
-    weighted = pairs(events, reads, config).join(users, on="user_idx", how="inner")
-    trained, tested = weighted.where("NOT test").drop("test"), weighted.where("test").drop("test")
-    tested = tested.join(liked, on=list(PAIR), how="left_semi")  # explicit pairs may be dislikes
-    tested = tested.join(trained.select("item_idx").distinct(), on="item_idx", how="left_semi")
-    known, heldout = _share_of_each_user(tested, evaluation.foldin_share, config.seed, "q1-item")
-    return Split(trained, known, heldout, f"{evaluation.holdout_share:.0%} of users held out")
+    ours = events.join(users, on="user_idx", how="inner")
+    trained, tested = ours.where("NOT test").drop("test"), ours.where("test").drop("test")
+    fitted = pairs(trained, reads, config)
+    items = fitted.select("item_idx").distinct()
+    to_find = liked_pairs(tested, config).join(items, on="item_idx", how="left_semi")
+    _, heldout = _share_of_each_user(to_find, evaluation.foldin_share, config.seed, "q1-item")
+    rest = _without(tested, heldout)
+    rows = pairs(rest, reads, config).join(items, on="item_idx", how="left_semi")
+    note = f"{evaluation.holdout_share:.0%} of users held out"
+    return Split(fitted, rows, _seen(rest), liked_pairs(trained, config), heldout, note)
 
 
 def _weak(events: DataFrame, reads: Reads, config: Config) -> Split:
     evaluation = config.evaluation
-    liked = _with_enough(_liked(events, config), evaluation)
-    known, heldout = _share_of_each_user(liked, 1 - evaluation.holdout_share, config.seed, "q2-item")
-    trained = pairs(events, reads, config).join(heldout, on=list(PAIR), how="left_anti")
-    return Split(trained, known, heldout, f"{evaluation.holdout_share:.0%} of each user's items held out")
+    liked = _with_enough(liked_pairs(events, config), evaluation)
+    _, heldout = _share_of_each_user(liked, 1 - evaluation.holdout_share, config.seed, "q2-item")
+    rest = _without(events, heldout)
+    return _of_rest(rest, heldout, f"{evaluation.holdout_share:.0%} of each user's items held out", reads, config)
 
 
 def _ratings(events: DataFrame, reads: Reads, config: Config) -> Split:
-    rated = (
-        pairs(events, reads, config) if reads.pairs == "values" else latest_values(events)
-    )  # with weights, where it has any
-    is_test = uniform(config.seed, "q3", *map(F.col, PAIR)) < config.evaluation.holdout_share
-    trained = rated.where(~is_test)
-    return Split(trained, trained, rated.where(is_test), f"{config.evaluation.holdout_share:.0%} of ratings held out")
+    share = config.evaluation.holdout_share
+    is_test = uniform(config.seed, "q3", *map(F.col, PAIR)) < share
+    rated = pairs(events, reads, config) if reads.pairs == "values" else latest_values(events)
+    heldout, rest = rated.where(is_test), events.where(~is_test)
+    if reads.moments:
+        heldout = with_previous(heldout.drop("previous"), rest)
+    return _of_rest(rest, heldout, f"{share:.0%} of ratings held out", reads, config)
 
 
 def _by_time(events: DataFrame, reads: Reads, config: Config) -> Split:
     at = time_cut(events, config.evaluation.holdout_share)
-    cut = F.lit(at.isoformat() + "T00:00:00Z").cast("timestamp")
-    before, after = events.where(F.col("ts") < cut), events.where(F.col("ts") >= cut)
-    known = _liked(before, config)
-    heldout = _liked(after, config).join(known, on=list(PAIR), how="left_anti")
-    return Split(pairs(before, reads, config), known, heldout, f"held out from {at} on")
+    before, after = at_cut(events, at)
+    heldout = _without(liked_pairs(after, config), before)
+    return _of_rest(before, heldout, f"held out from {at} on", reads, config)
+
+
+def _of_rest(rest: DataFrame, heldout: DataFrame, note: str, reads: Reads, config: Config) -> Split:
+    """The split whose users train with all events that are not held out."""
+    fitted = pairs(rest, reads, config)
+    return Split(fitted, fitted, _seen(rest), liked_pairs(rest, config), heldout, note)
+
+
+def _seen(events: DataFrame) -> DataFrame:
+    return events.select(*PAIR).distinct()
+
+
+def _without(rows: DataFrame, heldout: DataFrame) -> DataFrame:
+    return rows.join(heldout, on=list(PAIR), how="left_anti")
+
+
+def at_cut(events: DataFrame, day: dt.date) -> tuple[DataFrame, DataFrame]:
+    """The events before a day (UTC) and those from it on."""
+    cut = F.lit(day.isoformat() + "T00:00:00Z").cast("timestamp")
+    return events.where(F.col("ts") < cut), events.where(F.col("ts") >= cut)
+
+
+def chosen_protocol(events: DataFrame, config: Config) -> tuple[str, str]:
+    """q4 where its held-out part spans `DAYS` days with events and tests `USERS` users who had events before, else q2.
+
+    Returns the protocol and what was seen.
+    """
+    share = config.evaluation.holdout_share
+    days = _days(events)
+    if len(days) < 2:
+        return "q2", "all events are of one day"
+    at = _cut(days, share)
+    held = sum(day >= at for day, _ in days)
+    if held < DAYS:
+        return "q2", f"the last {share:.0%} of the events are of {held} days, by time it takes {DAYS}"
+    before, after = at_cut(positives(events, config), at)
+    users = after.select("user_idx").distinct().join(before.select("user_idx"), on="user_idx", how="left_semi").count()
+    if users < USERS:
+        return "q2", f"{users:,} users have events before and in the last {share:.0%}, by time it takes {USERS}"
+    return "q4", f"the last {share:.0%} of the events are of {held} days and {users:,} users known before"
 
 
 def time_cut(events: DataFrame, share: float) -> dt.date:
@@ -83,26 +138,31 @@ def time_cut(events: DataFrame, share: float) -> dt.date:
 
     Raises GateRefused where all events are of one day: nothing could be trained on.
     """
+    return _cut(_days(events), share)
+
+
+def _days(events: DataFrame) -> list[tuple[dt.date, int]]:
+    """The days (UTC) with events, in order, and how many each has."""
     days = events.groupBy(F.to_date("ts").alias("day")).count().orderBy("day").collect()
+    return [(row["day"], row["count"]) for row in days]
+
+
+def _cut(days: list[tuple[dt.date, int]], share: float) -> dt.date:
     if len(days) < 2:
         raise GateRefused("evaluation.protocol=q4 needs events of two days or more: use evaluation.protocol=q2")
-    total, after = sum(d["count"] for d in days), 0
-    cut: dt.date = days[-1]["day"]
-    for day in reversed(days[1:]):
-        after += day["count"]
+    total, after = sum(count for _, count in days), 0
+    cut = days[-1][0]
+    for day, count in reversed(days[1:]):
+        after += count
         if after > share * total:
             break
-        cut = day["day"]
+        cut = day
     return cut
 
 
 def uniform(seed: int, salt: str, *columns: Column) -> Column:
     """A number in [0, 1) that depends on the values alone."""
     return F.pmod(F.xxhash64(F.lit(seed), F.lit(salt), *columns), F.lit(2**40)) / F.lit(float(2**40))
-
-
-def _liked(events: DataFrame, config: Config) -> DataFrame:
-    return positives(events, config).groupBy(*PAIR).agg(F.lit(1.0).alias("value"))
 
 
 def _with_enough(liked: DataFrame, evaluation: EvaluationConfig) -> DataFrame:

@@ -5,19 +5,21 @@ from __future__ import annotations
 import hashlib
 from typing import Any
 
-from pyspark.sql import SparkSession
+from pyspark.sql import DataFrame, SparkSession
 
 from sparkcf.config.root import Config
 from sparkcf.data.inputs import Inputs
+from sparkcf.data.split import chosen_protocol
 from sparkcf.jobs.base import STATES, packing_of, training_data
 from sparkcf.jobs.train import progress_folder
-from sparkcf.lake.metrics import write_figures
+from sparkcf.lake.metrics import measured_protocols, write_figures
+from sparkcf.lake.published import published_run
 from sparkcf.lake.runs import find_run
 from sparkcf.lake.tables import LakeTables
 from sparkcf.models.contract import FitRun
 from sparkcf.models.registry import model_of
-from sparkcf.progress import step
-from sparkcf.ranking.evaluate import Evaluation, evaluate
+from sparkcf.progress import say, step
+from sparkcf.ranking.evaluate import Evaluation, evaluate, settings_of
 
 
 def evaluate_run(spark: SparkSession, config: Config) -> dict[str, Any]:
@@ -30,10 +32,11 @@ def evaluate_run(spark: SparkSession, config: Config) -> dict[str, Any]:
     run = find_run(tables, config, STATES)
     config = run.fitted_with(config)
     model, inputs = model_of(config), Inputs(tables, run.row["inputs"])
+    events = inputs.events(config.ds)
+    config = with_protocol(tables, events, config)
     with step(f"evaluate {config.model} by {config.evaluation.protocol}", spark) as shown:
         split = hashlib.sha256(config.evaluation.model_dump_json().encode()).hexdigest()[:12]
         packing = packing_of(model, inputs, config, split)
-        events = inputs.events(config.ds)
         data = training_data(model, inputs, events, config, packing)
         fit_run = FitRun(checkpoint_dir=progress_folder(inputs, config, split=split))
         try:
@@ -41,23 +44,40 @@ def evaluate_run(spark: SparkSession, config: Config) -> dict[str, Any]:
         finally:
             packing.drop()
         shown.note = headline(result, config)
-    write_figures(tables, run.run_id, result.protocol, result.figures)
+    write_figures(tables, run.run_id, result.protocol, settings_of(config), result.figures)
     if run.state == "trained":
         run.update("evaluated")
     figures = {
-        f"{system}:{metric}" + (f"@{k}" if k else ""): round(value, 6)
-        for system, metric, k, value, *_ in result.figures
+        f"{f.system}:{f.metric}" + (f"@{f.k}" if f.k else ""): round(f.value, 6)
+        for f in result.figures
+        if f.segment is None
     }
     return {"run_id": run.run_id, "protocol": result.protocol, "split": result.note, "figures": figures}
 
 
+def with_protocol(tables: LakeTables, events: DataFrame, config: Config) -> Config:
+    """The configuration with a protocol in the place of `auto`, which is said.
+
+    That is the published run's, so that the gate can compare; else what the data allow.
+    """
+    if config.evaluation.protocol != "auto":
+        return config
+    published = published_run(tables, config.model)
+    if published and (measured := measured_protocols(tables, published["run_id"])):
+        protocol, why = measured[-1], f"as the published run {published['run_id']} was measured"
+    else:
+        protocol, why = chosen_protocol(events, config)
+    say(f"  evaluation of {config.model} by {protocol}: {why}")
+    return config.with_protocol(protocol)
+
+
 def headline(result: Evaluation, config: Config) -> str:
     """The gate's measure, with its bounds, beside the baseline's."""
-    metric, k = ("rmse", None) if result.protocol == "q3" else (config.gate.metric, config.gate.at)
+    metric, k = config.gate_measure()
     shown = []
-    for system, name, at, value, lower, upper, _ in result.figures:
-        if (name, at) == (metric, k):
-            bounds = "" if lower is None else f" [{lower:.4f}, {upper:.4f}]"
-            shown.append(f"{config.model if system == 'model' else system} {value:.4f}{bounds}")
+    for f in result.figures:
+        if (f.metric, f.k, f.segment) == (metric, k, None):
+            bounds = "" if f.lower is None else f" [{f.lower:.4f}, {f.upper:.4f}]"
+            shown.append(f"{config.model if f.system == 'model' else f.system} {f.value:.4f}{bounds}")
     name = metric.replace("_at_k", f"@{k}") if k else metric
     return f"{result.note}; {name}: " + " against ".join(shown)

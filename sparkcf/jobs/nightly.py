@@ -8,17 +8,23 @@ from typing import Any
 from pyspark.sql import SparkSession
 from pyspark.sql import functions as F
 
-from sparkcf.config.root import Config
+from sparkcf.config.root import RATING_MEASURES, Config
+from sparkcf.data.ingest import read_listing
+from sparkcf.data.inputs import Inputs, newest_versions
+from sparkcf.data.split import time_cut
 from sparkcf.errors import SparkcfError, first_line
 from sparkcf.jobs.clean import clean_day
-from sparkcf.jobs.evaluate import evaluate_run
+from sparkcf.jobs.evaluate import evaluate_run, with_protocol
+from sparkcf.jobs.fold_in import fold_in_users
 from sparkcf.jobs.publish import publish_run
-from sparkcf.jobs.recommend import recommend_run
+from sparkcf.jobs.recommend import banned_items, recommend_run, wanted_users
 from sparkcf.jobs.train import train_model
 from sparkcf.lake.roots import local_folder
 from sparkcf.lake.runs import find_run
 from sparkcf.lake.tables import LakeTables
+from sparkcf.models.registry import model_of
 from sparkcf.progress import say
+from sparkcf.ranking.evaluate import check_protocol
 
 
 def nightly(spark: SparkSession, config: Config) -> dict[str, Any]:
@@ -28,14 +34,17 @@ def nightly(spark: SparkSession, config: Config) -> dict[str, Any]:
     is published by itself: one that fails, for whatever reason, does not keep the others from their readers, but ends
     the job in its error.
     """
+    nights = [config.model_copy(update={"model": model}) for model in config.models or (config.model,)]
+    check_wishes(spark, nights)
     cleaned = clean_day(spark, config)
+    nights = settled(spark, nights)
     if not config.models:
-        return _night_of_model(spark, config, cleaned)
+        return _night_of_model(spark, nights[0], cleaned)
     done: dict[str, dict[str, Any]] = {}
     failed: dict[str, Exception] = {}
-    for model in config.models:
+    for model, night in zip(config.models, nights, strict=True):
         try:
-            done[model] = _night_of_model(spark, config.model_copy(update={"model": model}), cleaned)
+            done[model] = _night_of_model(spark, night, cleaned)
         except Exception as error:  # a Spark or Python error of one model is no reason to give up the others
             say(f"  {model}: {first_line(error)}")
             failed[model] = error
@@ -47,8 +56,36 @@ def nightly(spark: SparkSession, config: Config) -> dict[str, Any]:
     return {"counts": cleaned["counts"], "models": done, "lake": config.lake.root}
 
 
+def check_wishes(spark: SparkSession, nights: list[Config]) -> None:
+    """Raise, before the first step, what a later one would refuse whatever the input holds.
+
+    Raises ConfigError for a protocol that cannot measure a model, InputError for a table that cannot be read.
+    """
+    for night in nights:
+        check_protocol(model_of(night), night)
+    if path := nights[0].topk.ineligible:
+        read_listing(spark, "topk.ineligible", path, ("item_id",))
+
+
+def settled(spark: SparkSession, nights: list[Config]) -> list[Config]:
+    """The nights with their protocols, once the day's events are in the lake.
+
+    Raises NotFoundError for users or categories of `topk` that do not exist, GateRefused for events that the protocol
+    cannot split.
+    """
+    tables = LakeTables(spark, nights[0].lake.root)
+    inputs = Inputs(tables, newest_versions(tables))
+    events = inputs.events(nights[0].ds)
+    wanted_users(inputs.read("users"), nights[0])
+    banned_items(spark, inputs.read("items"), nights[0])
+    nights = [with_protocol(tables, events, night) for night in nights]
+    if any(night.evaluation.protocol == "q4" for night in nights):
+        time_cut(events, nights[0].evaluation.holdout_share)
+    return nights
+
+
 def _night_of_model(spark: SparkSession, config: Config, cleaned: dict[str, Any]) -> dict[str, Any]:
-    trained = train_model(spark, config)
+    trained = fold_in_users(spark, config) if config.night == "fold_in" else train_model(spark, config)
     config = config.model_copy(update={"run_id": trained["run_id"]})
     try:
         evaluated = evaluate_run(spark, config)
@@ -81,16 +118,15 @@ def _report(
     recommended: dict[str, Any],
 ) -> None:
     """Rows, quality against the baseline, a sample user's history and list, and where to go on."""
-    counts, figures = cleaned["counts"], evaluated["figures"]
+    counts = cleaned["counts"]
     say("")
     dropped = counts["exact_duplicates"] + counts["superseded"]
     say(
         f"Rows: {counts['read']:,} in, {counts['clean']:,} clean, {dropped:,} duplicates, "
         f"{counts['quarantined']:,} quarantined"
     )
-    warm = figures.get("model:warm_users")
-    known = "" if warm is None else f", {warm:.0%} of the tested users have a vector"
-    say(f"Quality by {evaluated['protocol']} ({evaluated['split']}{known}): {_against_baseline(figures, config)}")
+    for line in _in_words(evaluated, config.with_protocol(evaluated["protocol"])):
+        say(line)
     done = recommended["counts"]
     say(f"Lists: {done['users_model']:,} users by the model, {done['users_fallback']:,} by the popularity fallback")
     folder = local_folder(config.lake.root)
@@ -99,16 +135,25 @@ def _report(
     say(f"Tables: {folder or config.lake.root}/{{recommendations,similar_items,interactions,metrics,…}}")
 
 
-def _against_baseline(figures: dict[str, float], config: Config) -> str:
-    shown, told = [], {"20", "100", str(config.gate.at)}
-    for name in sorted({key.split(":", 1)[1] for key in figures}):
-        metric, _, k = name.partition("@")
-        if metric in ("rmse", "mae") or (metric in ("ndcg_at_k", "recall_at_k") and k in told):
-            label = metric.replace("_at_k", f"@{k}")
-            shown.append(
-                f"{label} {figures[f'model:{name}']:.4f} (popularity {figures.get(f'popularity:{name}', 0):.4f})"
-            )
-    return f"{config.model} " + ", ".join(shown)
+def _in_words(evaluated: dict[str, Any], config: Config) -> list[str]:
+    """What the evaluation says, for a person who has not read about the measures."""
+    figures: dict[str, float] = evaluated["figures"]
+    warm = figures.get("model:warm_users")
+    known = "" if warm is None else f"; the model knows {warm:.0%} of the tested users"
+    lines = [f"Quality ({evaluated['protocol']}: {evaluated['split']}{known}):"]
+    recalls = sorted(k for k in config.evaluation.ks if f"model:recall_at_k@{k}" in figures)
+    if recalls:
+        k = next((k for k in recalls if k >= config.topk.k), recalls[-1])
+        found, usual = (figures[f"{system}:recall_at_k@{k}"] for system in ("model", "popularity"))
+        lines.append(
+            f"    {config.model} finds {found:.1%} of the held-out items in lists of {k}, popularity {usual:.1%}"
+        )
+    metric, at = config.gate_measure()
+    key = f"{metric}@{at}" if at else metric
+    ours, theirs = figures[f"model:{key}"], figures[f"popularity:{key}"]
+    better = "less is better" if metric in RATING_MEASURES else "1 would be perfect"
+    lines.append(f"    {key.replace('_at_k', '')} {ours:.4f} against {theirs:.4f} of popularity ({better})")
+    return lines
 
 
 def _some_user(spark: SparkSession, config: Config) -> str:

@@ -2,18 +2,18 @@
 
 from __future__ import annotations
 
-import math
 from typing import Any
 
 from pyspark.sql import Row, SparkSession
-from pyspark.sql import functions as F
 
-from sparkcf.config.root import Config, GateConfig
+from sparkcf.config.root import Config
 from sparkcf.errors import ConflictError, GateRefused, NotFoundError, NothingNew
+from sparkcf.lake.metrics import read_figures
 from sparkcf.lake.published import append_published, history, newest_first, published_run, sequence_at
-from sparkcf.lake.runs import find_run
+from sparkcf.lake.runs import Run, find_run
 from sparkcf.lake.tables import LakeTables
 from sparkcf.progress import say, step
+from sparkcf.ranking.gate import OF_BOOTSTRAP, Measured, check_lists, check_quality
 
 
 def publish_run(spark: SparkSession, config: Config) -> dict[str, Any]:
@@ -22,7 +22,9 @@ def publish_run(spark: SparkSession, config: Config) -> dict[str, Any]:
     Raises
     ------
     GateRefused
-        See `check_gate`. The run's row says why; what was published stays.
+        See `ranking.gate`. The run's row says why; what was published stays.
+    NotFoundError
+        A figure that the gate compares is missing: nothing has changed.
     ConflictError
         Another run of the model and day was published since this one began.
     """
@@ -33,7 +35,7 @@ def publish_run(spark: SparkSession, config: Config) -> dict[str, Any]:
     before = published_run(tables, config.model)
     with step("publish") as shown:
         try:
-            check_gate(run.counts, _figures(tables, run.run_id), _figures_of(tables, before), config.gate)
+            check_gate(tables, run, before, config)
         except GateRefused as refusal:
             run.update("refused", reason=str(refusal))
             raise
@@ -82,56 +84,58 @@ def rollback(spark: SparkSession, config: Config) -> dict[str, Any]:
     return {"run_id": target, "rolled_back": now["run_id"], "ds": now["ds"].isoformat()}
 
 
-def check_gate(
-    counts: dict[str, int],
-    figures: dict[tuple[str, int | None], float],
-    before: dict[Any, float] | None,
-    gate: GateConfig,
-) -> None:
+def check_gate(tables: LakeTables, run: Run, before: Row | None, config: Config) -> None:
     """Raise GateRefused unless the run may be published.
 
-    Parameters
-    ----------
-    counts : of the recommend job: users, users_model, users_fallback, nan_scores.
-    figures, before : (metric, k) -> value of the run and of the published run; None: nothing is published.
+    Raises NotFoundError where the run, or the published run under the same protocol and settings, is not measured yet:
+    that is no refusal.
     """
-    key = (gate.metric, gate.at)
-    name = f"{gate.metric}, k={gate.at}" if gate.at else gate.metric
-    if counts.get("nan_scores"):
-        raise GateRefused(f"{counts['nan_scores']:,} scores are NaN")
-    users = counts.get("users", 0)
-    coverage = counts.get("users_model", 0) / users if users else 0.0
-    if coverage < gate.min_user_coverage:
-        raise GateRefused(
-            f"the model has recommendations for {coverage:.1%} of {users:,} users, "
-            f"gate.min_user_coverage is {gate.min_user_coverage:.1%}"
+    check_lists(run.counts, config.gate)
+    new, old = _to_compare(tables, run.run_id, before, config)
+    check_quality(new, old, config.gate)
+
+
+def _to_compare(
+    tables: LakeTables, run_id: str, before: Row | None, config: Config
+) -> tuple[Measured, Measured | None]:
+    """What was measured of the run, and of the published one where a fall from it could be refused."""
+    metric, k = config.gate_measure()
+    name = metric.replace("_at_k", f"@{k}")
+    asked: str = config.evaluation.protocol
+    mine = _measured(tables, run_id, metric, k)
+    theirs = _measured(tables, before["run_id"], metric, k) if before else {}
+    if asked == "auto":  # of several protocols one that the published run was measured by as well
+        asked = max(mine.keys() & theirs.keys() or mine, default="auto")
+    if asked not in mine:
+        measured = f"by {', '.join(sorted(mine))} only" if mine else "by none"
+        raise NotFoundError(
+            f"run {run_id} has no figure {name} by evaluation.protocol={asked}, it was measured {measured}: "
+            "run jobs/evaluate.py, then publish again"
         )
-    fallback = counts.get("users_fallback", 0) / users if users else 0.0
-    if fallback > gate.max_fallback_share:
-        raise GateRefused(
-            f"{fallback:.1%} of users have the fallback, gate.max_fallback_share is {gate.max_fallback_share:.1%}"
+    new = mine[asked]
+    if before is None or config.gate.max_fall >= 1:
+        return new, None
+    old = theirs.get(asked)
+    if old is None or not new.tests_like(old):
+        how = "was not measured by it" if old is None else f"was measured by it with {_unlike(old, new)}"
+        raise NotFoundError(
+            f"run {run_id} was measured by evaluation.protocol={asked}, the published run {before['run_id']} {how}: "
+            f"the two do not compare; run jobs/evaluate.py run_id={before['run_id']} with the settings of now, then "
+            "publish again; or set gate.max_fall=1"
         )
-    value = figures.get(key)
-    if value is None:
-        raise GateRefused(f"the run has no figure {name}: run jobs/evaluate.py first")
-    if not math.isfinite(value):
-        raise GateRefused(f"{name} is {value}")
-    if before and key in before:
-        error = gate.metric in ("rmse", "mae")  # smaller is better
-        fall = (value - before[key] if error else before[key] - value) / abs(before[key] or 1.0)
-        if fall > gate.max_fall:
-            raise GateRefused(
-                f"{name} is {value:.4f}, {fall:.1%} worse than the published {before[key]:.4f}; "
-                f"gate.max_fall is {gate.max_fall:.1%}"
-            )
+    return new, old
 
 
-def _figures(tables: LakeTables, run_id: str) -> dict[tuple[str, int | None], float]:
-    rows = tables.read("metrics").where(
-        (F.col("run_id") == run_id) & (F.col("system") == "model") & (F.col("protocol") != "fit")
-    )
-    return {(r["metric"], r["k"]): r["value"] for r in rows.collect()}
+def _measured(tables: LakeTables, run_id: str, metric: str, k: int | None) -> dict[str, Measured]:
+    found = read_figures(tables, run_id, metric, k)
+    return {
+        protocol: Measured(run_id, protocol, of["settings"], of["figures"])
+        for protocol, of in found.items()
+        if ("model", None) in of["figures"]
+    }
 
 
-def _figures_of(tables: LakeTables, published: Row | None) -> dict[tuple[str, int | None], float] | None:
-    return _figures(tables, published["run_id"]) if published else None
+def _unlike(old: Measured, new: Measured) -> str:
+    names = sorted(n for n in {*old.settings, *new.settings} if old.settings.get(n) != new.settings.get(n))
+    told = [f"{name}={old.settings.get(name)} (now {new.settings.get(name)})" for name in names]
+    return ", ".join(name for name in told if not name.startswith(OF_BOOTSTRAP))

@@ -11,7 +11,7 @@ from pyspark.sql import functions as F
 from sparkcf.config.root import Config
 from sparkcf.data.ingest import read_listing
 from sparkcf.data.inputs import Inputs
-from sparkcf.data.pairs import popularity, row_lists
+from sparkcf.data.pairs import liked_pairs, popularity, row_lists
 from sparkcf.errors import NotFoundError
 from sparkcf.jobs.base import read_fitted, training_data
 from sparkcf.lake.factors import write_of_run
@@ -41,10 +41,10 @@ def recommend_run(spark: SparkSession, config: Config) -> dict[str, Any]:
     fitted = read_fitted(tables, model, run, data)
     saved = saved_of(model, fitted, data.n_items)
     scorer = share_scorer(spark, model.open, saved)
-    catalogue = Catalogue.of(popularity(data.pairs), data.n_items, banned_items(spark, items, config))
+    catalogue = Catalogue.of(popularity(liked_pairs(events, config)), data.n_items, banned_items(spark, items, config))
     labels = (F.lit(config.ds).alias("ds"),)
     with step(f"recommend top {config.topk.k}", spark) as shown:
-        wanted = _wanted_users(users, config).select("user_idx", "user_id")
+        wanted = wanted_users(users, config).select("user_idx", "user_id")
         known = wanted.join(fitted.user_factors.withColumnRenamed("idx", "user_idx"), on="user_idx", how="left")
         if model.scores_rows:
             known = known.join(row_lists(data.pairs), on="user_idx", how="left")
@@ -101,7 +101,8 @@ def _check_categories(items: DataFrame, names: tuple[str, ...], key: str) -> Non
         )
 
 
-def _wanted_users(users: DataFrame, config: Config) -> DataFrame:
+def wanted_users(users: DataFrame, config: Config) -> DataFrame:
+    """The users who get lists. Raises NotFoundError for one of `topk.users` that does not exist."""
     if not config.topk.users:
         return users
     wanted = users.where(F.col("user_id").isin(*config.topk.users))

@@ -225,6 +225,19 @@ class Summary:
         counts = np.array([self.counted, self.left_out], dtype=np.float64)
         return np.concatenate([counts, self.sums, self.replicate_weights, self.replicate_sums.ravel()])
 
+    def among(self, which: int, values: slice) -> Summary:
+        """The summary of some of the values over the rows only in which value `which` is 1, and not 0.
+
+        The values must be summed as their products with that one: they are 0 in the other rows.
+        """
+        return Summary(
+            round(self.sums[which]),
+            self.left_out,
+            self.sums[values],
+            self.replicate_sums[:, which],
+            self.replicate_sums[:, values],
+        )
+
     def replicate_means(self) -> Float64:
         """The mean in each replicate, float64 (replicates, q); NaN in a replicate that drew no row."""
         drawn = np.where(self.replicate_weights > 0, self.replicate_weights, np.nan)

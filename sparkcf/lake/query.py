@@ -183,8 +183,9 @@ class Lake:
         if not rows.num_rows:
             raise NotFoundError(self._without_metrics(run_id))
         rows = rows.append_column("fit", pc.is_in(rows["protocol"], value_set=_strings(["fit"])))
-        rows = rows.sort_by([(name, "ascending") for name in ("fit", "protocol", "system", "metric", "k")])
-        return _answered_by(rows.drop(["fit"]), run)
+        rows = rows.append_column("some", pc.is_valid(rows["segment"]))
+        rows = rows.sort_by([(name, "ascending") for name in ("fit", "protocol", "some", "system", "metric", "k")])
+        return _answered_by(rows.drop(["fit", "some", "settings", "replicates"]), run)
 
     def address(self, name: str) -> str:
         """Where a table is, as delta-rs wants it."""

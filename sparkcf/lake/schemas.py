@@ -333,9 +333,12 @@ METRICS = Table(
             column("lower", DOUBLE, "2.5 % bound by bootstrap", nullable=True),
             column("upper", DOUBLE, "97.5 % bound by bootstrap", nullable=True),
             column("users", LONG, "users counted", nullable=True),
+            column("segment", STRING, "which users; null: all; warm: those with a vector", nullable=True),
+            column("settings", STRING, "what decided the test, JSON: figures compare where it is alike", nullable=True),
+            column("replicates", ArrayType(DOUBLE), "the value in every bootstrap replicate", nullable=True),
         ]
     ),
-    key=("run_id", "system", "protocol", "metric", "k"),
+    key=("run_id", "system", "protocol", "metric", "k", "segment"),
 )
 
 PUBLISHED = Table(

@@ -20,7 +20,7 @@ from sparkcf.data.arrow import csr_of, entries_of
 from sparkcf.data.pairs import popularity, row_lists
 from sparkcf.data.split import Split, split
 from sparkcf.errors import ConfigError, GateRefused
-from sparkcf.kernels.metrics import mae, merge, ranking_measures, rating_errors, rmse, summarize, unpack
+from sparkcf.kernels.metrics import Summary, mae, merge, ranking_measures, rating_errors, rmse, summarize, unpack
 from sparkcf.lake.metrics import Figure
 from sparkcf.models.contract import FitRun, Fitted, Model, TrainingData
 from sparkcf.ranking.predict import predicted
@@ -28,6 +28,7 @@ from sparkcf.ranking.scorers import rows_of, saved_of, share_scorer, user_block
 from sparkcf.ranking.topk import Catalogue, share_ranker
 
 SYSTEMS = ("model", "popularity")
+WARM = "warm"  # the segment of the users whom the model knows by a vector or a row
 
 
 @dataclass(frozen=True)
@@ -38,8 +39,37 @@ class Evaluation:
     note: str
     figures: list[Figure]
 
-    def value(self, metric: str, k: int | None, system: str = "model") -> float:
-        return next(f[3] for f in self.figures if f[:3] == (system, metric, k))
+    def value(self, metric: str, k: int | None, system: str = "model", segment: str | None = None) -> float:
+        wanted = (system, metric, k, segment)
+        return next(f.value for f in self.figures if (f.system, f.metric, f.k, f.segment) == wanted)
+
+
+def settings_of(config: Config) -> dict[str, Any]:
+    """What decides who and what is tested: the figures of two runs compare where these are alike.
+
+    `seed` and `bootstrap` decide how users are drawn as well, so replicates are paired where those are alike too.
+    """
+    evaluation = config.evaluation
+    settings = {
+        "holdout_share": evaluation.holdout_share,
+        "positive_from": config.preference.positive_from,
+        "seed": config.seed,
+        "bootstrap": evaluation.bootstrap,
+    }
+    if evaluation.protocol in ("q1", "q2"):
+        settings["min_user_items"] = evaluation.min_user_items
+    if evaluation.protocol == "q1":
+        settings["foldin_share"] = evaluation.foldin_share
+    return settings
+
+
+def check_protocol(model: Model[Any], config: Config) -> None:
+    """Raise ConfigError for protocol q3 and a model that predicts no ratings."""
+    if config.evaluation.protocol == "q3" and model.reads.pairs != "values":
+        raise ConfigError(
+            f"evaluation.protocol=q3 measures predicted ratings, and model={model.name} predicts none: "
+            "set model=als and als.mode=explicit, or model=fm, or take another protocol"
+        )
 
 
 def evaluate(
@@ -59,11 +89,7 @@ def evaluate(
     GateRefused
         The split leaves nothing to train on or nobody to test.
     """
-    if config.evaluation.protocol == "q3" and model.reads.pairs != "values":
-        raise ConfigError(
-            f"evaluation.protocol=q3 measures predicted ratings, and model={model.name} predicts none: "
-            "set model=als and als.mode=explicit, or model=fm, or take another protocol"
-        )
+    check_protocol(model, config)
     parts = split(events, model.reads, config)
     _check_split(parts, config)
     data = replace(data, pairs=parts.train)
@@ -91,7 +117,7 @@ def _ranking_figures(
     folded = config.evaluation.protocol == "q1"
     spark = parts.train.sparkSession
     saved = saved_of(model, fitted, data.n_items)
-    catalogue = Catalogue.of(popularity(parts.train), data.n_items)
+    catalogue = Catalogue.of(popularity(parts.popular), data.n_items)
     shared = share_ranker(spark, share_scorer(spark, model.open, saved), catalogue)
     users = _tested_users(parts, model, data, fitted, folded)
     has_features = "features" in users.columns
@@ -119,7 +145,8 @@ def _ranking_figures(
                 for system, block in zip(SYSTEMS, (tested, unknown), strict=True):
                     ranked, _ = ranker.rank(block, seen, depth)
                     values = ranking_measures(ranked, *held, evaluation.ks, share)[1]
-                    values = np.column_stack([values, block.known])
+                    known = tested.known.astype(np.float64)  # of the baseline's lists too
+                    values = np.column_stack([values, values * known[:, None], known])
                     packed = summarize(values, users, seed, evaluation.bootstrap).pack()
                     listed = np.stack([_listed(ranked[:, :k], len(share)) for k in evaluation.ks])
                     sent = [[system], [packed.tobytes()], [listed.tobytes()]]
@@ -134,13 +161,12 @@ def _ranking_figures(
 def _tested_users(parts: Split, model: Model[Any], data: TrainingData, fitted: Fitted, folded: bool) -> DataFrame:
     """user_idx, heldout, seen, factor; the user's row where they are folded in or the model scores by it; features."""
     heldout = parts.heldout.groupBy("user_idx").agg(F.sort_array(F.collect_list("item_idx")).alias("heldout"))
-    seen = parts.known.groupBy("user_idx").agg(F.sort_array(F.collect_list("item_idx")).alias("seen"))
+    seen = parts.seen.groupBy("user_idx").agg(F.sort_array(F.collect_list("item_idx")).alias("seen"))
     factors = fitted.user_factors.select(F.col("idx").alias("user_idx"), "factor")
     users = heldout.join(seen, on="user_idx", how="left").join(factors, on="user_idx", how="left")
     if folded or model.scores_rows:
-        rows = row_lists(parts.known if folded else parts.train)
-        users = users.join(rows, on="user_idx", how="left")
-    features = model.user_features(replace(data, pairs=parts.known), fitted) if folded else None
+        users = users.join(row_lists(parts.rows), on="user_idx", how="left")
+    features = model.user_features(replace(data, pairs=parts.rows), fitted) if folded else None
     return users if features is None else users.join(features, on="user_idx", how="left")
 
 
@@ -158,21 +184,35 @@ def _merged(rows: Iterable[Any], n_items: int, n_known: int, config: Config) -> 
     parts: dict[str, list[Any]] = {system: [] for system in SYSTEMS}
     listed = {system: np.zeros((len(ks), len(_listed(empty, n_items))), np.uint8) for system in SYSTEMS}
     for row in rows:
-        summary = unpack(np.frombuffer(row["summary"]), len(names) + 1, config.evaluation.bootstrap)
+        summary = unpack(np.frombuffer(row["summary"]), 2 * len(names) + 1, config.evaluation.bootstrap)
         parts[row["system"]].append(summary)
         listed[row["system"]] |= np.frombuffer(row["listed"], np.uint8).reshape(len(ks), -1)
     figures: list[Figure] = []
     for system in SYSTEMS:
         summary = merge(parts[system])
-        mean, lower, upper = summary.result()
-        for column, (metric, k) in enumerate(names):
-            bounds = _bounds_or_none(lower[column], upper[column])
-            figures.append((system, metric, k, float(mean[column]), *bounds, summary.counted))
-        figures.append((system, "warm_users", None, float(mean[-1]), None, None, summary.counted))
+        warm = summary.among(-1, slice(len(names), 2 * len(names)))
+        figures += _figures(system, names, summary)
+        figures += _figures(system, names, warm, WARM) if warm.counted else []
+        if system == "model":
+            share = warm.counted / max(summary.counted, 1)
+            figures.append(Figure(system, "warm_users", None, share, None, None, summary.counted))
         for place, k in enumerate(ks):
-            share = np.unpackbits(listed[system][place]).sum() / max(n_known, 1)
-            figures.append((system, "coverage_at_k", k, float(share), None, None, summary.counted))
+            share = float(np.unpackbits(listed[system][place]).sum() / max(n_known, 1))
+            figures.append(Figure(system, "coverage_at_k", k, share, None, None, summary.counted))
     return figures
+
+
+def _figures(
+    system: str, names: list[tuple[str, int]], summary: Summary, segment: str | None = None
+) -> Iterator[Figure]:
+    """The measures of one kind of users; the summary's first values are those of the names."""
+    mean, lower, upper = summary.result()
+    drawn = summary.replicate_means()
+    for column, (metric, k) in enumerate(names):
+        bounds = _bounds_or_none(lower[column], upper[column])
+        yield Figure(
+            system, metric, k, float(mean[column]), *bounds, summary.counted, segment, drawn[:, column].tolist()
+        )
 
 
 def _rating_figures(
@@ -185,10 +225,11 @@ def _rating_figures(
     if pairs is None:
         user = fitted.user_factors.select(F.col("idx").alias("user_idx"), "factor", "bias")
         pairs = parts.heldout.join(user, on="user_idx", how="left")
+        pairs = pairs.withColumn("known_user", F.col("factor").isNotNull())
     if model.scores_rows:
         pairs = pairs.join(row_lists(parts.train), on="user_idx", how="left")
     shared = share_scorer(spark, model.open, saved_of(model, fitted, data.n_items))
-    rows = predicted(pairs, shared, model.width, "user_idx", "value")
+    rows = predicted(pairs, shared, model.width, "user_idx", "value", "known_user")
 
     def work(batches: Iterable[Any]) -> Iterator[Any]:
         import pyarrow as pa
@@ -197,8 +238,11 @@ def _rating_figures(
             users = batch.column("user_idx").to_numpy(zero_copy_only=False).astype(np.int64)
             actual = batch.column("value").to_numpy(zero_copy_only=False)
             guessed = batch.column("predicted").to_numpy(zero_copy_only=False)
+            known = batch.column("known_user").to_numpy(zero_copy_only=False).astype(np.float64)
             for system, guess in (("model", guessed), ("popularity", np.full(len(users), overall))):
-                packed = summarize(rating_errors(actual, guess), users, seed, replicates).pack()
+                errors = rating_errors(actual, guess)
+                values = np.column_stack([errors, errors * known[:, None], known])
+                packed = summarize(values, users, seed, replicates).pack()
                 yield pa.RecordBatch.from_arrays(
                     [pa.array([system]), pa.array([packed.tobytes()], pa.binary())],
                     names=["system", "summary"],
@@ -206,13 +250,17 @@ def _rating_figures(
 
     summaries: dict[str, list[Any]] = {system: [] for system in SYSTEMS}
     for row in rows.mapInArrow(work, "system string, summary binary").toLocalIterator():
-        summaries[row["system"]].append(unpack(np.frombuffer(row["summary"]), 2, replicates))
+        summaries[row["system"]].append(unpack(np.frombuffer(row["summary"]), 5, replicates))
     figures: list[Figure] = []
     for system in SYSTEMS:
         summary = merge(summaries[system])
-        for name, measure in (("rmse", rmse), ("mae", mae)):
-            value, lower, upper = measure(summary)
-            figures.append((system, name, None, value, *_bounds_or_none(lower, upper), summary.counted))
+        warm = summary.among(-1, slice(2, 4))
+        for segment, of in ((None, summary), (WARM, warm)) if warm.counted else ((None, summary),):
+            drawn = of.replicate_means()
+            for name, measure, replicate in (("rmse", rmse, np.sqrt(drawn[:, 0])), ("mae", mae, drawn[:, 1])):
+                value, lower, upper = measure(of)
+                bounds = _bounds_or_none(lower, upper)
+                figures.append(Figure(system, name, None, value, *bounds, of.counted, segment, replicate.tolist()))
     return figures
 
 

@@ -66,14 +66,10 @@ def launch(
     TrainingError
         A loss was not finite, a snapshot's file is gone, or a process died.
     """
-    from pyspark.ml.torch.distributor import TorchDistributor
-
-    distributor = TorchDistributor(num_processes=workers, local_mode=False, use_gpu=gpus_a_task(spark) > 0)
-    distributor.logger.setLevel(logging.ERROR)
     with listening(spark, on_progress) as report_to, _quiet_output() as printed:
-        sent = asdict(spec) | {"report_to": report_to, "threads": worker_threads(spark)}
+        sent = json.dumps(asdict(spec) | {"report_to": report_to, "threads": worker_threads(spark)})
         try:
-            answer: Any = distributor.run(_entry(), json.dumps(sent))
+            answer = _run(spark, workers, sent)
         except Exception as error:
             raise TrainingError(
                 f"training of {spec.model} broke off: {_cause(error, printed)}; run it again: it goes on after the "
@@ -82,6 +78,22 @@ def launch(
     if "error" in answer:
         raise TrainingError(str(answer["error"]))
     return list(answer["log"])
+
+
+def _run(spark: SparkSession, workers: int, sent: str) -> Any:
+    """What `run_spec` gives on the first rank.
+
+    One process without a GPU is an ordinary Spark task: TorchDistributor would start three Pythons for it, each of
+    which imports torch.
+    """
+    use_gpu = gpus_a_task(spark) > 0
+    if workers == 1 and not use_gpu:
+        return spark.sparkContext.parallelize([sent], 1).map(_entry(ends_process=False)).collect()[0]
+    from pyspark.ml.torch.distributor import TorchDistributor
+
+    distributor = TorchDistributor(num_processes=workers, local_mode=False, use_gpu=use_gpu)
+    distributor.logger.setLevel(logging.ERROR)
+    return distributor.run(_entry(ends_process=True), sent)
 
 
 def check_launch(spark: SparkSession, workers: int | None, section: str) -> int:
@@ -112,8 +124,13 @@ def gpus_a_task(spark: SparkSession) -> int:
     return int(amount)
 
 
-def _entry() -> Callable[[str], dict[str, Any]]:
-    """A self-contained function for TorchDistributor, whose processes cannot import this package yet."""
+def _entry(ends_process: bool) -> Callable[[str], dict[str, Any]]:
+    """A self-contained function for TorchDistributor, whose processes cannot import this package yet.
+
+    Parameters
+    ----------
+    ends_process : nothing else runs in its process, which may end without unloading.
+    """
     from pyspark import SparkFiles
 
     root = SparkFiles.getRootDirectory()
@@ -130,8 +147,9 @@ def _entry() -> Callable[[str], dict[str, Any]]:
         from sparkcf.training.launch import run_spec
 
         answer = run_spec(sent)
-        # Once in some dozens of exits a thread of Arrow's aborts a Python that unloads itself, and the job with it.
-        atexit.register(os._exit, 0)
+        if ends_process:
+            # Once in some dozens of exits a thread of Arrow's aborts a Python that unloads itself, and the job with it.
+            atexit.register(os._exit, 0)
         return answer
 
     entry.__module__ = "__main__"

@@ -45,13 +45,18 @@ def test_an_override_may_hold_a_list_a_mapping_nothing_or_an_equals_sign() -> No
         (),
         [
             *NEEDED,
-            *("evaluation.ks=[5, 100]", "input.columns={user_id: u, value: v=1}", "gate.at=", "topk.users=[7, ann]"),
+            *(
+                "evaluation.ks=[5, 100]",
+                "input.columns={user_id: u, value: v=1}",
+                "train.progress=",
+                "topk.users=[7, ann]",
+            ),
             *("input.path=s3a://b/{ds}/*.gz?x=1", "input.ts_formats=[epoch_s, 'dd/MM/yyyy HH:mm']"),
         ],
     )
     assert config.evaluation.ks == (5, 100)
     assert (config.input.columns.user_id, config.input.columns.value) == ("u", "v=1")
-    assert config.gate.at is None
+    assert config.train.progress is None
     assert config.topk.users == ("7", "ann")
     assert config.input_path == "s3a://b/2024-01-31/*.gz?x=1"
     assert config.input.ts_formats == ("epoch_s", "dd/MM/yyyy HH:mm")

@@ -5,6 +5,7 @@ from __future__ import annotations
 import datetime as dt
 from collections import Counter, defaultdict
 from collections.abc import Callable
+from functools import reduce
 from typing import NamedTuple
 
 import numpy as np
@@ -15,13 +16,14 @@ from pyspark.sql import functions as F
 from sparkcf.config.load import load_config
 from sparkcf.config.root import Config
 from sparkcf.data.pairs import indexed, pairs
-from sparkcf.data.split import Split, split, time_cut, uniform
+from sparkcf.data.split import Split, chosen_protocol, split, time_cut, uniform
 from sparkcf.errors import GateRefused
 from sparkcf.models.registry import model_of
 from tests.data.shuffles import shuffled_into
 
 SCHEMA = "user_idx int, item_idx int, event string, value double, ts timestamp"
 PROTOCOLS = ("q1", "q2", "q3", "q4")
+PARTS = ("train", "rows", "seen", "popular", "heldout")
 DAYS = 10
 OTHER = ("seed=7", "evaluation.foldin_share=0.6")
 START = dt.datetime(2024, 1, 1, tzinfo=dt.UTC)
@@ -78,11 +80,11 @@ def splits(spark: SparkSession, events: Callable[[int], DataFrame]) -> Callable[
             base = ("preference.positive_from=3", "evaluation.holdout_share=0.2", f"evaluation.protocol={protocol}")
             with shuffled_into(spark, partitions):
                 found = parts_of(events(partitions), settings(*base, *overrides))
-                named = [getattr(found, name).withColumn("part", F.lit(name)) for name in ("train", "known", "heldout")]
-                whole = named[0].unionByName(named[1]).unionByName(named[2]).collect()
+                named = [getattr(found, name).withColumn("part", F.lit(name)) for name in PARTS]
+                whole = reduce(lambda a, b: a.unionByName(b, allowMissingColumns=True), named).collect()
             counts = Counter((row["part"], row["user_idx"], row["item_idx"]) for row in whole)
             assert set(counts.values()) == {1}  # no pair stands twice in a part
-            parts: Parts = {name: {} for name in ("train", "known", "heldout")}
+            parts: Parts = {name: {} for name in PARTS}
             for row in whole:
                 parts[row["part"]][row["user_idx"], row["item_idx"]] = row["value"]
             known[key] = parts
@@ -98,6 +100,11 @@ def liked() -> dict[int, set[int]]:
         if event.value >= 3:
             found[event.user].add(event.item)
     return {user: items for user, items in found.items() if len(items) >= 5}
+
+
+def had(until: dt.date | None = None) -> set[tuple[int, int]]:
+    """Every pair, whatever the user thought of it."""
+    return {(e.user, e.item) for e in EVENTS if until is None or e.ts.date() < until}
 
 
 def by_user(part: dict[tuple[int, int], float]) -> dict[int, set[int]]:
@@ -122,16 +129,39 @@ def test_split_changes_with_the_seed_unless_it_is_by_time(splits: Callable[..., 
 
 
 @pytest.mark.parametrize("protocol", PROTOCOLS)
+def test_what_is_masked_and_what_is_popular_does_not_depend_on_the_model(
+    splits: Callable[..., Parts], protocol: str
+) -> None:
+    """Lists leave out what a user had, liked or not; the baseline counts what users liked, whatever a model reads."""
+    explicit = splits(protocol, "als.mode=explicit")
+    implicit = splits(protocol)
+    assert explicit["train"] != implicit["train"] or protocol == "q3"
+    for name in ("seen", "popular"):
+        assert explicit[name].keys() == implicit[name].keys()
+    pairs = had(time_cut_of_all() if protocol == "q4" else None)
+    if protocol == "q1":
+        tested = by_user(implicit["seen"]).keys()
+        pairs = {pair for pair in pairs if pair[0] in tested}
+        assert explicit["popular"].keys() == implicit["train"].keys()
+    else:
+        until = time_cut_of_all() if protocol == "q4" else dt.date.max
+        yes = {(e.user, e.item) for e in EVENTS if e.value >= 3 and e.ts.date() < until}
+        assert explicit["popular"].keys() == yes & explicit["seen"].keys()
+    assert implicit["seen"].keys() == pairs - implicit["heldout"].keys()
+
+
+@pytest.mark.parametrize("protocol", PROTOCOLS)
 def test_held_out_pairs_train_nothing_and_are_not_known(splits: Callable[..., Parts], protocol: str) -> None:
     parts = splits(protocol)
     assert parts["heldout"]
-    assert not parts["heldout"].keys() & parts["known"].keys()
+    for other in ("rows", "seen", "popular"):
+        assert not parts["heldout"].keys() & parts[other].keys()
     assert not parts["heldout"].keys() & parts["train"].keys()
 
 
 def test_q1_holds_out_whole_users(splits: Callable[..., Parts]) -> None:
     parts = splits("q1")
-    trained, tested = by_user(parts["train"]), by_user(parts["known"])
+    trained, tested = by_user(parts["train"]), by_user(parts["rows"])
     assert not trained.keys() & tested.keys()
     assert trained.keys() | tested.keys() == liked().keys()
     assert by_user(parts["heldout"]).keys() <= tested.keys()
@@ -141,7 +171,7 @@ def test_q1_holds_out_whole_users(splits: Callable[..., Parts]) -> None:
 def test_q1_folds_in_a_share_of_the_items_that_training_users_have(splits: Callable[..., Parts]) -> None:
     parts = splits("q1", *OTHER)
     items = {item for _, item in parts["train"]}
-    known, heldout = by_user(parts["known"]), by_user(parts["heldout"])
+    known, heldout = by_user(parts["rows"]), by_user(parts["heldout"])
     for user in known:
         testable = liked()[user] & items
         assert known[user] | heldout.get(user, set()) == testable
@@ -150,35 +180,72 @@ def test_q1_folds_in_a_share_of_the_items_that_training_users_have(splits: Calla
 
 def test_q2_holds_out_a_share_of_each_users_items(splits: Callable[..., Parts]) -> None:
     parts = splits("q2")
-    known, heldout, trained = (by_user(parts[name]) for name in ("known", "heldout", "train"))
-    assert known.keys() == heldout.keys() == liked().keys()
+    heldout, trained = (by_user(parts[name]) for name in ("heldout", "train"))
+    assert heldout.keys() == liked().keys() and parts["rows"] == parts["train"]
     for user, items in liked().items():
-        assert known[user] | heldout[user] == items
-        assert len(known[user]) == np.floor(0.8 * len(items) + 0.5)
-        assert trained[user] == known[user]
-    few = trained.keys() - known.keys()
+        assert trained[user] | heldout[user] == items
+        assert len(trained[user]) == np.floor(0.8 * len(items) + 0.5)
+    few = trained.keys() - heldout.keys()
     assert few  # users of too few items still train
 
 
 def test_q3_holds_out_a_share_of_the_latest_ratings(splits: Callable[..., Parts]) -> None:
-    parts = splits("q3")
+    parts = splits("q3", "als.mode=explicit")
     latest = {(e.user, e.item): e.value for e in sorted(EVENTS, key=lambda e: (e.ts, e.value))}
     assert parts["train"] | parts["heldout"] == latest
-    assert parts["known"] == parts["train"]
+    assert parts["rows"] == parts["train"]
     assert 0.16 < len(parts["heldout"]) / len(latest) < 0.24
 
 
 def test_q4_holds_out_what_comes_after_a_day(splits: Callable[..., Parts], events: Callable[[int], DataFrame]) -> None:
     parts = splits("q4")
-    days = Counter(event.ts.date() for event in EVENTS)
-    after = {day: sum(n for other, n in days.items() if other >= day) for day in sorted(days)}
-    cut = min(day for day, n in after.items() if n <= 0.2 * len(EVENTS))
+    cut = time_cut_of_all()
     assert time_cut(events(2), 0.2) == cut
     before = {(e.user, e.item) for e in EVENTS if e.value >= 3 and e.ts.date() < cut}
     later = {(e.user, e.item) for e in EVENTS if e.value >= 3 and e.ts.date() >= cut}
-    assert parts["train"].keys() == parts["known"].keys() == before
-    assert parts["heldout"].keys() == later - before
-    assert later & before  # a pair that comes back is not held out
+    assert parts["train"].keys() == parts["rows"].keys() == before
+    assert parts["heldout"].keys() == later - had(cut)
+    assert later & had(cut) - before  # a pair that comes back could not be listed: it is not held out
+
+
+def time_cut_of_all() -> dt.date:
+    days = Counter(event.ts.date() for event in EVENTS)
+    after = {day: sum(n for other, n in days.items() if other >= day) for day in sorted(days)}
+    return min(day for day, n in after.items() if n <= 0.2 * len(EVENTS))
+
+
+def test_the_item_before_is_one_that_trains(spark: SparkSession) -> None:
+    """`previous` of a pair is the item of the user's last pair before it that is not held out, on either side."""
+    config = settings(
+        "model=fm",
+        "fm.fields=[{name: user, of: user}, {name: item, of: item}, {name: before, of: previous}]",
+        "evaluation.protocol=q3",
+        "evaluation.holdout_share=0.4",
+    )
+    rows = [(u, i, "rating", 1.0 + i, START + dt.timedelta(hours=i), None) for u in range(8) for i in range(9)]
+    found = parts_of(spark.createDataFrame(rows, SCHEMA + ", context map<string,string>"), config)
+    train, heldout = ({(r[0], r[1]): r["previous"] for r in part.collect()} for part in (found.train, found.heldout))
+    assert len(train) + len(heldout) == 72 and len(heldout) > 10
+    for (user, item), previous in [*train.items(), *heldout.items()]:
+        before = [i for i in range(item) if (user, i) in train]
+        assert previous == (before[-1] if before else None)
+    assert any((user, item - 1) in heldout for user, item in train if item)  # a leak would show
+
+
+@pytest.mark.parametrize(
+    ("days", "users", "protocol", "why"),
+    [
+        (1, 150, "q2", "all events are of one day"),
+        (20, 150, "q2", "the last 10% of the events are of 2 days, by time it takes 7"),
+        (100, 99, "q2", "99 users have events before and in the last 10%, by time it takes 100"),
+        (100, 120, "q4", "the last 10% of the events are of 10 days and 120 users known before"),
+    ],
+)
+def test_the_protocol_looks_at_the_data(spark: SparkSession, days: int, users: int, protocol: str, why: str) -> None:
+    at = F.timestamp_seconds(F.lit(1_700_000_000) + F.col("day") * 86_400)
+    pairs = spark.range(days).select(F.col("id").alias("day")).crossJoin(spark.range(users).toDF("user_idx"))
+    rows = pairs.select("user_idx", F.lit(5.0).alias("value"), at.alias("ts"))
+    assert chosen_protocol(rows, settings("evaluation.holdout_share=0.1")) == (protocol, why)
 
 
 def daily(spark: SparkSession, *days: tuple[str, int]) -> DataFrame:

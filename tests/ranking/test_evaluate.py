@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import datetime as dt
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -29,7 +30,7 @@ N, M, LATE = 90, 45, 80  # users from LATE on come in the last days only
 PROTOCOLS = ("q1", "q2", "q3", "q4")
 KS = (5, 20)
 SCHEMA = "user_idx int, item_idx int, event string, value double, ts timestamp"
-Figures = dict[tuple[str, str, int | None], float]
+Figures = dict[tuple[str, str, int | None, str | None], float]  # by system, measure, k and segment
 
 
 def settings(protocol: str, *overrides: str) -> Config:
@@ -86,7 +87,7 @@ def evaluated(spark: SparkSession, events: Callable[[int], DataFrame]) -> Callab
 
 
 def by_name(found: Evaluation) -> Figures:
-    figures = {figure[:3]: figure[3] for figure in found.figures}
+    figures = {(f.system, f.metric, f.k, f.segment): f.value for f in found.figures}
     assert len(figures) == len(found.figures)
     return figures
 
@@ -107,16 +108,19 @@ def rows_of(part: tuple[np.ndarray, ...], users: np.ndarray) -> tuple[np.ndarray
 
 def plain(parts: Split, config: Config) -> Figures:
     """The figures of a ranking protocol in plain numpy."""
-    train, known, heldout = (arrays(part) for part in (parts.train, parts.known, parts.heldout))
+    train, rows, heldout = (arrays(part) for part in (parts.train, parts.rows, parts.heldout))
+    masked, liked = (arrays(part.withColumn("value", F.lit(1.0))) for part in (parts.seen, parts.popular))
     fitted = fit_arrays(*train, N, M, config.als, config.seed)
     users = np.unique(heldout[0])
-    seen, held = rows_of(known, users), rows_of(heldout, users)
-    popular = np.bincount(train[1], minlength=M).astype(float)
+    seen, held = rows_of(masked, users), rows_of(heldout, users)
+    popular = np.bincount(liked[1], minlength=M).astype(float)
     trained = np.unique(train[0])
     vectors, has = fitted.user[users].astype(float), np.isin(users, trained)
     if config.evaluation.protocol == "q1":
         present = int(fitted.item_present.sum())
-        vectors = fold_in(*seen, fitted.item, fitted.item_bias, config.als, present, fitted.mean)[0].astype(float)
+        vectors = fold_in(*rows_of(rows, users), fitted.item, fitted.item_bias, config.als, present, fitted.mean)[
+            0
+        ].astype(float)
         has = np.ones(len(users), bool)
     figures: Figures = {}
     for system in ("model", "popularity"):
@@ -127,11 +131,13 @@ def plain(parts: Split, config: Config) -> Figures:
         ranked = np.argsort(-scores, axis=1, kind="stable")[:, : max(KS)].astype(np.int32)
         ranked[np.take_along_axis(scores, ranked, axis=1) == -np.inf] = -1
         names, values = ranking_measures(ranked, *held[:2], KS, popular / len(trained))
-        figures |= {(system, *name): value for name, value in zip(names, values.mean(axis=0), strict=True)}
-        figures[system, "warm_users", None] = has.mean() if system == "model" else 0.0
+        for segment, chosen in ((None, values), ("warm", values[has])):
+            figures |= {(system, *name, segment): v for name, v in zip(names, chosen.mean(axis=0), strict=True)}
+        if system == "model":
+            figures[system, "warm_users", None, None] = has.mean()
         for k in KS:
             listed = np.unique(ranked[:, :k][ranked[:, :k] >= 0])
-            figures[system, "coverage_at_k", k] = len(listed) / fitted.item_present.sum()
+            figures[system, "coverage_at_k", k, None] = len(listed) / fitted.item_present.sum()
     return figures
 
 
@@ -144,9 +150,10 @@ def plain_errors(parts: Split, config: Config) -> Figures:
     predicted = predicted + (fitted.user[u].astype(float) * fitted.item[i]).sum(axis=1)
     figures: Figures = {}
     for system, guess in (("model", predicted), ("popularity", train[2].astype(float).mean())):
-        errors = np.abs(heldout[2].astype(float) - guess)
-        figures[system, "rmse", None] = np.sqrt((errors**2).mean())
-        figures[system, "mae", None] = errors.mean()
+        every = np.abs(heldout[2].astype(float) - guess)
+        for segment, errors in ((None, every), ("warm", every[np.isin(u, train[0])])):
+            figures[system, "rmse", None, segment] = np.sqrt((errors**2).mean())
+            figures[system, "mae", None, segment] = errors.mean()
     return figures
 
 
@@ -169,7 +176,7 @@ def test_figures_do_not_depend_on_the_partitions(evaluated: Callable[..., Evalua
         other = evaluated(protocol, partitions=partitions)
         assert other.note == one.note
         for figure, expected in zip(other.figures, one.figures, strict=True):
-            assert figure[:3] == expected[:3] and figure[6] == expected[6]
+            assert figure[:3] == expected[:3] and figure[6:8] == expected[6:8]
             for value, same in zip(figure[3:6], expected[3:6], strict=True):  # the value and its bounds
                 assert value == same or value == pytest.approx(same, rel=1e-12)
 
@@ -178,7 +185,7 @@ def test_figures_do_not_depend_on_the_partitions(evaluated: Callable[..., Evalua
 def test_the_model_beats_popularity_where_there_are_tastes(evaluated: Callable[..., Evaluation], protocol: str) -> None:
     found = evaluated(protocol)
     assert all(np.isfinite(figure[3]) and figure[6] > 0 for figure in found.figures)
-    for _, _, _, value, lower, upper, _ in found.figures:
+    for _, _, _, value, lower, upper, *_ in found.figures:
         assert lower is None or lower <= value <= upper
     if protocol == "q3":
         assert found.value("rmse", None) < 0.8 * found.value("rmse", None, "popularity")
@@ -199,10 +206,11 @@ def test_a_model_that_predicts_no_ratings_is_not_measured_by_them(
 def test_popularity_as_a_model_is_the_baseline(evaluated: Callable[..., Evaluation], protocol: str) -> None:
     found = by_name(evaluated(protocol, "model=popularity"))
     baseline = by_name(evaluated(protocol))
-    for (system, metric, k), value in found.items():
+    for (system, metric, k, segment), value in found.items():
         assert np.isfinite(value)
-        if metric != "warm_users":
-            assert value == found["popularity", metric, k] == baseline["popularity", metric, k], (system, metric, k)
+        if metric != "warm_users":  # whom the other model knows is another thing
+            others = [found["popularity", metric, k, segment], baseline["popularity", metric, k, segment]]
+            assert value == others[0] and (segment or value == others[1]), (system, metric, k)
 
 
 def test_users_without_factors_get_popularity_and_are_counted(
@@ -214,7 +222,6 @@ def test_users_without_factors_get_popularity_and_are_counted(
     assert cold == set(range(LATE, N)) & tested and cold
     found = evaluated("q4")
     assert found.value("warm_users", None) == pytest.approx(1 - len(cold) / len(tested))
-    assert found.value("warm_users", None, "popularity") == 0
     assert evaluated("q1").value("warm_users", None) == 1  # folded in
 
 
@@ -228,7 +235,7 @@ def test_q1_folds_in_by_the_weights_of_the_training(
     for name, value in expected.items():
         assert found[name] == pytest.approx(value, rel=1e-12), name
     flat = split_of(events(2), config)
-    ones = Split(flat.train, flat.known.withColumn("value", F.lit(1.0)), flat.heldout, flat.note)
+    ones = replace(flat, rows=flat.rows.withColumn("value", F.lit(1.0)))
     assert plain(ones, config) != expected  # so the weights are seen
 
 
@@ -238,7 +245,8 @@ def test_a_split_that_leaves_nothing_is_refused(
 ) -> None:
     whole = events(2).where("value >= 4").select("user_idx", "item_idx", "value")
     nothing = whole.where("value < 0")
-    parts = Split(nothing if name == "train" else whole, whole, nothing if name == "held-out" else whole, "a cut")
+    train, heldout = (nothing if name == part else whole for part in ("train", "held-out"))
+    parts = Split(train, whole, whole, whole, heldout, "a cut")
     monkeypatch.setattr(module, "split", lambda events, reads, config: parts)
     with pytest.raises(GateRefused, match=rf"q2: the {name} part is empty \(a cut\)"):
         evaluate(whole, N, M, settings("q2"))
@@ -270,7 +278,8 @@ def test_popularity_has_its_golden_figures(
         rows: dict[str, Any] = {"user_idx": pairs[:, 0], "item_idx": pairs[:, 1], "value": np.ones(len(pairs))}
         return spark.createDataFrame(pd.DataFrame(rows), "user_idx int, item_idx int, value double")
 
-    fixed = Split(*map(frame, given), "as published")
+    train, known, heldout = map(frame, given)
+    fixed = Split(train, known, known, train, heldout, "as published")
     monkeypatch.setattr(module, "split", lambda events, reads, config: fixed)
     config = settings(protocol, "model=popularity", "evaluation.ks=[20,50,100]")
     found = evaluate(fixed.train, n_users, int(parts["n_items"]), config)

@@ -34,7 +34,7 @@ pytestmark = pytest.mark.slow
 
 DAY = dt.date(2024, 1, 31)
 USERS, ITEMS = [f"u{n:02}" for n in range(24)], [f"i{n}" for n in range(8)]
-Q3 = ("evaluation.protocol=q3", "evaluation.holdout_share=0.2", "gate.metric=rmse", "gate.at=null")
+Q3 = ("evaluation.protocol=q3", "evaluation.holdout_share=0.2")
 FIELDS = [
     {"name": "user", "of": "user"},
     {"name": "item", "of": "item"},
@@ -231,8 +231,6 @@ def test_held_out_ratings_are_predicted_in_their_moments(spark, folder, lake, ru
         "evaluation.protocol=q3",
         "evaluation.holdout_share=0.2",
         f"run_id={run_id}",
-        "gate.metric=rmse",
-        "gate.at=null",
     )
     figures = evaluate_run(spark, configured(folder, *given))["figures"]
     assert figures["model:rmse"] < 0.8 * figures["popularity:rmse"]
@@ -285,8 +283,6 @@ def test_descent_learns_the_moments_too(spark, folder, lake, tmp_path) -> None:
         "evaluation.protocol=q3",
         "evaluation.holdout_share=0.2",
         f"run_id={done['run_id']}",
-        "gate.metric=rmse",
-        "gate.at=null",
     )
     figures = evaluate_run(spark, configured(folder, *sgd, *q3))["figures"]
     assert figures["model:rmse"] < figures["popularity:rmse"]

@@ -1,0 +1,138 @@
+"""The quality gate: may a run take the place of the published one? A test of its figures, users being the sample.
+
+    margin = new − (1 − max_fall) · old        of a measure where more is better, over the same kind of users
+    refused where margin < 0 and its upper 97.5 % bound is below 0 too
+
+Where both runs were measured with the same seed and as many bootstrap replicates, a user has the same weights in both:
+the margin's own replicates give its bound, paired for users who are in both tests, independent for those who are not.
+Else the bound comes from the two figures' own bounds, as if their users had nothing to do with each other.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from sparkcf.config.root import RATING_MEASURES, GateConfig
+from sparkcf.errors import GateRefused
+from sparkcf.lake.metrics import Figure
+
+Z = 1.959964  # of the normal distribution's 97.5 %
+OF_BOOTSTRAP = ("seed", "bootstrap")  # settings that decide how users are drawn, and not which are tested
+SEGMENTS = ((None, "all tested users"), ("warm", "users with a vector"))
+
+
+@dataclass(frozen=True)
+class Measured:
+    """One measure of a run under one protocol."""
+
+    run_id: str
+    protocol: str
+    settings: Mapping[str, Any]
+    figures: Mapping[tuple[str, str | None], Figure]  # by system and segment
+
+    def tests_like(self, other: Measured) -> bool:
+        """Whether the two were measured under the same protocol and settings, but for their draws."""
+        return self.protocol == other.protocol and _without_draws(self.settings) == _without_draws(other.settings)
+
+    def draws_like(self, other: Measured) -> bool:
+        return all(self.settings.get(name) == other.settings.get(name) for name in OF_BOOTSTRAP)
+
+
+def check_lists(counts: Mapping[str, int], gate: GateConfig) -> None:
+    """Raise GateRefused for lists that must not be served, whatever their quality.
+
+    Parameters
+    ----------
+    counts : of the recommend job: users, users_model, users_fallback, nan_scores.
+    """
+    if counts.get("nan_scores"):
+        raise GateRefused(f"{counts['nan_scores']:,} scores are NaN")
+    users = counts.get("users", 0)
+    coverage = counts.get("users_model", 0) / users if users else 0.0
+    if coverage < gate.min_user_coverage:
+        raise GateRefused(
+            f"the model has recommendations for {coverage:.1%} of {users:,} users, "
+            f"gate.min_user_coverage is {gate.min_user_coverage:.1%}"
+        )
+    fallback = counts.get("users_fallback", 0) / users if users else 0.0
+    if fallback > gate.max_fallback_share:
+        raise GateRefused(
+            f"{fallback:.1%} of users have the fallback, gate.max_fallback_share is {gate.max_fallback_share:.1%}"
+        )
+
+
+def check_quality(new: Measured, old: Measured | None, gate: GateConfig) -> None:
+    """Raise GateRefused where the model is worse than the baseline, or than the published run by more than chance.
+
+    Parameters
+    ----------
+    old : of the published run; None: nothing is published, or any fall is allowed. It `tests_like` the new one.
+    """
+    mine, baseline = new.figures["model", None], new.figures["popularity", None]
+    if not math.isfinite(mine.value):
+        raise GateRefused(f"{_name(mine)} is {mine.value}")
+    if not gate.allow_below_popularity and _worse(mine, baseline.value):
+        raise GateRefused(
+            f"{_shown(mine)} is worse than popularity's {_bounded(baseline)}: see docs/evaluation.md for what helps, "
+            "or set gate.allow_below_popularity=true"
+        )
+    for segment, users in SEGMENTS:
+        before = old and old.figures.get(("model", segment))
+        after = new.figures.get(("model", segment))
+        if not old or not before or not after:
+            continue
+        margin, upper = margin_of(after, before, gate.max_fall, paired=new.draws_like(old))
+        if margin < 0 and upper < 0:
+            fall = abs(after.value - before.value) / abs(before.value or 1.0)
+            raise GateRefused(
+                f"{_shown(after)} ({users}) is {fall:.1%} worse than the {_bounded(before)} over {_counted(before)} "
+                f"of the published run {old.run_id}, which is more than gate.max_fall={gate.max_fall:.1%} and chance"
+            )
+
+
+def margin_of(new: Figure, old: Figure, max_fall: float, paired: bool) -> tuple[float, float]:
+    """How far the new figure is above what `max_fall` leaves of the old one, and the upper 97.5 % bound of that."""
+    sign, kept = (-1.0, 1 + max_fall) if new.metric in RATING_MEASURES else (1.0, 1 - max_fall)
+    margin = sign * (new.value - kept * old.value)
+    if paired and new.replicates and old.replicates:
+        drawn = sign * (np.array(new.replicates) - kept * np.array(old.replicates))
+        drawn = drawn[np.isfinite(drawn)]
+        if drawn.size:
+            return margin, float(np.percentile(drawn, 97.5))
+    return margin, margin + Z * math.hypot(_standard_error(new), kept * _standard_error(old))
+
+
+def _standard_error(figure: Figure) -> float:
+    if figure.lower is None or figure.upper is None:
+        return 0.0
+    return (figure.upper - figure.lower) / (2 * Z)
+
+
+def _worse(figure: Figure, value: float) -> bool:
+    return figure.value > value if figure.metric in RATING_MEASURES else figure.value < value
+
+
+def _without_draws(settings: Mapping[str, Any]) -> dict[str, Any]:
+    return {name: value for name, value in settings.items() if name not in OF_BOOTSTRAP}
+
+
+def _name(figure: Figure) -> str:
+    return figure.metric.replace("_at_k", f"@{figure.k}") if figure.k else figure.metric
+
+
+def _bounded(figure: Figure) -> str:
+    bounds = "" if figure.lower is None else f" [{figure.lower:.4f}, {figure.upper:.4f}]"
+    return f"{figure.value:.4f}{bounds}"
+
+
+def _shown(figure: Figure) -> str:
+    return f"{_name(figure)} {_bounded(figure)} over {_counted(figure)}"
+
+
+def _counted(figure: Figure) -> str:
+    return f"{figure.users:,} {'ratings' if figure.metric in RATING_MEASURES else 'users'}"
