@@ -3,32 +3,23 @@
 from __future__ import annotations
 
 import os
+import shlex
 import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
 
+from tests.quick import OPTIONS
+
 ROOT = Path(__file__).resolve().parents[1]
 SHARED = ROOT.parent / "shared"
 
 os.environ.setdefault("SPARK_LOCAL_IP", "127.0.0.1")
 os.environ["PYSPARK_PYTHON"] = sys.executable
-os.environ["PYSPARK_SUBMIT_ARGS"] = " ".join(
-    [
-        "--master local[2,3]",  # a failed task is tried again, as on a cluster
-        "--driver-memory 3g",
-        "--conf spark.ui.enabled=false",
-        "--conf spark.sql.shuffle.partitions=2",
-        "--conf spark.default.parallelism=2",
-        # Tiny data: what a query costs is planning and compiling it.
-        "--conf spark.sql.codegen.wholeStage=false",
-        "--conf spark.sql.codegen.factoryMode=NO_CODEGEN",
-        "--conf spark.databricks.delta.snapshotPartitions=1",
-        # The quick compiler, room for all that it compiles (48 MB fill up, then it starts anew), a plain collector.
-        '--driver-java-options "-XX:TieredStopAtLevel=1 -XX:ReservedCodeCacheSize=240m -XX:+UseSerialGC"',
-        "pyspark-shell",
-    ]
+# A failed task is tried again, as on a cluster.
+os.environ["PYSPARK_SUBMIT_ARGS"] = shlex.join(
+    ["--master", "local[2,3]", "--driver-memory", "3g", *OPTIONS, "pyspark-shell"]
 )
 
 

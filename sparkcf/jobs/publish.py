@@ -34,11 +34,6 @@ def publish_run(spark: SparkSession, config: Config) -> dict[str, Any]:
         raise NothingNew(f"run {run.run_id} is published already")
     before = published_run(tables, config.model)
     with step("publish") as shown:
-        try:
-            check_gate(tables, run, before, config)
-        except GateRefused as refusal:
-            run.update("refused", reason=str(refusal))
-            raise
         today = history(tables, config.model, config.ds)
         begun = int(run.row["inputs"].get("published", -1))
         since = [r for r in today if r["sequence"] > sequence_at(tables, config.model, config.ds, begun)]
@@ -49,6 +44,11 @@ def publish_run(spark: SparkSession, config: Config) -> dict[str, Any]:
             )
             run.update("recommended", reason=reason)
             raise ConflictError(reason)
+        try:
+            check_gate(tables, run, before, config)
+        except GateRefused as refusal:
+            run.update("refused", reason=str(refusal))
+            raise
         append_published(tables, config.model, config.ds, run.run_id, "publish", len(today) + 1)
         run.update("published")
         if today:

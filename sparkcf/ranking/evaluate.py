@@ -11,6 +11,7 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
+from pyspark import StorageLevel
 from pyspark.sql import DataFrame
 from pyspark.sql import functions as F
 from threadpoolctl import threadpool_limits
@@ -90,15 +91,21 @@ def evaluate(
         The split leaves nothing to train on or nobody to test.
     """
     check_protocol(model, config)
+    events = events.persist(StorageLevel.MEMORY_AND_DISK)  # every part of the split is made of them
     parts = split(events, model.reads, config)
-    _check_split(parts, config)
-    data = replace(data, pairs=parts.train)
-    fitted = model.fit(data, run or FitRun())
+    kept = [events, parts.train.persist(StorageLevel.MEMORY_AND_DISK), parts.heldout.persist()]
     try:
-        measure = _rating_figures if config.evaluation.protocol == "q3" else _ranking_figures
-        figures = measure(parts, model, data, fitted, config)
+        _check_split(parts, config)
+        data = replace(data, pairs=parts.train)
+        fitted = model.fit(data, run or FitRun())
+        try:
+            measure = _rating_figures if config.evaluation.protocol == "q3" else _ranking_figures
+            figures = measure(parts, model, data, fitted, config)
+        finally:
+            fitted.release()
     finally:
-        fitted.release()
+        for frame in kept:
+            frame.unpersist()
     return Evaluation(config.evaluation.protocol, parts.note, figures)
 
 

@@ -23,10 +23,12 @@ from typing import Any
 import pytest
 
 from sparkcf.config.load import load_config
+from sparkcf.jobs.clean import clean_day
 from sparkcf.jobs.nightly import nightly
 from sparkcf.jobs.session import spark_home
 from sparkcf.jobs.train import train_model
 from sparkcf.lake.tables import LakeTables
+from tests.quick import JAVA, OPTIONS
 
 pytestmark = pytest.mark.slow
 
@@ -34,9 +36,9 @@ ROOT = Path(__file__).resolve().parents[2]
 BIN = Path(sys.executable).parent
 PATIENCE = 500  # seconds, on a machine that does other things too
 MARK = "SPARKCF_TEST_MARK"
-QUICK = "-XX:TieredStopAtLevel=1 -XX:+UseSerialGC"  # what lives for seconds is not worth optimising
 NIGHT = """als.rank=8 als.iterations=3 als.workers=2 topk.k=10 topk.similar_items=5 evaluation.protocol=q2
-    evaluation.ks=[10] evaluation.bootstrap=10 gate.at=10""".split()
+    evaluation.ks=[10] evaluation.bootstrap=10 gate.at=10
+    gate.allow_below_popularity=true""".split()
 WHERE = """
 import sys
 
@@ -93,7 +95,7 @@ def environment(folder: Path, python: Path) -> Iterator[dict[str, str]]:
     """What the processes see. Each of them carries a mark in it, by which the last of them is ended."""
     foreign = ("PYTHONPATH", "PYSPARK_", "SPARK_")
     mine = {MARK: secrets.token_hex(8), "SPARK_LOCAL_IP": "127.0.0.1", "PYSPARK_PYTHON": str(python)}
-    mine |= {"SPARK_DAEMON_MEMORY": "256m", "SPARK_DAEMON_JAVA_OPTS": QUICK, "SPARK_HOME": str(spark_home())}
+    mine |= {"SPARK_DAEMON_MEMORY": "256m", "SPARK_DAEMON_JAVA_OPTS": JAVA, "SPARK_HOME": str(spark_home())}
     yield {name: value for name, value in os.environ.items() if not name.startswith(foreign)} | mine
     for pid in processes("environ", f"{MARK}={mine[MARK]}"):
         with suppress(OSError):  # gone by now
@@ -169,17 +171,15 @@ def begin(folder: Path, environment: dict[str, str], python: Path, master: str, 
     """Start a job on the cluster from a folder outside the checkout."""
 
     def run(job: str, *arguments: str) -> subprocess.Popen[str]:
-        command = [str(BIN / "spark-submit"), "--master", master, "--py-files", str(wheel), "--driver-memory", "1g"]
+        command = [str(BIN / "spark-submit"), "--master", master, "--py-files", str(wheel)]
+        command += ["--driver-memory", "1g", *OPTIONS]
         for setting in (
             f"pyspark.python={python}",
             "executor.memory=1000m",
-            f"executor.extraJavaOptions={QUICK}",
-            f"driver.extraJavaOptions={QUICK}",
+            f"executor.extraJavaOptions={JAVA}",
             "cores.max=2",
             "scheduler.minRegisteredResourcesRatio=1",  # a gang of two must not begin before there are two
             "scheduler.barrier.maxConcurrentTasksCheck.interval=1s",
-            "ui.enabled=false",
-            "sql.shuffle.partitions=2",
         ):
             command += ["--conf", f"spark.{setting}"]
         pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
@@ -242,7 +242,7 @@ def test_a_net_trains_on_the_cluster_from_the_wheel_as_on_a_single_machine(spark
     given = (*NIGHT, "ds=2018-09-25", f"input.path={folder}/log.csv", "model=multdae", "multdae.epochs=4")
     given += ("multdae.batch_size=500", "multdae.dropout=0", "multdae.latent_dim=8", "multdae.workers=2")
     conf, there = str(folder / "conf" / "sample.yaml"), f"lake.root={folder}/lake-net"
-    submit("jobs/clean.py", "--config", conf, *given, there)
+    clean_day(spark, load_config((conf,), [*given, there]))
     run_id = submit("jobs/train.py", "--config", conf, *given, there)["run_id"]
     single = train_model(spark, load_config((conf,), [*given, there, "multdae.workers=1"]))["run_id"]
     factors = LakeTables(spark, str(folder / "lake-net")).read("user_factors").orderBy("user_idx")
@@ -259,7 +259,7 @@ def test_an_executor_killed_in_mid_sweep_costs_time_and_not_the_result(
     given = (*NIGHT, "ds=2018-09-25", f"input.path={folder}/log.csv", f"lake.root={there}")
     given += ("als.solver=cg", "als.iterations=400", "als.save_every=2")
     conf = str(folder / "conf" / "sample.yaml")
-    submit("jobs/clean.py", "--config", conf, *given)
+    clean_day(spark, load_config((conf,), given))
     job = begin("jobs/train.py", "--config", conf, *given)
     deadline = time.monotonic() + PATIENCE
     while not list(there.glob("_progress/*/sweep-*.json")):

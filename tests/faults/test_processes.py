@@ -29,13 +29,13 @@ from sparkcf import Lake
 from sparkcf.errors import LakeError
 from sparkcf.lake.schemas import TABLES
 from sparkcf.lake.tables import LakeTables
+from tests.quick import OPTIONS
 
 pytestmark = pytest.mark.slow
 
 ROOT = Path(__file__).resolve().parents[2]
 BIN = Path(sys.executable).parent
 MARK = "SPARKCF_TEST_MARK"
-QUICK = "-XX:TieredStopAtLevel=1 -XX:+UseSerialGC"  # what lives for seconds is not worth optimising
 PATIENCE = 400  # seconds, on a machine that does other things too
 Row = tuple[str, str, float, int]
 
@@ -95,12 +95,10 @@ def submit(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Callable[..., S
         own = ("PYSPARK_", "SPARK_", "PYTHONPATH")
         clean = {name: value for name, value in os.environ.items() if not name.startswith(own)}
         clean |= {MARK: mark, "SPARK_LOCAL_IP": "127.0.0.1", "PYSPARK_PYTHON": sys.executable}
-        spark = ["--master", "local[2]", "--driver-memory", "1g", "--driver-java-options", QUICK]
-        for setting in ("ui.enabled=false", "sql.shuffle.partitions=2", "default.parallelism=2"):
-            spark += ["--conf", f"spark.{setting}"]
+        spark = ["--master", "local[2]", "--driver-memory", "1g", *OPTIONS]
         given = f"""ds=2024-01-31 lake.root={lake} input.path={log} input.ts_formats=[epoch_s] als.rank=4
-            als.iterations=2 evaluation.protocol=q2 evaluation.ks=[5] evaluation.bootstrap=0 gate.at=5 topk.k=5
-            topk.similar_items=0 input.columns.value=value"""
+            als.iterations=2 als.workers=1 gate.allow_below_popularity=true evaluation.protocol=q2 evaluation.ks=[5]
+            evaluation.bootstrap=0 gate.at=5 topk.k=5 topk.similar_items=0 input.columns.value=value"""
         command = [str(BIN / "spark-submit"), *spark, str(ROOT / "jobs" / f"{job}.py"), *given.split(), *arguments]
         with open(folder / f"{mark}.out", "w") as out, open(folder / f"{mark}.err", "w") as err:
             process = subprocess.Popen(
@@ -192,7 +190,7 @@ def test_jobs_that_begin_a_lake_at_once_all_get_its_tables(spark, tmp_path: Path
 
     def begin(number: int) -> None:
         tables = LakeTables(spark, str(tmp_path / "lake"))
-        row = (f"run{number}", "model", "q2", "ndcg_at_k", 5, 0.5, None, None, None)
+        row = (f"run{number}", "model", "q2", "ndcg_at_k", 5, 0.5, *[None] * 6)
         ready.wait()
         tables.create("interactions")
         tables.append("metrics", spark.createDataFrame([row], TABLES["metrics"].schema))

@@ -14,6 +14,7 @@ import pytest
 from pyspark.sql import SparkSession
 from pyspark.sql import functions as F
 
+from sparkcf import Lake as Reader
 from sparkcf.config.load import load_config
 from sparkcf.config.root import Config
 from sparkcf.data.inputs import Inputs
@@ -21,6 +22,7 @@ from sparkcf.data.pairs import pairs
 from sparkcf.errors import ConfigError, LakeError, NotFoundError, TrainingError
 from sparkcf.jobs.fold_in import SOLVED, counted, fold_in_users
 from sparkcf.jobs.frame import run_job
+from sparkcf.jobs.nightly import nightly
 from sparkcf.jobs.recommend import recommend_run
 from sparkcf.jobs.train import train_model
 from sparkcf.lake.factors import of_run
@@ -60,6 +62,7 @@ EXPECTED = {  # users that are solved on the second day
     "popularity": {"new", "u1", "u2", *FORCED},
     "multdae": {"new", "u1", "u2", *FORCED},
 }
+COUNTED = ("read", "clean", "exact_duplicates", "superseded", "quarantined")
 Vectors = dict[str, tuple[list[float], float]]
 
 
@@ -254,6 +257,17 @@ def test_a_folded_run_is_recommended_and_stood_on_like_any(spark, lake: Lake, fi
     assert again["base_run_id"] == run_id
     assert again["counts"] == {"users_folded_in": 0, "users_kept": N, "users_without_known_items": 1, "items": M}
     assert own.vectors(spark, again["run_id"]) == own.vectors(spark, run_id)
+
+
+def test_a_night_may_fold_in_instead_of_training(spark, own: Lake, monkeypatch) -> None:
+    monkeypatch.setattr("sparkcf.jobs.nightly.clean_day", lambda *_: {"counts": dict.fromkeys(COUNTED, 0)})
+    monkeypatch.setattr("sparkcf.jobs.nightly.train_model", lambda *_: pytest.fail("trained"))
+    told = nightly(spark, own.config("ials", "night=fold_in", "gate.max_fall=1", "gate.allow_below_popularity=true"))
+    reader = Reader(own.root)
+    assert reader.published("als").run_id == told["run_id"] != own.runs["ials"]
+    assert set(reader.recommendations("new", 4, model="als")["reason"]) == {"model"}
+    (row,) = own.tables(spark).read("runs").where(F.col("run_id") == told["run_id"]).collect()
+    assert (row["job"], row["state"]) == ("fold_in", "published")
 
 
 def test_bases_that_cannot_be_are_refused_in_a_line(spark, own: Lake, capsys) -> None:

@@ -22,7 +22,7 @@ from sparkcf.config.load import load_config
 from sparkcf.config.root import Config
 from sparkcf.errors import ConflictError, NotFoundError
 from sparkcf.jobs.clean import clean_day
-from sparkcf.jobs.evaluate import evaluate_run
+from sparkcf.jobs.evaluate import evaluate_run, with_protocol
 from sparkcf.jobs.frame import run_job
 from sparkcf.jobs.nightly import nightly
 from sparkcf.jobs.publish import publish_run, rollback
@@ -43,6 +43,7 @@ ODD = (
     '../../etc/passwd|\'; DROP TABLE users; --|<script>alert(1)</script>|=1+1|red\x1b[31mtext\x1b[0m!|say "hi"|a,b'
     "|--lake=elsewhere|${jndi:ldap://x}|{{ 7*7 }}|[bold]%s[/bold]|ünï—文字|`id` $(id)|C:\\new\\table"
 ).split("|")
+AT_ALL_COSTS = "gate.allow_below_popularity=true"
 SKIPPED = 3  # odd items that an odd user has not seen: what the model must find
 
 
@@ -83,7 +84,8 @@ class Night:
     inputs: Path
 
     def arguments(self, *overrides: str) -> list[str]:
-        given = f"""ds={DAY} lake.root={self.lake} input.path={self.inputs}/log.csv als.rank=8 als.iterations=4
+        given = f"""ds={DAY} lake.root={self.lake} input.path={self.inputs}/log.csv als.rank=8
+            als.iterations=4 als.workers=1
             input.items.path={self.inputs}/items.csv topk.k={K} topk.similar_items=5 evaluation.protocol=q2
             evaluation.ks=[5,10] evaluation.bootstrap=10 gate.at=10"""
         return [*given.split(), *overrides]
@@ -345,10 +347,13 @@ def test_shuffled_input_is_refused_and_a_rollback_gives_the_rows_back(spark, nig
     first = served(night.lake, users)
     wrong = f"input.path={ready.inputs}/shuffled.csv"
     told = job(ready, capsys, "nightly", nightly, wrong)
-    assert (told["exit_code"], told["status"]) == (3, "GateRefused") and "worse than the published" in told["error"]
+    assert (told["exit_code"], told["status"]) == (3, "GateRefused") and "worse than popularity's" in told["error"]
     assert served(ready.lake, users) == first
     assert job(ready, capsys, "recommend", recommend_run, wrong)["status"] == "ok"  # a person insists
-    forced = job(ready, capsys, "publish", publish_run, wrong, "gate.max_fall=1.0")
+    told = job(ready, capsys, "publish", publish_run, wrong, AT_ALL_COSTS)
+    assert told["exit_code"] == 3 and f"of the published run {first[0]}" in told["error"]
+    assert job(ready, capsys, "recommend", recommend_run, wrong, "topk.similar_items=0")["status"] == "ok"
+    forced = job(ready, capsys, "publish", publish_run, wrong, "gate.max_fall=1.0", AT_ALL_COSTS)
     corrected = served(ready.lake, users)
     assert corrected[0] == forced["run_id"] and corrected[1] != first[1]
     plain = lists(spark, ready, first[0])
@@ -362,6 +367,74 @@ def test_shuffled_input_is_refused_and_a_rollback_gives_the_rows_back(spark, nig
     assert job(ready, capsys, "rollback", rollback, f"run_id={first[0]}")["exit_code"] == 5
     history = sorted(read(spark, ready.lake, "published"), key=lambda row: row["sequence"])
     assert [row["action"] for row in history] == ["publish", "publish", "rollback", "rollback", "rollback"]
+
+
+def test_what_was_not_measured_alike_is_no_refusal_and_asks_for_an_evaluation(spark, ready: Night, capsys) -> None:
+    tables, second = LakeTables(spark, str(ready.lake)), ready.result["run_id"]
+    first = sparkcf.Lake(ready.lake).published().run_id
+    measured = tables.read("metrics").localCheckpoint()
+
+    def published_with(figures) -> dict[str, Any]:
+        tables.replace("metrics", figures, "true")
+        told = job(ready, capsys, "publish", publish_run)
+        assert (told["exit_code"], told["status"]) == (1, "NotFoundError")
+        waits = find_run(tables, ready.config(), ("recommended",))
+        assert waits.run_id == second and sparkcf.Lake(ready.lake).published().run_id == first
+        return told
+
+    told = published_with(measured.where(f"run_id <> '{second}'"))
+    assert f"run {second} has no figure ndcg@10 by evaluation.protocol=q2, it was measured by none" in told["error"]
+    ours = F.col("run_id") == second
+    by_q4 = F.when(ours & (F.col("protocol") == "q2"), "q4").otherwise(F.col("protocol"))
+    told = published_with(measured.withColumn("protocol", by_q4))
+    assert "by evaluation.protocol=q2, it was measured by q4 only: run jobs/evaluate.py" in told["error"]
+    wider = F.regexp_replace("settings", '"holdout_share": 0.1', '"holdout_share": 0.3')
+    told = published_with(measured.withColumn("settings", F.when(ours, wider).otherwise(F.col("settings"))))
+    assert f"the published run {first} was measured by it with holdout_share=0.1 (now 0.3)" in told["error"]
+    assert f"run jobs/evaluate.py run_id={first}" in told["error"]
+    tables.replace("metrics", measured, "true")
+    assert job(ready, capsys, "publish", publish_run)["exit_code"] == 0
+
+
+def test_a_night_keeps_the_protocol_by_which_the_published_run_was_measured(spark, night: Night, capsys) -> None:
+    """Of events that would say another: figures of two protocols do not compare."""
+    tables, config = LakeTables(spark, str(night.lake)), night.config("evaluation.protocol=auto")
+    days = spark.range(100).selectExpr("cast(id as int) user_idx", "5.0 value", "timestamp_seconds(id * 86400) ts")
+    assert with_protocol(tables, days, config).evaluation.protocol == "q2"
+    assert "as the published run" in capsys.readouterr().err
+    other = with_protocol(tables, days, config.model_copy(update={"model": "popularity"}))
+    assert other.evaluation.protocol == "q2" and "by time it takes 100" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("wrong", "why"),
+    [
+        (["evaluation.protocol=q3"], "q3 measures predicted ratings, and model=als predicts none"),
+        (["models=[popularity, als]", "evaluation.protocol=q3"], "model=popularity predicts none"),
+        (["topk.ineligible=nowhere.csv"], "nowhere.csv"),
+    ],
+)
+def test_what_a_later_step_would_refuse_is_refused_before_the_first(spark, night: Night, capsys, wrong, why) -> None:
+    before = versions(spark, night.lake, "runs", "interactions")
+    told = job(night, capsys, "nightly", nightly, *wrong)
+    assert told["exit_code"] == 2 and why in told["error"]
+    assert versions(spark, night.lake, "runs", "interactions") == before
+
+
+def test_what_the_day_brings_is_checked_before_the_training(spark, ready: Night, capsys, monkeypatch) -> None:
+    monkeypatch.setattr("sparkcf.jobs.nightly.clean_day", lambda *_: {"counts": {}})
+    monkeypatch.setattr("sparkcf.jobs.nightly.train_model", lambda *_: pytest.fail("trained"))
+    for wrong, why in (
+        ("topk.users=[nobody]", "unknown user 'nobody'"),
+        ("topk.categories=[Comdy]", "no item is of category 'Comdy'"),
+    ):
+        told = job(ready, capsys, "nightly", nightly, wrong)
+        assert told["exit_code"] == 1 and why in told["error"]
+    tables = LakeTables(spark, str(ready.lake))
+    one_day = tables.read("interactions").withColumn("ts", F.timestamp_seconds(F.lit(1_500_000_000)))
+    tables.replace("interactions", one_day.dropDuplicates(["user_id", "item_id"]).localCheckpoint(), "true")
+    told = job(ready, capsys, "nightly", nightly, "evaluation.protocol=q4")
+    assert told["exit_code"] == 3 and "needs events of two days or more" in told["error"]
 
 
 def test_a_run_that_another_overtook_is_a_conflict(spark, ready: Night, capsys) -> None:

@@ -11,6 +11,7 @@ from pathlib import Path
 import pytest
 
 from sparkcf import Lake
+from tests.quick import OPTIONS
 
 pytestmark = pytest.mark.slow
 
@@ -32,8 +33,8 @@ def site(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def job(name: str, site: Path | None, *overrides: str) -> subprocess.CompletedProcess[str]:
     path = os.pathsep.join([*([str(site)] if site else []), str(ROOT)])
-    command = [str(BIN / "spark-submit"), "--master", "local[2]", "--driver-memory", "2g", "--conf"]
-    command += ["spark.ui.enabled=false", f"jobs/{name}.py", "--config", "conf/nightly.yaml", *overrides]
+    command = [str(BIN / "spark-submit"), "--master", "local[2]", "--driver-memory", "2g", *OPTIONS]
+    command += [f"jobs/{name}.py", "--config", "conf/nightly.yaml", *overrides]
     environment = os.environ | {"PYTHONPATH": path, "PYSPARK_PYTHON": sys.executable}
     environment.pop("PYSPARK_SUBMIT_ARGS", None)
     return subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, timeout=900)

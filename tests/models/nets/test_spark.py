@@ -38,7 +38,9 @@ def arguments(root: Path, *overrides: str) -> list[str]:
         evaluation.protocol=q1 evaluation.ks=[5] evaluation.bootstrap=5 evaluation.min_user_items=2
         gate.min_user_coverage=0.1 evaluation.holdout_share=0.3"""
     for model in ("multdae", "multvae"):
-        given += f" {model}.latent_dim=4 {model}.epochs=6 {model}.batch_size=16 {model}.learning_rate=0.02 {model}.workers=1"
+        given += (
+            f" {model}.latent_dim=4 {model}.epochs=6 {model}.batch_size=16 {model}.learning_rate=0.02 {model}.workers=1"
+        )
     return [*given.split(), *overrides]
 
 
