@@ -4,7 +4,7 @@ from __future__ import annotations
 
 
 class SparkcfError(Exception):
-    """Base of all errors that are told, not traced. `exit_code` is what the process ends with."""
+    """Base of all errors that end a job in one line, without a stack trace, and with `exit_code`."""
 
     exit_code = 1
 

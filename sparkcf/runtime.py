@@ -1,4 +1,4 @@
-"""What must be true of the machine before anything else is imported.
+"""Checks of Python and Java before anything else is imported.
 
 This file is the first to run and is written so that an older Python can still read it and say what is wrong.
 """
@@ -37,7 +37,7 @@ def java_executable():
 
 def java_version():
     # type: () -> int | None
-    """The major version of that java (8, 11, 17, …); None where it cannot be told."""
+    """The major version of that java (8, 11, 17, …); None where its output has no version."""
     java = java_executable()
     if java is None:
         return None

@@ -122,7 +122,7 @@ def check_slots() -> Check:
 
 
 def check_spark() -> list[Check]:
-    """What a session gives to tasks."""
+    """Task slots and GPUs of a session."""
     from sparkcf.jobs.session import open_session
 
     try:

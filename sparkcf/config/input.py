@@ -1,4 +1,4 @@
-"""What comes in: the input's files and columns, the rules of cleaning, and what counts as a positive."""
+"""Configuration of the input's files and columns, the cleaning rules and the preferences."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ class Columns(Section):
 class UserColumns(Section):
     user_id: str = "user_id"
     attributes: tuple[str, ...] = ()  # texts (gender, country), kept under their own names
-    numbers: tuple[str, ...] = ()  # numeric attributes, likewise
+    numbers: tuple[str, ...] = ()  # numeric attributes, kept under their own names
 
 
 class ItemColumns(Section):

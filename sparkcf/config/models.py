@@ -11,7 +11,7 @@ from sparkcf.config.section import ModelSection, NonNegative, Positive, Section
 
 
 class FactorizationConfig(ModelSection):
-    """What ALS and HALS have in common."""
+    """Parameters of ALS and HALS."""
 
     mode: Literal["implicit", "explicit"] = "implicit"
     form: Literal["ials", "hu_koren", "implicit", "frobenius"] = "ials"  # implicit: models/als/objective.py
@@ -98,7 +98,7 @@ class GradientConfig(ModelSection):
 
 
 class NetConfig(GradientConfig):
-    """What the nets over users' rows have in common."""
+    """Parameters of the nets over users' rows."""
 
     hidden: tuple[Positive, ...] = (600,)  # widths between a row and the latent vector; the decoder has them reversed
     latent_dim: Positive = 200
@@ -182,14 +182,14 @@ class FMField(Section):
 
     @property
     def dictionary(self) -> str | None:
-        """What the numbers of its texts are filed under; None: it has no texts."""
+        """Name of its texts in the dictionary; None: it has no texts."""
         if self.of == "categories":
             return "categories"
         return f"{self.table}.{self.column}" if self.of == "attribute" else None
 
     @property
     def whose(self) -> str:
-        """What a row of its table is."""
+        """The entity that a row of its table describes."""
         return {"users": "user", "items": "item", "interactions": "event"}[self.table]
 
     @property

@@ -143,7 +143,7 @@ class Config(Section):
         return self.model_copy(update={"evaluation": self.evaluation.model_copy(update={"protocol": protocol})})
 
     def shaping(self) -> dict[str, Any]:
-        """What shapes a fit beside the data, by key: the run of a fit is read back with these as they were then."""
+        """All keys but the data that change a fit. A stored run is read back with its own values of them."""
         return {
             "seed": self.seed,
             "preference": self.preference.model_dump(mode="json"),
@@ -172,7 +172,7 @@ class Config(Section):
         return json.dumps(self.model_dump(mode="json"), sort_keys=True)
 
     def shown(self) -> str:
-        """What differs from the defaults, for people."""
+        """The values that differ from the defaults, as JSON."""
         return json.dumps(self.model_dump(mode="json", exclude_defaults=True), ensure_ascii=False)
 
     @property

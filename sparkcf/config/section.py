@@ -1,4 +1,4 @@
-"""What every section of the configuration is made of."""
+"""Base classes and types of the configuration's sections."""
 
 from __future__ import annotations
 

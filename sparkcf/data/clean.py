@@ -356,7 +356,7 @@ def _alike(unique: DataFrame, config: CleanConfig) -> tuple[dict[str, int], tupl
 
 
 def _hints(rows: DataFrame, reasons: dict[str, int], unpaired: int, config: InputConfig) -> tuple[str, ...]:
-    """What may be wrong where many rows were rejected for one cause."""
+    """Likely causes where many rows were rejected for one reason."""
     hints = []
     if unpaired:
         hints.append(

@@ -1,4 +1,4 @@
-"""What a run reads: the tables at the versions that the run pinned, and the interactions with dense indices."""
+"""Inputs of a run: the tables at its pinned versions, and the interactions with dense indices."""
 
 from __future__ import annotations
 

@@ -49,7 +49,7 @@ def csv_fields(config: InputConfig, names: Sequence[str]) -> Fields:
 
 
 def quote_left(config: InputConfig) -> Column:
-    """What is wrong with the quotes of a line of CSV; null where each has its partner.
+    """The fault of a CSV line's quotes; null where every quote is closed.
 
     `open`: a quoted field begins that does not end on the line. `stray`: another quote without a partner, such as
     the end of a field that began on a line before.
@@ -73,7 +73,7 @@ def json_fields(names: Sequence[str], flat: Collection[str], scalars: Sequence[s
     scalars : names whose field may not be an object or an array.
     """
     paths = {name: [name] if name in flat else name.split(".") for name in names}
-    # Read as an array that ends in an object of our own: whatever else stands on the line then makes it malformed.
+    # Read as an array that ends in an object of our own: any other text on the line then makes it malformed.
     schema = ArrayType(_nested_schema([*paths.values(), [END]]))
     framed = F.concat(F.lit("["), "raw", F.lit(f',{{"{END}":"1"}}]'))
     parsed = F.from_json(framed, schema, {"allowSingleQuotes": "false"})

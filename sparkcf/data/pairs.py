@@ -29,7 +29,7 @@ class Texts:
 
 @dataclass(frozen=True)
 class Reads:
-    """What a model reads of the interactions and of the tables beside them.
+    """The interactions, and the tables beside them, that a model reads.
 
     pairs : "positives": the pairs that say yes, with their weight; "values": every pair's latest value; "labels":
         every pair, 1 where its latest value is from `preference.positive_from` up, else 0.

@@ -20,7 +20,7 @@ from sparkcf.data.pairs import Reads, latest_values, liked_pairs, pairs, positiv
 from sparkcf.errors import GateRefused
 
 PAIR = ("user_idx", "item_idx")
-DAYS, USERS = 7, 100  # the least that a test by time stands on, where the data choose the protocol
+DAYS, USERS = 7, 100  # minima of a test by time, for evaluation.protocol=auto
 
 
 @dataclass(frozen=True)

@@ -1,4 +1,4 @@
-"""The run that a job stands on, and what a model is given and read back with."""
+"""The base run of a job, the training data of a model, and a stored fit."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ STATES = ("trained", "evaluated", "recommended", "refused", "published")  # of a
 def training_data(
     model: Model[Any], inputs: Inputs, events: DataFrame, config: Config, packing: Packing | None = None
 ) -> TrainingData:
-    """What the model reads of indexed events, and of the inputs that they are from."""
+    """Training data of the model from indexed events and the other inputs."""
     data = TrainingData(pairs(events, model.reads, config), *inputs.sizes, packing=packing)
     if not model.reads.attributes:
         return data

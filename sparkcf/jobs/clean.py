@@ -95,7 +95,7 @@ def note_unused(columns: list[str], config: Config) -> None:
 
 
 def _seen(side: str, interactions: DataFrame, given: DataFrame | None, config: Config) -> DataFrame:
-    """The ids of the interactions with their first event, and of `given` with what it tells of them."""
+    """The ids of the interactions with their first event, and those of `given` with their attributes."""
     idc = f"{side}_id"
     table = TABLES[f"{side}s"]
     attributes = {name: table.schema[name].dataType for name in table.mutable}
@@ -221,7 +221,7 @@ def _changes(new: DataFrame, table: DataFrame, day: str) -> DataFrame:
 
 
 def _differs(value: Column, context: Column) -> Column:
-    """Whether what the day brings is another value or context than these."""
+    """Whether the day's value or context differs from these."""
     contexts = (F.array_sort(F.map_entries(column)) for column in (F.col("context"), context))
     return (F.col("value") != value) | ~next(contexts).eqNullSafe(next(contexts))
 

@@ -1,4 +1,4 @@
-"""What every job shares: arguments, checks before Spark starts, exit codes, signals and the last JSON line."""
+"""Frame of every job: arguments, checks before Spark starts, exit codes, signals and the last JSON line."""
 
 from __future__ import annotations
 
@@ -60,7 +60,7 @@ def run_job(name: str, function: Job, argv: Sequence[str] | None = None) -> int:
         code = 128 + (error.signal if isinstance(error, Terminated) else signal.SIGINT)
         result |= {"status": "terminated"}
         say(f"sparkcf {name}: stopped by {signal.Signals(code - 128).name}; nothing more was published")
-    except Exception as error:  # told in one line; the stack is for those who ask for it
+    except Exception as error:  # one line for people; SPARKCF_TRACE=1 shows the stack
         if os.environ.get("SPARKCF_TRACE"):
             raise
         code = 1

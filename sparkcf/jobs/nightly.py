@@ -136,7 +136,7 @@ def _report(
 
 
 def _in_words(evaluated: dict[str, Any], config: Config) -> list[str]:
-    """What the evaluation says, for a person who has not read about the measures."""
+    """The result of the evaluation in plain sentences."""
     figures: dict[str, float] = evaluated["figures"]
     warm = figures.get("model:warm_users")
     known = "" if warm is None else f"; the model knows {warm:.0%} of the tested users"

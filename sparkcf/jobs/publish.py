@@ -98,7 +98,7 @@ def check_gate(tables: LakeTables, run: Run, before: Row | None, config: Config)
 def _to_compare(
     tables: LakeTables, run_id: str, before: Row | None, config: Config
 ) -> tuple[Measured, Measured | None]:
-    """What was measured of the run, and of the published one where a fall from it could be refused."""
+    """The figures of the run, and those of the published run unless any fall is allowed."""
     metric, k = config.gate_measure()
     name = metric.replace("_at_k", f"@{k}")
     asked: str = config.evaluation.protocol

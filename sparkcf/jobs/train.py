@@ -130,7 +130,7 @@ def write_fitted(inputs: Inputs, model: Model[Any], fitted: Fitted, run: Run) ->
 
 
 def write_log(tables: LakeTables, run: Run, fitted: Fitted) -> None:
-    """Write the figures of the sweeps or epochs, and the means that the values stand on."""
+    """Write the figures of the sweeps or epochs, and the means that predictions add."""
     logged = [
         (metric, entry.get("sweep") or entry["epoch"], float(entry[metric]))
         for entry in fitted.log

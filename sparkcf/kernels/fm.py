@@ -350,7 +350,7 @@ def _loss(y, a, link):
 
 @kernel(fastmath=FAST)
 def fill_state(rowptr, feat, val, table, field, pairs, w0, own, y, first, threads, contexts, residual):
-    """What `sum_several` and `move_several` read of the rows, for field `own` and one of `threads` equal parts of them.
+    """Inputs of `sum_several` and `move_several`, for field `own` and one of `threads` equal parts of the rows.
 
     contexts : float32 (n, k), the sum of the vectors that the field interacts with; residual : float64 (n,), y - a(x).
     """

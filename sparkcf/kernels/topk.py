@@ -200,7 +200,7 @@ def _padding(n: int, k: int) -> tuple[Int32, Float32]:
 
 
 def _item_offset(item_vectors: Float32, item_bias: Float32 | None, eligible: NDArray[np.bool_] | None) -> Float32:
-    """What is added to each item's score: its bias, or -inf if it may not be listed; empty if nothing is."""
+    """Offset of each item's score: its bias, or -inf if it may not be listed; empty where all are 0."""
     m = item_vectors.shape[0]
     listed = np.isfinite(item_vectors).all(axis=1)
     if item_bias is not None:

@@ -69,7 +69,7 @@ class Folder:
         return self._files.get_file_info(f"{self._path}/{name}").size or 0
 
     def names(self) -> list[str]:
-        """What lies in the folder itself; nothing where there is no folder."""
+        """Names of the entries of the folder; empty where there is no folder."""
         selector = fs.FileSelector(self._path, allow_not_found=True)
         return sorted(info.base_name for info in self._files.get_file_info(selector))
 

@@ -1,4 +1,4 @@
-"""What frames bring to the driver."""
+"""Single rows of frames, read by the driver."""
 
 from __future__ import annotations
 

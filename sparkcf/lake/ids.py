@@ -65,7 +65,7 @@ def register(tables: LakeTables, name: str, rows: DataFrame) -> None:
 
 
 def _updates(table: Table) -> str:
-    """What a known id may change: never its index."""
+    """Assignments for a known id: its attributes and first event, never its index."""
     changes = [f"{c} = coalesce(s.{c}, t.{c})" for c in table.mutable]
     if table.earliest:
         changes.append(f"{table.earliest} = least(s.{table.earliest}, t.{table.earliest})")

@@ -58,7 +58,7 @@ def measured_protocols(tables: LakeTables, run_id: str) -> list[str]:
 
 
 def fit_figure(tables: LakeTables, run_id: str, metric: str) -> float | None:
-    """A figure of the fit as a whole, such as the mean that its biases stand on; None where it was not kept."""
+    """A figure of the fit as a whole, such as the mean that predictions add; None where it was not stored."""
     of_fit = tables.read("metrics").where(F.col("run_id") == run_id).where("protocol = 'fit' AND k IS NULL")
     row = of_fit.where(F.col("metric") == metric).first()
     return None if row is None else float(row["value"])

@@ -1,4 +1,4 @@
-"""What a job may ask of a model, and all that it may ask.
+"""The interface between jobs and models: jobs use nothing else of a model.
 
     TrainingData, FitRun ──Model.fit──▶ Fitted ──stored, read back──▶ Saved ──Model.open──▶ Scorer
 
@@ -39,7 +39,7 @@ Params = TypeVar("Params", bound=ModelSection)
 
 @dataclass(frozen=True)
 class TrainingData:
-    """What a fit reads.
+    """Input data of a fit.
 
     pairs : user_idx, item_idx, value and what `Model.reads` asks for beside; indices dense, below n_users and n_items.
     users, items, dictionary : the tables of attributes and of the numbers of texts; None where the model reads none.
@@ -171,7 +171,7 @@ class Scorer(ABC):
         return unit[items] @ unit.T
 
     def likeness(self) -> F32:
-        """Vectors (m, any) whose cosine tells how alike items are. A model without any overrides `similar_block`."""
+        """Vectors (m, any) whose cosine is the similarity of items. A model without any overrides `similar_block`."""
         raise NotImplementedError
 
     def predict(self, users: UserBlock, items: I32) -> tuple[F64, F64 | None]:
@@ -184,7 +184,7 @@ class Scorer(ABC):
         raise NotImplementedError
 
     def explain(self, rows: Rows, item: int) -> F32:
-        """What each of the users' pairs adds to the score of an item, (nnz,); where the model can tell."""
+        """Contribution of each of the users' pairs to the score of an item, (nnz,)."""
         raise NotImplementedError
 
 
@@ -253,7 +253,7 @@ class Model(ABC, Generic[Params]):
     @property
     @abstractmethod
     def reads(self) -> Reads:
-        """What it reads of the interactions."""
+        """The interactions, and other tables, that it reads."""
 
     @property
     @abstractmethod

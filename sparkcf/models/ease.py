@@ -163,7 +163,7 @@ class EASEScorer(Scorer):
         return np.zeros((n, 0), np.float32), np.zeros(n, np.float32)
 
     def similar_block(self, items: I32) -> F32:
-        """What having an item adds to the scores of the others."""
+        """The weights from an item to all others."""
         place = self._place[items]
         return self._everywhere(np.where((place >= 0)[:, None], self.weights[place], np.float32(0)))
 

@@ -46,7 +46,7 @@ class Evaluation:
 
 
 def settings_of(config: Config) -> dict[str, Any]:
-    """What decides who and what is tested: the figures of two runs compare where these are alike.
+    """Settings that decide the test set. Figures of two runs are comparable where these are equal.
 
     `seed` and `bootstrap` decide how users are drawn as well, so replicates are paired where those are alike too.
     """

@@ -136,7 +136,7 @@ def share_ranker(spark: SparkSession, scorer: SharedScorer, catalogue: Catalogue
 
 
 def share_similarity(spark: SparkSession, model: Model[Any], saved: Saved, scorer: SharedScorer) -> SharedScorer:
-    """What tells how alike items are: unit vectors where the model compares by cosine, else its scorer itself."""
+    """The similarity of items: unit vectors where the model compares by cosine, else the scorer itself."""
     opened = model.open(saved)
     if type(opened).similar_block is not Scorer.similar_block:
         return scorer

@@ -80,7 +80,7 @@ class Block:
 
 @dataclass
 class Parts:
-    """What the shuffle brought to a worker, by side: entries in any order, and the rows of a warm start."""
+    """A worker's part of the shuffled data, by side: entries in any order, and the rows of a warm start."""
 
     triples: list[Triples]
     starts: list[tuple[NDArray[np.int32], F32] | None]

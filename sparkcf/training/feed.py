@@ -112,7 +112,8 @@ class PetastormFeed:
         self._id, self._seed, self._rank = id_column, seed, rank
         held: list[list[tuple[str, int]]] = [[] for _ in range(size)]
         for address, n in sorted(_row_counts(files), key=lambda counted: -counted[1]):
-            least = min(held, key=lambda h: (sum(m for _, m in h), len(h)))  # the largest first, to whom has least
+            # Greedy: the largest file goes to the rank with the fewest rows.
+            least = min(held, key=lambda h: (sum(m for _, m in h), len(h)))
             least.append((address, n))
         self._local: tempfile.TemporaryDirectory[str] | None = None
         self._files = [self._near(address) for address, _ in held[rank]]
@@ -211,7 +212,7 @@ class _Reading:
             for group in read_groups(files, id_column):
                 if not self._put(group):
                     return
-        except BaseException as error:  # told to who waits for the next row group
+        except BaseException as error:  # raised again where the next row group is awaited
             last = error
         self._put(last)
 

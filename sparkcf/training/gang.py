@@ -24,7 +24,7 @@ Array = NDArray[Any]
 
 
 class Gang(Protocol):
-    """What a worker may ask of its peers. Every call is a collective: all workers make it, in the same order."""
+    """Collectives of a group of workers: all workers make every call, in the same order."""
 
     rank: int
     size: int
@@ -87,7 +87,7 @@ class GlooGang:
         return self._gather(parts)[0]
 
     def _gather(self, parts: Sequence[Array]) -> tuple[Array, Array]:
-        """What came in one array, and how many rows from each worker."""
+        """The received rows in one array, and how many came from each worker."""
         import torch
         import torch.distributed as dist
 

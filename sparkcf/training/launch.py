@@ -27,7 +27,7 @@ IGNORE_TLS = "pytorch.spark.distributor.ignoreSsl"
 
 @dataclass(frozen=True)
 class TrainingSpec:
-    """What is trained, serialised and sent to every process.
+    """Training specification, serialised and sent to every process.
 
     factory : dotted name `module:function` of what builds the net from (data, params, seed).
     params_class, params : the class of the model's parameters by its dotted name, and they as JSON.
@@ -81,7 +81,7 @@ def launch(
 
 
 def _run(spark: SparkSession, workers: int, sent: str) -> Any:
-    """What `run_spec` gives on the first rank.
+    """The result of `run_spec` on the first rank.
 
     One process without a GPU is an ordinary Spark task: TorchDistributor would start three Pythons for it, each of
     which imports torch.
@@ -198,7 +198,7 @@ def _train(
 
 
 def _found(name: str) -> Any:
-    """What a dotted name `module:name` of the specification stands for."""
+    """The object of a dotted name `module:name`."""
     module, _, attribute = name.partition(":")
     return getattr(import_module(module), attribute)
 

@@ -34,7 +34,7 @@ class SharedGradients:
         self.filled = 0  # numbers of this step's buckets so far
 
     def hook(self, state: object, bucket: dist.GradBucket) -> Future[Tensor]:
-        """What DDP calls with every bucket of gradients, in the same order at every rank."""
+        """DDP's communication hook: called with every bucket of gradients, in the same order at every rank."""
         gradient = bucket.buffer()
         if bucket.index() == 0:
             self.turn, self.filled = 1 - self.turn, 0

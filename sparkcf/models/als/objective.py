@@ -1,4 +1,4 @@
-"""What ALS minimises, and how each entry and row enters the normal equations.
+"""The objectives of ALS, and the weight of each entry and row in the normal equations.
 
 With s = p_u·q_i, observed pairs S with value r, n_u and n_i the entries of a row, N users and M items in training:
 

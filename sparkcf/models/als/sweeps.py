@@ -367,7 +367,7 @@ def _objective_parts(sides: list[Side], gang: Gang, objective: Objective, plan: 
 
 
 def _constant(users: Side, objective: Objective, config: FactorizationConfig) -> float:
-    """What the items' losses leave out of the observed sum, at this worker.
+    """Correction of the observed sum that the items' losses leave out, at this worker.
 
     Without biases the objective of all-zero factors; with them the items' targets were moved by the users' biases.
     """

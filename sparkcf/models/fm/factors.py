@@ -184,7 +184,7 @@ def _histories(indptr: NDArray[np.int64], indices: NDArray[np.int32], plan: FMPl
 
 
 def _own_side(name: str, entries: Any, everywhere: F32, plan: FMPlan) -> NDArray[np.float64]:
-    """What the user's id interacts with among the user's own fields, (n, samples, k)."""
+    """Sum of the vectors of the user's own fields that interact with the user's id, (n, samples, k)."""
     indptr, feat, val = entries
     n, (samples, m, width) = len(indptr) - 1, everywhere.shape
     whole = csr_matrix((np.asarray(val, np.float64), feat, indptr), shape=(n, m))

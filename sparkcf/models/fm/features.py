@@ -27,7 +27,7 @@ from sparkcf.models.contract import TrainingData
 from sparkcf.models.fm.rows import WEIGHT_EXPONENTS, Field
 from sparkcf.training.blocks import ITEM, USER
 
-CLOCK = {"hour": 24, "weekday": 7}  # kinds of fields that the timestamp tells, in UTC; weekday 0 is Monday
+CLOCK = {"hour": 24, "weekday": 7}  # kinds of fields derived from the timestamp, in UTC; weekday 0 is Monday
 ENTRY = "struct<feat: int, val: float>"
 
 Scales = NDArray[np.float64]  # (fields, 2): what is taken off a field's number, and what it is divided by
@@ -166,7 +166,7 @@ class _Encoding:
         return frame.withColumn(_named(f), self._told(f, number))
 
     def _told(self, f: FMField, number: int) -> Column:
-        """What a row itself tells of a field."""
+        """The features of a field that stand in the row itself."""
         if f.of == "number":
             mean, sd = map(float, self.scales[number])
             return _one(F.lit(0), (_number_of(f) - F.lit(mean)) / F.lit(sd), present=_number_of(f))

@@ -233,7 +233,7 @@ def _result(samples: list[Sample], log: list[dict[str, Any]], plan: FMPlan, gang
 
 
 def _state(samples: list[Sample], plan: FMPlan) -> dict[str, list[Any]]:
-    """What folding in needs of every sample: w_0, the noise's precision, the prior of the users' field."""
+    """Parameters of every sample for folding in: w_0, the noise's precision, the prior of the users' field."""
     user = next((number for number, f in enumerate(plan.fields) if f.side == USER), 0)
     hypers = [sample.hypers[user] for sample in samples]
     return {

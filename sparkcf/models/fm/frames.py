@@ -1,4 +1,4 @@
-"""What a fit has learned as frames: users and items folded into factors, pairs in their moments, every feature.
+"""The parameters of a fit as frames: users and items folded into factors, pairs in their moments, every feature.
 
 learned (kind, idx, factor) ⋈ features ──▶ idx, factor, bias          (`sparkcf.models.fm.factors` says how)
 """
@@ -30,7 +30,7 @@ FEATURES = "field string, feature_idx int, factor array<float>, bias float, samp
 
 @dataclass(frozen=True)
 class Learned:
-    """What a learner gives, before it is folded.
+    """Result of a learner, before fields are folded into factors.
 
     `cached`: persisted, kind (user, item, everywhere), idx, and factor: a feature's [v, w] of all samples side by side.
     `state`: w0 and noise_precision (samples,), precision and mean of the users' prior (samples, k + 1), everywhere

@@ -22,7 +22,7 @@ def link_of(config: FMConfig) -> int:
 
 
 def answers(fitted: F64, config: FMConfig) -> F64:
-    """What a(x) predicts: itself (regression), or the probability of a yes."""
+    """The prediction of a(x): itself (regression), or the probability of class 1."""
     link = link_of(config)
     if link == IDENTITY:
         return fitted

@@ -61,7 +61,7 @@ class FMPlan:
         return starts
 
     def penalties(self) -> NDArray[np.float64]:
-        """What ALS and SGD make the squares of each field's vectors and weights cost, (fields, 2)."""
+        """L2 penalties of each field's vectors and weights for ALS and SGD, (fields, 2)."""
         own = [
             (self.config.regularization_of(f.name), self.config.linear_regularization_of(f.name)) for f in self.fields
         ]

@@ -125,7 +125,7 @@ def by_descent(rows: DataFrame, plan: FMPlan, data: TrainingData, run: FitRun) -
 
 
 def net_data(plan: FMPlan, mean: float, n: int) -> dict[str, Any]:
-    """What a process needs to know of the data to build the net: plain values."""
+    """Sizes and fields of the data, as plain values, from which a process builds the net."""
     places = {None: 0, USER: 1, ITEM: 2}
     order = sorted(range(len(plan.fields)), key=lambda number: places[plan.fields[number].side])
     if plan.config.task == "classification":

@@ -307,7 +307,7 @@ def _uneven(starts: I64, threads: int) -> bool:
 
 
 def _noise(state: State, number: int, where: slice, plan: FMPlan, gang: Gang, sweep: int) -> F32:
-    """What MCMC adds to the means of features, float32 (n, k + 1); zeros for ALS."""
+    """Normal noise that MCMC adds to the means of features, float32 (n, k + 1); zeros for ALS."""
     shape = where.stop - where.start, plan.config.rank + 1
     if plan.config.learner != "mcmc":
         return np.zeros(shape, np.float32)

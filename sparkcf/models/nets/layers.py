@@ -1,4 +1,4 @@
-"""What the nets share: layers over sparse rows, sums over them, initial weights."""
+"""Layers of the nets: linear layers over sparse rows, sums over rows, initial weights."""
 
 from __future__ import annotations
 
