@@ -40,6 +40,8 @@ from sparkcf.training.blocks import ITEM, USER
 from sparkcf.training.gang import Gang
 
 F32 = NDArray[np.float32]
+# Streams of random draws: of a field's first vectors, of a sweep's noise by field, of latent variables by sweep.
+INITIAL, SWEEP, LATENT = 16, 4096, 1_000_000
 F64 = NDArray[np.float64]
 I64 = NDArray[np.int64]
 I32 = NDArray[np.int32]
@@ -141,7 +143,7 @@ def _begin(rows: list[FMRows], plan: FMPlan, gang: Gang) -> State:
     for number, f in enumerate(plan.fields):
         ids = feature_ids(f, plan, gang)
         drawn = np.zeros((len(ids), width), np.float32)
-        drawn[:, :-1] = normal_rows(plan.seed, 16 + number, ids, config.rank, config.init_sd)
+        drawn[:, :-1] = normal_rows(plan.seed, INITIAL + number, ids, config.rank, config.init_sd)
         drawn[~visits[number].present] = 0.0
         _set(state, number, slice(0, len(ids)), drawn, plan)
     for side in (USER, ITEM):
@@ -219,7 +221,7 @@ def _latent(copy: Copy, fitted: F64, seed: int, number: int, mcmc: bool) -> F32:
         return latent_means(copy.y, fitted).astype(np.float32)
     sign = np.where(copy.y > 0, 1.0, -1.0)
     toward = sign * fitted  # in this direction the label's side is above 0
-    u = uniform_rows(seed, 1_000_000 + number, copy.key)
+    u = uniform_rows(seed, LATENT + number, copy.key)
     # By the tail that keeps its digits; so far out that nothing is left of it: at 0.
     drawn = toward - ndtri(np.maximum(u * ndtr(toward), 1e-300))
     return np.asarray(sign * np.maximum(drawn, 0.0), np.float32)
@@ -312,7 +314,7 @@ def _noise(state: State, number: int, where: slice, plan: FMPlan, gang: Gang, sw
     if plan.config.learner != "mcmc":
         return np.zeros(shape, np.float32)
     ids = feature_ids(plan.fields[number], plan, gang)[where]
-    normal = normal_rows(plan.seed, 4096 * sweep + number, ids, shape[1], 1.0)
+    normal = normal_rows(plan.seed, SWEEP * sweep + number, ids, shape[1], 1.0)
     normal[~state.visits[number].present[where]] = 0.0  # what no row has stays at the field's mean
     return normal
 
