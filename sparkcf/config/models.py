@@ -109,6 +109,11 @@ class NetConfig(GradientConfig):
     def gradient(self) -> GradientConfig:
         return self
 
+    @property
+    def decoder(self) -> tuple[int, ...]:
+        """Widths between the latent vector and the items."""
+        return tuple(reversed(self.hidden))
+
 
 class MultVAEConfig(NetConfig):
     section: ClassVar[str] = "multvae"
@@ -119,6 +124,22 @@ class MultVAEConfig(NetConfig):
     # Updates in which beta rises from 0 to anneal_cap; 0: it is the cap from the start. Liang et al. state the updates
     # in which it would rise to 1: their total_anneal_steps is anneal_steps / anneal_cap.
     anneal_steps: Annotated[int, Field(ge=0)] = 20_000
+    # RecVAE (Shenbin et al. 2020): each of these may be set alone; conf/models/recvae.yaml sets them all.
+    encoder: Literal["mlp", "dense"] = "mlp"  # dense: layers of width hidden[0] with skips; the decoder is linear then
+    dense_layers: Positive = 5
+    prior: Literal["normal", "composite"] = "normal"  # composite: also near what the encoder said an epoch before
+    kl_per_item: NonNegative | None = None  # a row's beta: this times the sum of its values; None: anneal_cap
+    encoder_epochs: Annotated[int, Field(ge=0)] = 0  # epochs of the encoder alone before one of the decoder; 0: both
+
+    @model_validator(mode="after")
+    def _dense_has_a_width(self) -> MultVAEConfig:
+        if self.encoder == "dense" and not self.hidden:
+            raise ValueError("encoder=dense needs hidden: its first number is the width of the layers")
+        return self
+
+    @property
+    def decoder(self) -> tuple[int, ...]:
+        return () if self.encoder == "dense" else super().decoder
 
     @property
     def annealing(self) -> tuple[float, int]:

@@ -128,9 +128,8 @@ class Checkpoints:
     def _read(self, epoch: int, net: nn.Module) -> tuple[Arrays, Progress]:
         """Net and optimizer after the epoch, and the progress with the weights of its best. Raises LakeError."""
         shapes = dict(shapes_of(net))
-        shapes |= {f"{m}.{name}": tuple(p.shape) for name, p in net.named_parameters() for m in MOMENTS} | {
-            "step": (1,)
-        }
+        for name, parameter in net.named_parameters():
+            shapes |= {f"{moment}.{name}": tuple(parameter.shape) for moment in MOMENTS} | {f"step.{name}": (1,)}
         arrays, notes = read_arrays(self._folder, _name("epoch", epoch), shapes)
         best = read_arrays(self._folder, _name("best", notes["best_epoch"]), shapes_of(net))[0]
         return arrays, Progress(list(notes["log"]), int(notes["best_epoch"]), best)
@@ -160,16 +159,19 @@ def _name(kind: str, epoch: int) -> str:
 
 
 def _everything(net: nn.Module, optimizer: Adam) -> Arrays:
-    arrays, step = arrays_of(net), 0.0
+    arrays = arrays_of(net)
     for name, parameter in net.named_parameters():
-        state = optimizer.state[parameter]
-        arrays |= {f"{moment}.{name}": state[moment].cpu().numpy() for moment in MOMENTS}
-        step = float(state["step"])
-    return arrays | {"step": np.array([step], np.float32)}
+        state = optimizer.state.get(parameter, {})  # empty: the parameter has not been trained yet
+        zeros = torch.zeros_like(parameter)
+        arrays |= {f"{moment}.{name}": state.get(moment, zeros).cpu().numpy() for moment in MOMENTS}
+        arrays[f"step.{name}"] = np.array([float(state.get("step", 0.0))], np.float32)
+    return arrays
 
 
 def _restore(net: nn.Module, optimizer: Adam, arrays: Arrays) -> None:
     load_into(net, {name: arrays[name] for name in net.state_dict()})
     for name, parameter in net.named_parameters():
         moments = {m: torch.from_numpy(arrays[f"{m}.{name}"].copy()).to(parameter.device) for m in MOMENTS}
-        optimizer.state[parameter] = {"step": torch.tensor(float(arrays["step"][0]), device=parameter.device)} | moments
+        step = float(arrays[f"step.{name}"][0])
+        if step:
+            optimizer.state[parameter] = {"step": torch.tensor(step, device=parameter.device)} | moments

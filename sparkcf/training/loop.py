@@ -8,9 +8,9 @@ A step's loss is the mean over the rows of all ranks, so ranks of unequal batche
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from contextlib import nullcontext
-from typing import Any
+from typing import Any, Protocol, runtime_checkable
 
 import numpy as np
 import torch
@@ -34,6 +34,15 @@ AT = 100  # of the NDCG that stops the training
 NAMED = 5  # users in a message
 BUCKET_MB = 2  # of gradient that travels at once: small, so that it travels while the rest is computed
 SHARED_BUCKET_MB = 1024  # nothing travels: all at once
+
+
+@runtime_checkable
+class Phased(Protocol):
+    """A net that does not train all of its parameters in every epoch."""
+
+    def begin_epoch(self, number: int) -> Sequence[nn.Parameter]:
+        """Called before every epoch, from 1; returns the parameters that rest in it."""
+        ...
 
 
 class BatchLoss(nn.Module):
@@ -93,10 +102,11 @@ def train(
         begin, number = time.perf_counter(), progress.epoch + 1
         torch.manual_seed(int(np.random.SeedSequence([seed, number, group.rank]).generate_state(1)[0]))
         net.train()
+        resting = net.begin_epoch(number) if isinstance(net, Phased) else []
         steps_before, total, rows = (number - 1) * feed.steps, 0.0, 0
         for place, batch in enumerate(feed.epoch(number)):
             weight = annealed(config.annealing, steps_before + place)
-            total += _step(objective, optimizer, batch, weight, config, group, (number, place + 1))
+            total += _step(objective, optimizer, batch, weight, config, group, (number, place + 1), resting)
             rows += batch.total
         entry = {"epoch": number, "loss": total / rows, "kl_weight": annealed(config.annealing, number * feed.steps)}
         entry |= {"seconds": time.perf_counter() - begin, "rows": rows}
@@ -140,6 +150,7 @@ def _step(
     config: GradientConfig,
     group: Group,
     place: tuple[int, int],
+    resting: Sequence[nn.Parameter] = (),
 ) -> float:
     """One update; returns the loss summed over the rows of all ranks."""
     rows = to_tensors(batch.rows, group.device)
@@ -152,6 +163,8 @@ def _step(
     total = summed()
     if not np.isfinite(total):
         raise TrainingError(group.first_of(_blame(float(loss.detach()), batch, config, place)))
+    for parameter in resting:  # Adam leaves alone what has no gradient; DDP wants one of every parameter
+        parameter.grad = None
     if config.clip_norm is not None:
         nn.utils.clip_grad_norm_(objective.parameters(), config.clip_norm)
     optimizer.step()

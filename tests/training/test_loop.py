@@ -88,7 +88,9 @@ def _member(rank: int, size: int, port: int, answers: Any, work: Callable[..., A
         answers.put((rank, traceback.format_exc()))
 
 
-def _trained(group: Group, configured: MultDAEConfig, n: int, poisoned: int | None = None) -> dict[str, Any]:
+def _trained(
+    group: Group, configured: MultDAEConfig | MultVAEConfig, n: int, poisoned: int | None = None
+) -> dict[str, Any]:
     net = build_net(M, configured, SEED)
     whole = rows(n)
     if poisoned is not None:
@@ -113,6 +115,18 @@ def test_two_ranks_train_what_one_trains_on_the_joined_batches(n: int) -> None:
         for mine, theirs in zip(alone["log"], member["log"], strict=True):
             assert theirs["loss"] == pytest.approx(mine["loss"], rel=1e-5)
             assert theirs["ndcg_at_100"] == pytest.approx(mine["ndcg_at_100"], abs=1e-6)
+
+
+def test_what_rests_in_an_epoch_does_not_move_at_any_rank() -> None:
+    """Encoder and decoder in turns: after two epochs of the encoder the decoder is as it was, then it moves."""
+    configured = config(**RECVAE, dropout=0.0)
+    start = arrays_of(build_net(M, configured, SEED))["output.weight"]
+    for epochs, moved in ((2, False), (3, True)):
+        one, two = in_processes(2, _trained, configured.model_copy(update={"epochs": epochs}), N)
+        last = [found["state"] for found in (one, two)]
+        for name, array in last[0].items():
+            np.testing.assert_allclose(last[1][name], array, atol=1e-6, err_msg=name)
+        assert np.array_equal(last[0]["output.weight"], start) is not moved
 
 
 def test_a_loss_that_is_not_finite_is_told_by_every_rank_with_the_users() -> None:
@@ -214,13 +228,17 @@ def killed_after(epoch: int) -> Callable[[dict[str, Any]], None]:
     return heard
 
 
-def test_a_killed_training_goes_on_along_the_same_losses(tmp_path: Path) -> None:
-    whole, log = run(config(epochs=5), validation=halves)
+RECVAE = {"encoder": "dense", "dense_layers": 2, "prior": "composite", "kl_per_item": 0.01, "encoder_epochs": 2}
+
+
+@pytest.mark.parametrize("parts", [{}, RECVAE], ids=["multvae", "recvae"])
+def test_a_killed_training_goes_on_along_the_same_losses(tmp_path: Path, parts: dict[str, Any]) -> None:
+    whole, log = run(config(epochs=5, **parts), validation=halves)
     for epoch in (2, 4):
         with pytest.raises(Killed):
-            run(config(epochs=5), tmp_path, validation=halves, heard=killed_after(epoch))
+            run(config(epochs=5, **parts), tmp_path, validation=halves, heard=killed_after(epoch))
     notes: list[dict[str, Any]] = []
-    net, resumed = run(config(epochs=5), tmp_path, validation=halves, heard=notes.append)
+    net, resumed = run(config(epochs=5, **parts), tmp_path, validation=halves, heard=notes.append)
     assert "going on after epoch 4" in notes[0]["note"]
     assert [entry.get("epoch") for entry in notes[1:]] == [5]
     for mine, theirs in zip(log, resumed, strict=True):

@@ -45,7 +45,7 @@ class NetModel(Model[NetParams]):
 
     @property
     def width(self) -> int:
-        return self.params.hidden[0] if self.params.hidden else self.params.latent_dim
+        return self.params.decoder[-1] if self.params.decoder else self.params.latent_dim
 
     @property
     def rounds(self) -> int:
@@ -92,7 +92,8 @@ class NetModel(Model[NetParams]):
         )
         log = launch(spark, spec, workers, run.on_progress)
         checkpoints = Checkpoints(run.checkpoint_dir)
-        state = checkpoints.best(self._net(data.n_items))
+        trained = checkpoints.best(self._net(data.n_items, trains=True))
+        state = {name: trained[name] for name in self.shapes(data)}
         present = data.pairs.select(F.col("item_idx").alias("idx")).distinct()
         items = _item_factors(spark, state).join(present, on="idx", how="left_semi")
         users = self._encoded(data.packing.read(snapshot), state)
@@ -124,10 +125,10 @@ class NetModel(Model[NetParams]):
     def encoder(self, state: Arrays) -> Encoder:
         return Encoder(self._net(len(state["output.bias"])), state)
 
-    def _net(self, n_items: int) -> Any:
+    def _net(self, n_items: int, trains: bool = False) -> Any:
         from sparkcf.models.nets.registry import build_net
 
-        return build_net(n_items, self.params, self.seed)
+        return build_net(n_items, self.params, self.seed, trains)
 
     def _encoded(self, rows: DataFrame, state: Arrays) -> DataFrame:
         """FACTORS of packed rows, a block at a time, on the executor's GPU where it has one."""

@@ -37,6 +37,8 @@ def initialize(net: nn.Module, generator: torch.Generator) -> None:
     """Xavier weights and biases of a truncated normal, as Liang et al. (2018) have them."""
     for name, parameter in net.named_parameters():
         with torch.no_grad():
+            if parameter.ndim == 1 and not name.endswith("bias"):
+                continue  # scales of layer norms: 1
             if name.endswith("bias"):
                 nn.init.trunc_normal_(parameter, 0.0, BIAS_SD, -2 * BIAS_SD, 2 * BIAS_SD, generator=generator)
             else:
