@@ -124,7 +124,7 @@ class MultVAEConfig(NetConfig):
     # Updates in which beta rises from 0 to anneal_cap; 0: it is the cap from the start. Liang et al. state the updates
     # in which it would rise to 1: their total_anneal_steps is anneal_steps / anneal_cap.
     anneal_steps: Annotated[int, Field(ge=0)] = 20_000
-    # RecVAE (Shenbin et al. 2020): each of these may be set alone; conf/models/recvae.yaml sets them all.
+    # RecVAE (Shenbin et al. 2020): each of these may be set alone; conf/models/multvae-recvae.yaml sets them all.
     encoder: Literal["mlp", "dense"] = "mlp"  # dense: layers of width hidden[0] with skips; the decoder is linear then
     dense_layers: Positive = 5
     prior: Literal["normal", "composite"] = "normal"  # composite: also near what the encoder said an epoch before

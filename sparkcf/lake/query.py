@@ -183,9 +183,12 @@ class Lake:
         if not rows.num_rows:
             raise NotFoundError(self._without_metrics(run_id))
         rows = rows.append_column("fit", pc.is_in(rows["protocol"], value_set=_strings(["fit"])))
+        if "segment" not in rows.column_names:  # a lake in which nothing was measured since there are segments
+            rows = rows.append_column("segment", pa.nulls(rows.num_rows, pa.string()))
         rows = rows.append_column("some", pc.is_valid(rows["segment"]))
         rows = rows.sort_by([(name, "ascending") for name in ("fit", "protocol", "some", "system", "metric", "k")])
-        return _answered_by(rows.drop(["fit", "some", "settings", "replicates"]), run)
+        inner = [name for name in ("fit", "some", "settings", "replicates") if name in rows.column_names]
+        return _answered_by(rows.drop(inner), run)
 
     def address(self, name: str) -> str:
         """Where a table is, as delta-rs wants it."""

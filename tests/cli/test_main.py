@@ -154,7 +154,7 @@ def test_the_other_questions_are_answered_in_every_format(run, root: str) -> Non
     asks = {
         ("similar", "--item", "a"): ["position", "item_id", "title", "score"],
         ("history", "--user", "1"): ["ts", "item_id", "title", "event", "value"],
-        ("metrics",): ["run_id", "system", "protocol", "metric", "k", "value", "lower", "upper", "users"],
+        ("metrics",): ["run_id", "system", "protocol", "metric", "k", "value", "lower", "upper", "users", "segment"],
         ("metrics", "--run-id", "als-1"): None,
         ("runs", "--model", "als", "--limit", "2"): None,
     }

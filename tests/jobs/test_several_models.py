@@ -25,6 +25,7 @@ def nights(monkeypatch: pytest.MonkeyPatch):
 
         monkeypatch.setattr(module, "clean_day", lambda *_: {"counts": {}})
         monkeypatch.setattr(module, "_night_of_model", of_model)
+        monkeypatch.setattr(module, "settled", lambda spark, nights: nights)
         module.nightly(None, CONFIG)  # type: ignore[arg-type]
         return tried
 
