@@ -85,6 +85,7 @@ preference: {positive_from: 4}
 input: {path: PATH, format: jsonl, ts_formats: [iso8601, epoch_s, epoch_ms],
   columns: {event: event, value: value}}
 preference: {positive_from: 4}
+clean: {max_quarantined_share: 0.7}
 """,
         "ml-latest-small-dirty/events.jsonl.gz",
     ),
@@ -146,7 +147,7 @@ def settings(data: DataSet, path: Path, folder: Path) -> Path:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--only", choices=DATASETS)
+    parser.add_argument("--only", choices=DATASETS, action="append")
     only = parser.parse_args().only
 
     from sparkcf.config.load import load_config
@@ -155,7 +156,7 @@ def main() -> None:
 
     spark, _ = open_session()
     results = []
-    for name in [only] if only else DATASETS:
+    for name in only or DATASETS:
         data = DATASETS[name]
         with tempfile.TemporaryDirectory() as given:
             folder = Path(given)
