@@ -11,7 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from sparkcf.kernels import csr
-from sparkcf.kernels.csr import build_csr
+from sparkcf.kernels.csr import build_csr, take_rows
 
 Triples = tuple[np.ndarray, np.ndarray, np.ndarray]
 
@@ -98,3 +98,11 @@ def test_build_csr_refuses_arrays_of_unequal_length() -> None:
     rows, cols, values = triples((0, 0, 1.0), (1, 1, 1.0))
     with pytest.raises(ValueError, match="differ in length: 2, 2, 1"):
         build_csr(rows, cols, values[:1], 2, 2)
+
+
+def test_taken_rows_are_those_asked_for_in_their_order() -> None:
+    indptr, indices = np.array([0, 2, 2, 5]), np.array([7, 8, 1, 2, 3], np.int32)
+    taken, places = take_rows(indptr, np.array([2, 1, 0, 2]))
+    assert taken.tolist() == [0, 3, 3, 5, 8]
+    assert indices[places].tolist() == [1, 2, 3, 7, 8, 1, 2, 3]
+    assert [part.size for part in take_rows(indptr, np.zeros(0, np.int64))] == [1, 0]

@@ -155,3 +155,9 @@ def test_the_feed_from_memory_keeps_the_same_promises(size: int) -> None:
     ranks = [list(MemoryFeed(rows, 4, 1, rank, size).epoch(1)) for rank in range(size)]
     assert sorted(ids(ranks)) == list(range(n)) and len({len(r) for r in ranks}) == 1
     assert ids(ranks) != ids([list(MemoryFeed(rows, 4, 1, rank, size).epoch(2)) for rank in range(size)])
+
+
+def test_files_are_dealt_so_that_no_rank_waits_for_another(tmp_path: Path) -> None:
+    """8, 4 and 4 rows: 8 for each of two ranks, so two steps of 4; all files at one rank would take four."""
+    dealt = epochs(files_of(tmp_path, 4, 8, 4), size=2, batch=4)
+    assert [[len(batch.rows.ids) for batch in batches] for batches in dealt] == [[4, 4], [4, 4]]
