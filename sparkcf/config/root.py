@@ -93,8 +93,8 @@ class Config(Section):
     models: tuple[
         Annotated[str, Field(pattern=MODEL_NAME)], ...
     ] = ()  # nightly: all of these, one after the other; empty: `model`
-    # evaluate, recommend, publish: the run; None: the newest unpublished. fold_in, predict: None: the published run.
     night: Literal["train", "fold_in"] = "train"  # nightly: fold_in brings users up to date against the published items
+    # evaluate, recommend, publish: the run; None: the newest unpublished. fold_in, predict: None: the published run.
     run_id: str | None = Field(None, pattern=r"^[A-Za-z0-9._-]{1,80}$")
     clean: CleanConfig = CleanConfig()
     preference: PreferenceConfig = PreferenceConfig()

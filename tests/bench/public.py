@@ -32,12 +32,12 @@ class DataSet:
     file: str | Callable[[Path], Path]
 
 
-def tastes(users: int = 300, items: int = 120) -> Iterator[tuple[int, int, int]]:
+def tastes(users: int = 600, items: int = 400) -> Iterator[tuple[int, int, int]]:
     """(user, item, strength): users of four tastes, items of which some are popular with all."""
     rng = np.random.default_rng(5)
-    popular = rng.zipf(1.4, items).clip(1, 60)
+    popular = rng.zipf(1.8, items).clip(1, 20)
     for user in range(users):
-        weights = popular * np.where(np.arange(items) % 4 == user % 4, 12.0, 1.0)
+        weights = popular * np.where(np.arange(items) % 4 == user % 4, 40.0, 1.0)
         for item in rng.choice(items, rng.integers(8, 30), replace=False, p=weights / weights.sum()).tolist():
             yield user, item, int(1 + rng.integers(0, 3) + 2 * (item % 4 == user % 4))
 
