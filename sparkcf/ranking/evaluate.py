@@ -92,9 +92,10 @@ def evaluate(
     """
     check_protocol(model, config)
     events = events.persist(StorageLevel.MEMORY_AND_DISK)  # every part of the split is made of them
-    parts = split(events, model.reads, config)
-    kept = [events, parts.train.persist(StorageLevel.MEMORY_AND_DISK), parts.heldout.persist()]
+    kept = [events]
     try:
+        parts = split(events, model.reads, config)
+        kept += [parts.train.persist(StorageLevel.MEMORY_AND_DISK), parts.heldout.persist()]
         _check_split(parts, config)
         data = replace(data, pairs=parts.train)
         fitted = model.fit(data, run or FitRun())
