@@ -157,6 +157,82 @@ class MultDAEConfig(NetConfig):
     weight_decay: NonNegative = 0.00002
 
 
+class MacridVAEConfig(NetConfig):
+    """MacridVAE (Ma et al. 2019): a latent vector for each of several concepts of items."""
+
+    section: ClassVar[str] = "macridvae"
+    implementation: ClassVar[str] = "sparkcf.models.nets.concepts:MacridVAEModel"
+
+    concepts: Annotated[int, Field(ge=1, le=100)] = 7  # K
+    hidden: tuple[Positive, ...] = (100,)  # widths between a row and the latent vectors; all concepts share them
+    latent_dim: Positive = 100  # of a concept's vector
+    temperature: Annotated[float, Field(ge=0.02, le=10)] = 0.1  # tau, what cosines are divided by
+    deviation: Annotated[float, Field(gt=0, le=10)] = 0.075  # sigma_0, of the prior
+    assignment: Literal["gumbel", "softmax"] = "gumbel"  # of items to concepts while training; served: the softmax
+    anneal_cap: NonNegative = 0.2  # the largest beta, the weight of the divergence
+    anneal_steps: Annotated[int, Field(ge=0)] = 100  # updates in which beta rises from 0 to anneal_cap; 0: at once
+    # More trainings, with other seeds, whose concepts are compared with this one's: the figure concept_stability is the
+    # mean normalised mutual information. 0: it is not measured.
+    stability_seeds: Annotated[int, Field(ge=0, le=20)] = 0
+
+    @property
+    def annealing(self) -> tuple[float, int]:
+        return self.anneal_cap, self.anneal_steps
+
+
+class SideField(Section):
+    """A group of side features of users or items, see `sparkcf/data/features.py`."""
+
+    # categories: the item's; attribute: a text, number: a number, both of the side's own table
+    of: Literal["categories", "attribute", "number"]
+    column: str | None = None  # attribute, number: its name
+
+    @model_validator(mode="after")
+    def _complete(self) -> SideField:
+        if (self.of == "categories") != (self.column is None):
+            raise ValueError("column goes with of: attribute or number, and these with it")
+        return self
+
+
+class BiVAEConfig(NetConfig):
+    """BiVAE (Truong et al. 2021): an autoencoder of users' rows and one of items' rows, in turns."""
+
+    section: ClassVar[str] = "bivae"
+    implementation: ClassVar[str] = "sparkcf.models.nets.two_sided:BiVAEModel"
+
+    likelihood: Literal["poisson", "bernoulli", "gaussian"] = "poisson"
+    link: Literal["sigmoid", "exp", "softplus", "identity"] = "sigmoid"  # from theta · beta to the parameter
+    binary: bool = True  # an interaction counts as 1; False: as its value, which the likelihood must allow
+    hidden: tuple[Positive, ...] = (40,)  # widths between a row and the latent vector, on either side
+    latent_dim: Positive = 20
+    dropout: Annotated[float, Field(ge=0, lt=1)] = 0.0  # of a row's entries, while training
+    batch_size: Positive = 128
+    anneal_cap: NonNegative = 1.0  # the largest weight of the divergence
+    anneal_steps: Annotated[int, Field(ge=0)] = 0  # updates of a side in which it rises from 0; 0: at once
+    other_side: Literal["samples", "means"] = "samples"  # a side trains against these vectors of the other
+    sampled_rows: Positive | None = None  # of the other side, drawn for every step to estimate its sum; None: all
+    user_prior: tuple[SideField, ...] = ()  # side features that the prior's mean of a user depends on (CAP); (): 0
+    item_prior: tuple[SideField, ...] = ()  # the same of an item
+
+    @property
+    def annealing(self) -> tuple[float, int]:
+        return self.anneal_cap, self.anneal_steps
+
+    @model_validator(mode="after")
+    def _has_a_link(self) -> BiVAEConfig:
+        links = {
+            "poisson": ("sigmoid", "exp", "softplus"),
+            "bernoulli": ("sigmoid",),
+            "gaussian": ("identity", "sigmoid"),
+        }
+        if self.link not in links[self.likelihood]:
+            known = " or ".join(links[self.likelihood])
+            raise ValueError(f"link={self.link} does not go with likelihood={self.likelihood}: set link={known}")
+        if any(f.of == "categories" for f in self.user_prior):
+            raise ValueError("user_prior names categories, which only items have: use of: attribute")
+        return self
+
+
 class FMField(Section):
     """A group of features of a factorization machine, see `sparkcf/models/fm/features.py`."""
 
@@ -355,6 +431,8 @@ SECTIONS: dict[str, type[ModelSection]] = {
         FMConfig,
         MultVAEConfig,
         MultDAEConfig,
+        MacridVAEConfig,
+        BiVAEConfig,
         EASEConfig,
         PopularityConfig,
     )

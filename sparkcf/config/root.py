@@ -46,6 +46,7 @@ class TopKConfig(Section):
     categories: tuple[str, ...] = ()  # only items of one of these; empty: all
     exclude_categories: tuple[str, ...] = ()
     similar_items: Annotated[int, Field(ge=0)] = 20  # neighbours an item; 0: none
+    concepts: bool = False  # the reason of an item is the concept that brings it most, of a model that has concepts
 
     @field_validator("users", mode="before")
     @classmethod

@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
-from pyspark.sql import DataFrame
+from pyspark.sql import Column, DataFrame
 from pyspark.sql import functions as F
 
 from sparkcf.data.partitions import partition_keys
@@ -137,9 +137,14 @@ def pack_rows(packed: DataFrame, side: str, validation_share: float, seed: int) 
     # Grouped by file and row, so that Spark needs no second shuffle; files by index, so that they are of even length.
     grouped = packed.withColumn("place", place).repartition(files, "place").groupBy("place", idx)
     listed = grouped.agg(F.sort_array(F.collect_list(entry)).alias("row"))
-    held = (uniform(seed, f"{side}-validation", F.col(idx)) < validation_share) & (F.size("row") > 1)
+    held = held_out(side, validation_share, seed) & (F.size("row") > 1)
     split = F.when(held, "validation").otherwise("train").alias("split")
     return listed.select(idx, "row.other", "row.value", split).mapInArrow(_pack, PACKED.format(side=side))
+
+
+def held_out(side: str, validation_share: float, seed: int) -> Column:
+    """Whether a side's row of two entries and more is kept for validation, by a hash of its index."""
+    return uniform(seed, f"{side}-validation", F.col(f"{side}_idx")) < validation_share
 
 
 def _pack(batches: Iterable[Any]) -> Iterator[Any]:

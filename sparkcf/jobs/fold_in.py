@@ -76,7 +76,8 @@ def fold_in_users(spark: SparkSession, config: Config) -> dict[str, Any]:
             solved = solve_rows(rows, shared, model.width)
             solved = solved.persist(StorageLevel.MEMORY_AND_DISK)  # counted, then written; released below
             vectors = solved.where("factor IS NOT NULL").select("idx", "factor", "bias")
-            brought = replace(fitted, user_factors=vectors, tables={}, cached=solved)
+            kept = {name: fitted.tables[name].drop("item_id", "model", "run_id") for name in model.item_tables}
+            brought = replace(fitted, user_factors=vectors, tables=kept, cached=solved)
             try:
                 counts = counted(solved, config)
                 counts["items"] = write_fitted(now, model, brought, run)["item"]

@@ -48,9 +48,8 @@ def recommend_run(spark: SparkSession, config: Config) -> dict[str, Any]:
         known = wanted.join(fitted.user_factors.withColumnRenamed("idx", "user_idx"), on="user_idx", how="left")
         if model.scores_rows:
             known = known.join(row_lists(data.pairs), on="user_idx", how="left")
-        lists = top_k(
-            _with_seen(known, events, config), share_ranker(spark, scorer, catalogue), model.width, config.topk.k
-        )
+        ranker, topk = share_ranker(spark, scorer, catalogue), config.topk
+        lists = top_k(_with_seen(known, events, config), ranker, model.width, topk.k, topk.concepts)
         named = (
             lists.join(wanted, on="user_idx", how="inner")
             .join(items.select("item_idx", "item_id"), on="item_idx", how="inner")
@@ -133,9 +132,10 @@ def _write_lists(tables: LakeTables, lists: DataFrame, model: str, run_id: str) 
     finally:
         ordered.unpersist()
     by_reason = {r["reason"]: r["users"] for r in first}
+    fallback = by_reason.pop("fallback", 0)
     return {
-        "users_model": by_reason.get("model", 0),
-        "users_fallback": by_reason.get("fallback", 0),
+        "users_model": sum(by_reason.values()),
+        "users_fallback": fallback,
         "recommendations": rows[0],
         "nan_scores": rows[1],
     }

@@ -24,7 +24,10 @@ from sparkcf.models.contract import FitRun, Fitted, Model
 from sparkcf.models.registry import model_of
 from sparkcf.progress import Step, say, step
 
-LOGGED = ("objective", "observed", "unobserved", "regularization", "loss", "kl_weight", "ndcg_at_100", "seconds")
+LOGGED = (
+    *("objective", "observed", "unobserved", "regularization", "loss", "kl_weight", "ndcg_at_100", "seconds"),
+    *("active_units", "kl", "item_loss", "item_active_units", "item_kl"),  # of nets, see training/posterior.py
+)
 
 
 def train_model(spark: SparkSession, config: Config) -> dict[str, Any]:
@@ -125,21 +128,25 @@ def write_fitted(inputs: Inputs, model: Model[Any], fitted: Fitted, run: Run) ->
     if fitted.arrays:
         write_state(tables.root, run.run_id, fitted.arrays)
     for name, frame in fitted.tables.items():
+        if "item_idx" in frame.columns:
+            frame = frame.join(inputs.read("items").select("item_idx", "item_id"), on="item_idx", how="inner")
         write_of_run(tables, name, frame, *of_run)
     return counts
 
 
 def write_log(tables: LakeTables, run: Run, fitted: Fitted) -> None:
     """Write the figures of the sweeps or epochs, and the means that predictions add."""
-    logged = [
-        (metric, entry.get("sweep") or entry["epoch"], float(entry[metric]))
-        for entry in fitted.log
-        for metric in LOGGED
-        if metric in entry
-    ]
+    logged: list[tuple[str, int | None, float, str | None]] = []
+    for entry in fitted.log:
+        number = entry.get("sweep") or entry["epoch"]
+        logged += [(name, number, float(entry[name]), None) for name in LOGGED if name in entry]
+        for name in ("kl", "item_kl"):
+            by_dimension = entry.get(f"{name}_by_dimension", ())
+            logged += [(name, number, value, f"dimension {d}") for d, value in enumerate(by_dimension)]
     singular = sum(entry.get("singular_rows", 0) for entry in fitted.log)
     if singular:
         key = f"{run.row['model']}.regularization"
         say(f"  warning: {singular} row solves were singular and got a larger diagonal: raise {key}")
-    whole = [("mean", None, fitted.mean), ("average", None, fitted.average)]
-    write_fit_log(tables, run.run_id, [*logged, *whole])
+    logged += [("mean", None, fitted.mean, None), ("average", None, fitted.average, None)]
+    logged += [(figure.metric, None, figure.value, figure.segment) for figure in fitted.figures]
+    write_fit_log(tables, run.run_id, logged)

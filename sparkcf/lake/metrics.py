@@ -35,9 +35,12 @@ def write_figures(
     tables.replace("metrics", _frame(tables, rows), f"run_id = '{run_id}' AND protocol = '{protocol}'")
 
 
-def write_fit_log(tables: LakeTables, run_id: str, logged: Iterable[tuple[str, int | None, float]]) -> None:
-    """Append what a fit logged: metric, number of the sweep or epoch, value."""
-    rows = [(run_id, "model", "fit", metric, k, value, *[None] * 6) for metric, k, value in logged]
+def write_fit_log(tables: LakeTables, run_id: str, logged: Iterable[tuple[str, int | None, float, str | None]]) -> None:
+    """Append what a fit logged: metric, number of the sweep or epoch, value, segment."""
+    rows = [
+        (run_id, "model", "fit", metric, k, value, *[None] * 3, segment, None, None)
+        for metric, k, value, segment in logged
+    ]
     tables.append("metrics", _frame(tables, rows))
 
 

@@ -30,7 +30,7 @@ if TYPE_CHECKING:
 
 TABLE_NAMES = tuple(
     "interactions quarantine users items features user_rows item_rows example_rows user_factors item_factors"
-    " feature_factors recommendations predictions similar_items runs metrics published".split()
+    " feature_factors item_concepts recommendations predictions similar_items runs metrics published".split()
 )
 # The columns that queries need; where a table is not named here, all of them.
 COLUMNS = {

@@ -233,6 +233,23 @@ FEATURE_FACTORS = Table(
     partition_by=("model", "run_id"),
 )
 
+ITEM_CONCEPTS = Table(
+    "item_concepts",
+    "how much every item belongs to each concept of a run",
+    StructType(
+        [
+            column("item_idx", INT, "dense index of the item"),
+            column("item_id", STRING, "external id of the item"),
+            column("concept", INT, "number of the concept, from 0"),
+            column("probability", FloatType(), "that the item belongs to it; of an item they sum to 1"),
+            column("model", STRING, "model's name"),
+            column("run_id", STRING, "run that made it"),
+        ]
+    ),
+    key=("run_id", "item_idx", "concept"),
+    partition_by=("model", "run_id"),
+)
+
 RECOMMENDATIONS = Table(
     "recommendations",
     "top-K lists; see `published` for the run to read",
@@ -243,7 +260,7 @@ RECOMMENDATIONS = Table(
             column("position", INT, "place in the list, from 1"),
             column("item_id", STRING, "external id of the item"),
             column("score", FloatType(), "comparable only inside one list"),
-            column("reason", STRING, "model, or fallback (popularity)"),
+            column("reason", STRING, "model, its concept where topk.concepts asks for it, or fallback (popularity)"),
             column("model", STRING, "model's name"),
             column("run_id", STRING, "run that made it"),
         ]
@@ -333,7 +350,12 @@ METRICS = Table(
             column("lower", DOUBLE, "2.5 % bound by bootstrap", nullable=True),
             column("upper", DOUBLE, "97.5 % bound by bootstrap", nullable=True),
             column("users", LONG, "users counted", nullable=True),
-            column("segment", STRING, "which users; null: all; warm: those with a vector", nullable=True),
+            column(
+                "segment",
+                STRING,
+                "of what; null: all; warm: users with a vector; dimension N, concept N",
+                nullable=True,
+            ),
             column("settings", STRING, "what decided the test, JSON: figures compare where it is alike", nullable=True),
             column("replicates", ArrayType(DOUBLE), "the value in every bootstrap replicate", nullable=True),
         ]
@@ -373,6 +395,7 @@ TABLES: dict[str, Table] = {
         USER_FACTORS,
         ITEM_FACTORS,
         FEATURE_FACTORS,
+        ITEM_CONCEPTS,
         RECOMMENDATIONS,
         PREDICTIONS,
         SIMILAR_ITEMS,

@@ -10,10 +10,10 @@ top-K kernel ranks, and every other one, which scores blocks of users against al
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
-from typing import TYPE_CHECKING, Any, ClassVar, Generic, TypeVar
+from typing import TYPE_CHECKING, Any, ClassVar, Generic, NamedTuple, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
@@ -69,6 +69,14 @@ class FitRun:
     checkpoint_dir: str | None = None
 
 
+class FitFigure(NamedTuple):
+    """A figure of a fit as a whole. segment : of what, where it is not of all."""
+
+    metric: str
+    value: float
+    segment: str | None = None
+
+
 @dataclass(frozen=True)
 class Fitted:
     """A fit: fresh, or read back from the lake.
@@ -79,6 +87,7 @@ class Fitted:
     mean : what the biases stand on; 0 without biases. average : the mean value of the training pairs, where the
         model predicts values.
     arrays : what else scoring and folding in need. tables : more frames to store, by the tables' names.
+    figures : of the fit as a whole, for the table of measures.
     cached : the frame that the others are made of, until `release`.
     """
 
@@ -89,6 +98,7 @@ class Fitted:
     average: float = 0.0
     arrays: Arrays = field(default_factory=dict)
     tables: Mapping[str, DataFrame] = field(default_factory=dict)
+    figures: Sequence[FitFigure] = ()
     cached: DataFrame | None = None
 
     @classmethod
@@ -114,8 +124,9 @@ class Fitted:
 class Saved:
     """A fit as arrays, in one process.
 
-    arrays : those of `Fitted`. item_vectors : (m, width), item_bias : (m,), item_known : bool (m,), which items the
-        model knows. mean, average : see `Fitted`.
+    arrays : those of `Fitted`.
+    item_vectors : (m, item_width). item_bias : (m,). item_known : bool (m,), which items the model knows.
+    mean, average : see `Fitted`.
     """
 
     item_vectors: F32
@@ -169,6 +180,15 @@ class Scorer(ABC):
         """Likeness (n, m) of some items to all; the cosine of `likeness` where that is given."""
         unit = unit_rows(self.likeness())
         return unit[items] @ unit.T
+
+    def concepts(self, users: UserBlock, items: I32) -> I32 | None:
+        """The concept that contributes most to each score (n, k); None for a model without concepts.
+
+        Parameters
+        ----------
+        items : (n, k), -1 for none.
+        """
+        return None
 
     def likeness(self) -> F32:
         """Vectors (m, any) whose cosine is the similarity of items. A model without any overrides `similar_block`."""
@@ -234,13 +254,14 @@ class Model(ABC, Generic[Params]):
     """A model with its parameters: everything that differs between one model and another.
 
     section : the class of its parameters. reads : see `data.pairs.Reads`. scores_rows : its scorer needs the users'
-    pairs. tables : the tables that it stores beside the factors. validation_share : of user rows, kept from training
-    to stop it.
+    pairs. tables : the tables that it stores beside the factors. item_tables : those of them that say nothing of users,
+    so that folding users in leaves them as they are. validation_share : of user rows, kept from training to stop it.
     """
 
     section: ClassVar[type[ModelSection]]
     scores_rows: ClassVar[bool] = False
     tables: ClassVar[tuple[str, ...]] = ()
+    item_tables: ClassVar[tuple[str, ...]] = ()
     validation_share: float = 0.0
 
     def __init__(self, params: Params, seed: int) -> None:
@@ -258,7 +279,12 @@ class Model(ABC, Generic[Params]):
     @property
     @abstractmethod
     def width(self) -> int:
-        """The length of a user's or item's vector; 0 where scores do not come from vectors."""
+        """The length of a user's vector; 0 where scores do not come from vectors."""
+
+    @property
+    def item_width(self) -> int:
+        """The length of an item's vector."""
+        return self.width
 
     @property
     def rounds(self) -> int:

@@ -51,7 +51,7 @@ def share_fitted(spark: SparkSession, model: Model[Any], fitted: Fitted, n_items
 
 def saved_of(model: Model[Any], fitted: Fitted, n_items: int) -> Saved:
     """A fit as arrays in this process."""
-    vectors, bias, known = collect_factors(fitted.item_factors, n_items, model.width)
+    vectors, bias, known = collect_factors(fitted.item_factors, n_items, model.item_width)
     return Saved(vectors, bias, known, fitted.arrays, fitted.mean, fitted.average)
 
 

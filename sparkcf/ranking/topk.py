@@ -145,20 +145,29 @@ def share_similarity(spark: SparkSession, model: Model[Any], saved: Saved, score
     return share_scorer(spark, Cosine, Saved(unit, np.zeros(len(unit), np.float32), comparable))
 
 
-def top_k(users: DataFrame, shared: SharedRanker, width: int, k: int) -> DataFrame:
-    """The lists of `ranked_lists`, a row an item: user_idx, position (from 1), item_idx, score, reason."""
-    lists = ranked_lists(users, shared, width, k)
-    listed = lists.select("user_idx", "by_model", F.posexplode(F.arrays_zip("items", "scores")).alias("at", "entry"))
+def top_k(users: DataFrame, shared: SharedRanker, width: int, k: int, concepts: bool = False) -> DataFrame:
+    """The lists of `ranked_lists`, a row an item: user_idx, position (from 1), item_idx, score, reason.
+
+    Parameters
+    ----------
+    concepts : the reason is "concept N", where the model has concepts, instead of "model".
+    """
+    lists = ranked_lists(users, shared, width, k, concepts)
+    entries = ["items", "scores", *(["concepts"] if concepts else [])]
+    listed = lists.select("user_idx", "by_model", F.posexplode(F.arrays_zip(*entries)).alias("at", "entry"))
+    of_model = F.lit("model")
+    if concepts:
+        of_model = F.coalesce(F.concat(F.lit("concept "), F.col("entry.concepts")), of_model)
     return listed.select(
         "user_idx",
         (F.col("at") + 1).alias("position"),
         F.col("entry.items").alias("item_idx"),
         F.col("entry.scores").alias("score"),
-        F.when(F.col("by_model"), "model").otherwise("fallback").alias("reason"),
+        F.when(F.col("by_model"), of_model).otherwise("fallback").alias("reason"),
     )
 
 
-def ranked_lists(users: DataFrame, shared: SharedRanker, width: int, k: int) -> DataFrame:
+def ranked_lists(users: DataFrame, shared: SharedRanker, width: int, k: int, concepts: bool = False) -> DataFrame:
     """Lists of at most k items, a row a user as LISTS: between Python and the JVM far cheaper than a row an item.
 
     Parameters
@@ -166,6 +175,7 @@ def ranked_lists(users: DataFrame, shared: SharedRanker, width: int, k: int) -> 
     users : user_idx; factor, null for a user whom the model does not know: they get popularity, by_model false;
         seen, array<int> of items not to list, null for none; the columns ROW, where the scorer needs them.
     width : of a factor.
+    concepts : with a column `concepts`, the concept of every item; null where the model has none.
     """
 
     def work(batches: Iterable[Any]) -> Iterator[Any]:
@@ -175,10 +185,22 @@ def ranked_lists(users: DataFrame, shared: SharedRanker, width: int, k: int) -> 
                 if batch.num_rows:
                     block = user_block(batch, width)
                     lists = ranker.rank(block, csr_of(batch.column("seen")), k)
-                    yield _lists_batch(batch.column("user_idx"), *lists, block.known)
+                    listed = _lists_batch(batch.column("user_idx"), *lists, block.known)
+                    yield _with_concepts(listed, ranker.scorer.concepts(block, lists[0])) if concepts else listed
 
     rows = [name for name in ROW if name in users.columns]
-    return users.select("user_idx", "factor", "seen", *rows).mapInArrow(work, LISTS)
+    schema = f"{LISTS}, concepts array<int>" if concepts else LISTS
+    return users.select("user_idx", "factor", "seen", *rows).mapInArrow(work, schema)
+
+
+def _with_concepts(lists: Any, concepts: NDArray[np.int32] | None) -> Any:
+    """The lists with their items' concepts (n, k), -1 where there is no item; None: null."""
+    import pyarrow as pa
+
+    column = pa.nulls(lists.num_rows, pa.list_(pa.int32()))
+    if concepts is not None:
+        column = pa.ListArray.from_arrays(lists.column("items").offsets, pa.array(concepts[concepts >= 0]))
+    return lists.append_column("concepts", column)
 
 
 def similar_items(items: DataFrame, shared: SharedRanker, k: int) -> DataFrame:

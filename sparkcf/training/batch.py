@@ -15,11 +15,16 @@ from torch import Tensor
 
 @dataclass(frozen=True)
 class Rows:
-    """Compressed rows: `indices` int64 (nnz,), `offsets` int64 (B + 1,), `values` float32 (nnz,)."""
+    """Compressed rows.
+
+    indices : int64 (nnz,). offsets : int64 (B + 1,). values : float32 (nnz,).
+    ids : int64 (B,), the rows' dense indices. None where they are not known.
+    """
 
     indices: Tensor
     offsets: Tensor
     values: Tensor
+    ids: Tensor | None = None
 
     def __len__(self) -> int:
         return len(self.offsets) - 1
@@ -33,12 +38,25 @@ class Rows:
     def unit(self) -> Rows:
         """The rows divided by their L2 norms; an empty row stays empty."""
         squares = torch.zeros(len(self), device=self.values.device).index_add_(0, self.row_of, self.values**2)
-        norms = squares.sqrt().clamp_min(1e-12)
-        return Rows(self.indices, self.offsets, self.values / norms[self.row_of])
+        norms = squares.clamp_min(1e-24).sqrt()  # in this order, so that the gradient at an empty row is 0
+        return self.with_values(self.values / norms[self.row_of])
+
+    def with_values(self, values: Tensor) -> Rows:
+        """The same entries with other values."""
+        return Rows(self.indices, self.offsets, values, self.ids)
+
+    def take(self, rows: Tensor) -> Rows:
+        """Some of the rows, int64 (n,), in the order asked for."""
+        counts = self.offsets.diff()[rows]
+        offsets = torch.cat([counts.new_zeros(1), counts.cumsum(0)])
+        first = torch.repeat_interleave(self.offsets[rows] - offsets[:-1], counts)
+        entries = first + torch.arange(len(first), device=first.device)
+        return Rows(self.indices[entries], offsets, self.values[entries])
 
     def sums(self) -> Tensor:
         """The sum of every row, (B,)."""
         return torch.zeros(len(self), device=self.values.device).index_add_(0, self.row_of, self.values)
 
     def to(self, device: torch.device | str) -> Rows:
-        return Rows(*(t.to(device, non_blocking=True) for t in (self.indices, self.offsets, self.values)))
+        given = (self.indices, self.offsets, self.values, self.ids)
+        return Rows(*(None if t is None else t.to(device, non_blocking=True) for t in given))  # type: ignore[arg-type]

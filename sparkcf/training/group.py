@@ -45,6 +45,21 @@ class Group:
 
         return waited
 
+    def merge_rows(self, table: torch.Tensor, own: torch.Tensor) -> None:
+        """Give every rank the rows of a table (n, k) that each rank owns.
+
+        Parameters
+        ----------
+        table : changed in place. own : int64, this rank's rows, which no other rank owns.
+        """
+        if self.size == 1:
+            return
+        sent = table.new_zeros((len(table), table.shape[1] + 1))
+        sent[own, :-1], sent[own, -1] = table[own], 1.0
+        dist.all_reduce(sent)  # a sum with zeros: exact
+        changed = sent[:, -1] > 0
+        table[changed] = sent[changed, :-1]
+
     def from_main(self, value: int) -> int:
         """The main rank's value."""
         return int(self.sum(value if self.is_main else 0)[0])

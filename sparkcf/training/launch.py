@@ -31,7 +31,8 @@ class TrainingSpec:
 
     factory : dotted name `module:function` of what builds the net from (data, params, seed).
     params_class, params : the class of the model's parameters by its dotted name, and they as JSON.
-    data : plain values that the factory needs to know of the data. train, validation : lists of files.
+    data : plain values that the factory needs to know of the data. train, validation : files of rows.
+    item_train : files of items' rows, for a net that trains on them too.
     """
 
     model: str
@@ -46,6 +47,7 @@ class TrainingSpec:
     checkpoint_dir: str
     threads: int = 1
     report_to: tuple[str, int, str] | None = None
+    item_train: tuple[str, ...] = ()
 
 
 def class_name(instance: object) -> str:
@@ -181,9 +183,9 @@ def _train(
 
     config = params.gradient
 
-    def feed(files: Sequence[str], repeats: bool) -> PetastormFeed:
+    def feed(files: Sequence[str], repeats: bool = False, id_column: str = spec.id_column) -> PetastormFeed:
         batch = -(-config.batch_size // group.size)
-        made = PetastormFeed(files, spec.id_column, batch, spec.seed, group.rank, group.size, repeats)
+        made = PetastormFeed(files, id_column, batch, spec.seed, group.rank, group.size, repeats)
         open_feeds.callback(made.close)
         return made
 
@@ -191,10 +193,12 @@ def _train(
         return (fold_in_and_heldout(b.rows, FOLD_IN_SHARE, spec.seed) for b in held.epoch(0) if len(b.rows))
 
     with contextlib.ExitStack() as open_feeds:
-        fed, held = feed(spec.train, repeats=False), feed(spec.validation, repeats=True)
+        users, held = feed(spec.train), feed(spec.validation, repeats=True)
+        items = feed(spec.item_train, id_column="item_idx") if spec.item_train else None
         net = _found(spec.factory)(spec.data, params, spec.seed)
         measured = validation if spec.validation else None
-        return train(net, fed, config, spec.seed, group, measured, Checkpoints(spec.checkpoint_dir), on_progress)
+        saved = Checkpoints(spec.checkpoint_dir)
+        return train(net, users, config, spec.seed, group, measured, saved, on_progress, items)
 
 
 def _found(name: str) -> Any:

@@ -2,7 +2,8 @@
 
     feed ──batch──▶ loss of the rows ÷ rows of all ranks ──gradients summed over ranks──▶ Adam
 
-A step's loss is the mean over the rows of all ranks, so ranks of unequal batches count row by row.
+A step's loss is the mean over the rows of all ranks, so ranks of unequal batches count row by row. A net of two sides
+has a phase of items' rows and then one of users' rows in every epoch.
 """
 
 from __future__ import annotations
@@ -10,6 +11,7 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Iterable, Sequence
 from contextlib import nullcontext
+from dataclasses import dataclass
 from typing import Any, Protocol, runtime_checkable
 
 import numpy as np
@@ -26,12 +28,13 @@ from sparkcf.training.batch import Rows
 from sparkcf.training.checkpoint import Checkpoints, Progress
 from sparkcf.training.feed import Batch, Feed
 from sparkcf.training.group import Group
+from sparkcf.training.posterior import posterior_figures
 from sparkcf.training.shared_gradients import shared_gradients
 
 OnProgress = Callable[[dict[str, Any]], None]
 Validation = Callable[[], Iterable[tuple[PackedRows, PackedRows]]]  # rows to fold in, and what to find
 AT = 100  # of the NDCG that stops the training
-NAMED = 5  # users in a message
+NAMED = 5  # rows in a message
 BUCKET_MB = 2  # of gradient that travels at once: small, so that it travels while the rest is computed
 SHARED_BUCKET_MB = 1024  # nothing travels: all at once
 
@@ -42,6 +45,23 @@ class Phased(Protocol):
 
     def begin_epoch(self, number: int) -> Sequence[nn.Parameter]:
         """Called before every epoch, from 1; returns the parameters that rest in it."""
+        ...
+
+
+@runtime_checkable
+class TwoSided(Protocol):
+    """A net whose two parts, one for the rows of each side, train in turns; each part has a `loss`."""
+
+    def part(self, side: str) -> nn.Module:
+        """The part for the rows of a side, "user" or "item"."""
+        ...
+
+    def store(self, side: str, rows: Rows) -> None:
+        """Called after every step: store the vectors of these rows, against which the other part trains."""
+        ...
+
+    def stored(self, side: str) -> Sequence[Tensor]:
+        """The tables (n, k) that `store` writes to."""
         ...
 
 
@@ -62,6 +82,19 @@ class BatchLoss(nn.Module):
         return summed
 
 
+@dataclass(frozen=True)
+class Phase:
+    """The training of one part of a net in an epoch.
+
+    part : the module with the loss. objective : BatchLoss of it, over all ranks.
+    """
+
+    side: str
+    feed: Feed
+    part: nn.Module
+    objective: nn.Module
+
+
 def train(
     net: nn.Module,
     feed: Feed,
@@ -71,14 +104,17 @@ def train(
     validation: Validation | None = None,
     checkpoints: Checkpoints | None = None,
     on_progress: OnProgress = lambda entry: None,
+    item_feed: Feed | None = None,
 ) -> list[dict[str, Any]]:
     """Train the net in place; it ends with the weights of the best epoch by validation, else of the last.
 
     Parameters
     ----------
+    feed : rows of users. item_feed : rows of items, for a `TwoSided` net.
     validation : gives this rank's share of the validation rows, anew at each call.
     checkpoints : where an epoch's end is written, and the training goes on from.
-    on_progress : called by the main rank with every epoch's log entry: epoch, loss, kl_weight, ndcg_at_100, seconds.
+    on_progress : called by the main rank with every epoch's log entry: epoch, loss, kl_weight, ndcg_at_100, seconds,
+        and the figures of `sparkcf.training.posterior`; those of a phase of items begin with "item_".
 
     Returns
     -------
@@ -90,12 +126,11 @@ def train(
     TrainingError
         At every rank: there is no row, or a loss is not finite.
     """
-    if not feed.steps:
+    feeds = {"user": feed} if item_feed is None else {"item": item_feed, "user": feed}
+    if not all(each.steps for each in feeds.values()):
         raise TrainingError("there is no row to train on: look at preference.positive_from and at the table of rows")
     net.to(group.device)
-    objective: nn.Module = BatchLoss(net)
-    if group.size > 1:
-        objective = synchronised(objective, group)
+    phases = [_phase(net, side, each, group) for side, each in feeds.items()]
     optimizer = Adam(net.parameters(), config.learning_rate, weight_decay=config.weight_decay, fused=True)
     progress = (checkpoints.resume(net, optimizer, group, on_progress) if checkpoints else None) or Progress()
     while progress.epoch < config.epochs and not progress.is_over(config.patience):
@@ -103,13 +138,12 @@ def train(
         torch.manual_seed(int(np.random.SeedSequence([seed, number, group.rank]).generate_state(1)[0]))
         net.train()
         resting = net.begin_epoch(number) if isinstance(net, Phased) else []
-        steps_before, total, rows = (number - 1) * feed.steps, 0.0, 0
-        for place, batch in enumerate(feed.epoch(number)):
-            weight = annealed(config.annealing, steps_before + place)
-            total += _step(objective, optimizer, batch, weight, config, group, (number, place + 1), resting)
-            rows += batch.total
-        entry = {"epoch": number, "loss": total / rows, "kl_weight": annealed(config.annealing, number * feed.steps)}
-        entry |= {"seconds": time.perf_counter() - begin, "rows": rows}
+        entry: dict[str, Any] = {"epoch": number, "rows": 0}
+        for phase in phases:
+            figures, rows = _run_phase(net, phase, optimizer, config, group, number, resting)
+            entry["rows"] += rows
+            entry |= figures if phase.side == "user" else {f"{phase.side}_{name}": v for name, v in figures.items()}
+        entry |= {"kl_weight": annealed(config.annealing, number * feed.steps), "seconds": time.perf_counter() - begin}
         if validation is not None:
             entry["ndcg_at_100"] = validate(net, validation(), group)
         best = progress.add(entry)
@@ -123,6 +157,38 @@ def train(
     return progress.log
 
 
+def _phase(net: nn.Module, side: str, feed: Feed, group: Group) -> Phase:
+    part = net.part(side) if isinstance(net, TwoSided) else net
+    objective: nn.Module = BatchLoss(part)
+    return Phase(side, feed, part, synchronised(objective, group) if group.size > 1 else objective)
+
+
+def _run_phase(
+    net: nn.Module,
+    phase: Phase,
+    optimizer: Adam,
+    config: GradientConfig,
+    group: Group,
+    epoch: int,
+    resting: Sequence[nn.Parameter],
+) -> tuple[dict[str, Any], int]:
+    """One pass over the rows of a side; returns its figures, the loss first, and the number of rows of all ranks."""
+    steps_before, total, n_rows = (epoch - 1) * phase.feed.steps, 0.0, 0
+    own: list[Tensor] = []
+    for place, batch in enumerate(phase.feed.epoch(epoch)):
+        weight = annealed(config.annealing, steps_before + place)
+        rows = to_tensors(batch.rows, group.device)
+        total += _step(phase, optimizer, rows, batch, weight, config, group, (epoch, place + 1), resting)
+        n_rows += batch.total
+        if isinstance(net, TwoSided):
+            net.store(phase.side, rows)
+            own.append(rows.ids)  # type: ignore[arg-type]
+    if isinstance(net, TwoSided):
+        for table in net.stored(phase.side):
+            group.merge_rows(table, torch.cat(own))
+    return {"loss": total / n_rows} | posterior_figures(phase.part, rows, group), n_rows
+
+
 def annealed(annealing: tuple[float, int], update: int) -> float:
     """The weight of the KL divergence at an update, from 0: it rises in a line from 0 to the cap."""
     cap, steps = annealing
@@ -132,10 +198,15 @@ def annealed(annealing: tuple[float, int], update: int) -> float:
 def synchronised(objective: nn.Module, group: Group) -> nn.Module:
     """The objective whose gradients are averaged over the ranks: by nccl, by gloo, or in the memory of one machine."""
     if group.device.type == "cuda":
-        return DistributedDataParallel(objective, device_ids=[group.device.index], gradient_as_bucket_view=True)
+        return DistributedDataParallel(
+            objective, device_ids=[group.device.index], gradient_as_bucket_view=True, broadcast_buffers=False
+        )
     shared = shared_gradients(group, sum(p.numel() for p in objective.parameters() if p.requires_grad))
     wrapped = DistributedDataParallel(
-        objective, gradient_as_bucket_view=True, bucket_cap_mb=SHARED_BUCKET_MB if shared else BUCKET_MB
+        objective,
+        gradient_as_bucket_view=True,
+        broadcast_buffers=False,  # no forward pass changes one
+        bucket_cap_mb=SHARED_BUCKET_MB if shared else BUCKET_MB,
     )
     if shared:
         wrapped.register_comm_hook(None, shared.hook)
@@ -143,47 +214,47 @@ def synchronised(objective: nn.Module, group: Group) -> nn.Module:
 
 
 def _step(
-    objective: nn.Module,
+    phase: Phase,
     optimizer: Adam,
+    rows: Rows,
     batch: Batch,
     kl_weight: float,
     config: GradientConfig,
     group: Group,
     place: tuple[int, int],
-    resting: Sequence[nn.Parameter] = (),
+    resting: Sequence[nn.Parameter],
 ) -> float:
     """One update; returns the loss summed over the rows of all ranks."""
-    rows = to_tensors(batch.rows, group.device)
     mixed = config.mixed_precision and group.device.type == "cuda"
     optimizer.zero_grad(set_to_none=True)
     with torch.autocast("cuda", torch.bfloat16) if mixed else nullcontext():
-        loss = objective(rows, kl_weight)
+        loss = phase.objective(rows, kl_weight)
     summed = group.summing(loss)
     (loss * (group.size / batch.total)).backward()  # DDP divides by the number of ranks
     total = summed()
     if not np.isfinite(total):
-        raise TrainingError(group.first_of(_blame(float(loss.detach()), batch, config, place)))
+        raise TrainingError(group.first_of(_blame(float(loss.detach()), phase.side, batch, config, place)))
     for parameter in resting:  # Adam leaves alone what has no gradient; DDP wants one of every parameter
         parameter.grad = None
     if config.clip_norm is not None:
-        nn.utils.clip_grad_norm_(objective.parameters(), config.clip_norm)
+        nn.utils.clip_grad_norm_(phase.objective.parameters(), config.clip_norm)
     optimizer.step()
     return total
 
 
-def _blame(own: float, batch: Batch, config: GradientConfig, place: tuple[int, int]) -> str:
+def _blame(own: float, side: str, batch: Batch, config: GradientConfig, place: tuple[int, int]) -> str:
     if np.isfinite(own):
         return ""
-    users = ", ".join(map(str, batch.rows.ids[:NAMED]))
+    ids = ", ".join(map(str, batch.rows.ids[:NAMED]))
     return (
-        f"the loss is {own} in epoch {place[0]}, step {place[1]}, whose rows begin with user_idx {users}: lower "
+        f"the loss is {own} in epoch {place[0]}, step {place[1]}, whose rows begin with {side}_idx {ids}: lower "
         f"{config.section}.learning_rate, set {config.section}.clip_norm or look for huge values"
     )
 
 
 def to_tensors(rows: PackedRows, device: torch.device | str) -> Rows:
     """Packed rows on a device, int64 indices and offsets."""
-    arrays = (rows.indices.astype(np.int64), rows.indptr, np.array(rows.values))
+    arrays = (rows.indices.astype(np.int64), rows.indptr, np.array(rows.values), np.array(rows.ids))
     tensors = [torch.from_numpy(array) for array in arrays]
     if torch.device(device).type == "cuda":
         tensors = [tensor.pin_memory() for tensor in tensors]

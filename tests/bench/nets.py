@@ -93,7 +93,7 @@ def write_files(rows: PackedRows, folder: Path) -> list[str]:
 def seconds(model: str, feed: Any, n_items: int, group: Group = ALONE, **changes: Any) -> list[float]:
     """Of the epochs of one training, without the first."""
     config = section(model, **changes)
-    log = train(build_net(n_items, config, 1), feed, config, 1, group)
+    log = train(build_net({"n_items": n_items}, config, 1), feed, config, 1, group)
     return [entry["seconds"] for entry in log[1:]]
 
 
@@ -246,7 +246,7 @@ def figure(split: str, model: str, chosen: dict[str, Any], seed: int) -> float:
     n_items, n = int(archive["n_items"]), len(archive["train_users"])
     config = section(model, **({"epochs": 200, "patience": 15} | chosen))
     rows = PackedRows(np.arange(n), *quality.rows(archive["train"], n, n_items))
-    net = build_net(n_items, config, seed)
+    net = build_net({"n_items": n_items}, config, seed)
 
     def part(name: str) -> tuple[PackedRows, PackedRows]:
         known, heldout = quality.parts(archive, name)

@@ -41,6 +41,19 @@ CASES = {
     "multvae": ("model=multvae", "multvae.hidden=[6]", "multvae.anneal_cap=0.01"),
     "multvae, Gaussian": ("model=multvae", "multvae.hidden=[]", "multvae.likelihood=gaussian"),
     "multdae": ("model=multdae", "multdae.workers=2"),
+    "macridvae": ("model=macridvae", "macridvae.hidden=[6]", "macridvae.concepts=2", "macridvae.anneal_cap=0.01"),
+    "macridvae, one concept": ("model=macridvae", "macridvae.concepts=1", "macridvae.assignment=softmax"),
+    "bivae": ("model=bivae", "bivae.hidden=[6]"),
+    "bivae, Gaussian of values": (
+        "model=bivae",
+        "bivae.likelihood=gaussian",
+        "bivae.link=identity",
+        "bivae.binary=false",
+        "bivae.other_side=means",
+        "bivae.learning_rate=0.02",
+        "bivae.epochs=30",
+    ),
+    "bivae, Bernoulli": ("model=bivae", "bivae.likelihood=bernoulli", "bivae.workers=2", "bivae.sampled_rows=2"),
     "ease": ("model=ease", "ease.regularization=1"),
     "popularity": ("model=popularity",),
 }
@@ -56,7 +69,7 @@ BRIEF = (
     "workers=1",
     "validation_share=0",
 )
-BASE += tuple(f"{section}.{key}" for section in ("multvae", "multdae") for key in BRIEF)
+BASE += tuple(f"{section}.{key}" for section in ("multvae", "multdae", "macridvae", "bivae") for key in BRIEF)
 VALUES = np.array([[5, 0, 3, 0, 1], [0, 4, 0, 0, 2], [0, 0, 0, 0, 0], [1, 0, 0, 0, 5]])
 USERS, ITEMS = [0, 1, 3], [0, 1, 2, 4]  # user 2 has nothing, and nobody has item 3
 TRAINED = (  # the rows of the training
@@ -129,7 +142,8 @@ def test_rows_with_entries_have_finite_factors_and_no_others(case: Case) -> None
         assert columns == {"idx": "int", "factor": "array<float>", "bias": "float"} | latent
         rows = frame.orderBy("idx").collect()
         assert [row["idx"] for row in rows] == present
-        assert np.array([row["factor"] for row in rows]).shape == (len(present), case.model.width)
+        width = case.model.width if present is USERS else case.model.item_width
+        assert np.array([row["factor"] for row in rows]).shape == (len(present), width)
         assert all(np.isfinite([*row["factor"], row["bias"]]).all() for row in rows)
         assert any(any(row["factor"]) for row in rows) == (case.model.width > 0)
 

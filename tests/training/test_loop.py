@@ -45,7 +45,7 @@ def config(**changes: Any) -> MultVAEConfig:
 
 
 def run(configured: Any, saved: Path | None = None, **given: Any) -> tuple[torch.nn.Module, list[dict[str, Any]]]:
-    net = build_net(M, configured, SEED)
+    net = build_net({"n_items": M}, configured, SEED)
     checkpoints = Checkpoints(str(saved)) if saved else None
     feed = MemoryFeed(rows(), configured.batch_size, SEED)
     return net, train(
@@ -91,7 +91,7 @@ def _member(rank: int, size: int, port: int, answers: Any, work: Callable[..., A
 def _trained(
     group: Group, configured: MultDAEConfig | MultVAEConfig, n: int, poisoned: int | None = None
 ) -> dict[str, Any]:
-    net = build_net(M, configured, SEED)
+    net = build_net({"n_items": M}, configured, SEED)
     whole = rows(n)
     if poisoned is not None:
         whole.values[whole.indptr[poisoned]] = np.inf
@@ -120,7 +120,7 @@ def test_two_ranks_train_what_one_trains_on_the_joined_batches(n: int) -> None:
 def test_what_rests_in_an_epoch_does_not_move_at_any_rank() -> None:
     """Encoder and decoder in turns: after two epochs of the encoder the decoder is as it was, then it moves."""
     configured = config(**RECVAE, dropout=0.0)
-    start = arrays_of(build_net(M, configured, SEED))["output.weight"]
+    start = arrays_of(build_net({"n_items": M}, configured, SEED))["output.weight"]
     for epochs, moved in ((2, False), (3, True)):
         one, two = in_processes(2, _trained, configured.model_copy(update={"epochs": epochs}), N)
         last = [found["state"] for found in (one, two)]
@@ -294,14 +294,14 @@ def test_a_folder_that_cannot_be_written_costs_a_note(tmp_path: Path) -> None:
 
 
 def test_no_row_to_train_on_is_said() -> None:
-    net = build_net(M, config(), SEED)
+    net = build_net({"n_items": M}, config(), SEED)
     with pytest.raises(TrainingError, match="no row to train on"):
         train(net, MemoryFeed(NO_ROWS, 5, 1), config(), SEED, ALONE)
 
 
 def test_gradients_are_clipped_where_asked() -> None:
     free, tight = (run(config(epochs=1, dropout=0.0, clip_norm=c))[0] for c in (None, 1e-9))
-    start = arrays_of(build_net(M, config(), SEED))["output.weight"]
+    start = arrays_of(build_net({"n_items": M}, config(), SEED))["output.weight"]
     moved = [np.abs(arrays_of(net)["output.weight"] - start).max() for net in (free, tight)]
     assert moved[0] > 1e-3 and moved[1] < moved[0]
 

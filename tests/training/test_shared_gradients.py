@@ -79,7 +79,7 @@ def test_a_file_of_another_token_or_none_is_not_opened(tmp_path: Path) -> None:
 
 def gradients_of(group: Group, folder: str) -> list[list[float]]:
     module.MEMORY = Path(folder)
-    net = build_net(M, config(), SEED)
+    net = build_net({"n_items": M}, config(), SEED)
     objective = synchronised(BatchLoss(net), group)
     random = torch.Generator().manual_seed(group.rank)
     found = []

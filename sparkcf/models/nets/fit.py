@@ -9,43 +9,57 @@ factor its weights. So top-K, evaluation, gate and queries are those of every ot
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import replace
 from functools import cached_property
 from typing import Any, TypeVar
 
 import numpy as np
 from pyspark import StorageLevel
-from pyspark.sql import DataFrame, SparkSession
+from pyspark.sql import DataFrame
 from pyspark.sql import functions as F
 
-from sparkcf.config.models import MultDAEConfig, MultVAEConfig
+from sparkcf.config.models import MultDAEConfig, MultVAEConfig, NetConfig
 from sparkcf.data.arrow import vectors_to_arrow
 from sparkcf.data.packed import PackedRows, unpack
+from sparkcf.data.packing import Snapshot
 from sparkcf.data.pairs import Reads
 from sparkcf.data.shared import share, share_state
 from sparkcf.errors import ConfigError, TrainingError
 from sparkcf.lake.arrays import Arrays, Shapes
 from sparkcf.lake.frames import one_row
-from sparkcf.models.contract import F32, Features, FitRun, Fitted, InnerProduct, Model, Rows, Saved, TrainingData
+from sparkcf.models.contract import (
+    F32,
+    Features,
+    FitFigure,
+    FitRun,
+    Fitted,
+    InnerProduct,
+    Model,
+    Rows,
+    Saved,
+    Scorer,
+    TrainingData,
+)
 from sparkcf.training.launch import TrainingSpec, check_launch, class_name, launch
 
-FACTORS = "idx int, factor array<float>, bias float, latent array<float>"
+FACTORS = "idx int, factor array<float>, bias float"
 BLOCK = 2_000  # rows that are encoded at once
 FACTORY = "sparkcf.models.nets.registry:net_of"
 BOUNDS = {"multinomial": (0.0, math.inf), "gaussian": (-math.inf, math.inf), "logistic": (0.0, 1.0)}  # of values
-NetParams = TypeVar("NetParams", MultVAEConfig, MultDAEConfig)
+NetParams = TypeVar("NetParams", bound=NetConfig)
+Sizes = dict[str, int]  # n_users, n_items
+Retrained = Callable[[int], Arrays]  # the weights of the same training with another seed
 
 
 class NetModel(Model[NetParams]):
-    """An autoencoder of users' rows, trained by gradient in processes of its own."""
+    """A net over users' rows, trained by gradient in processes of its own."""
+
+    has_latent: bool = True  # a user's factor is not the latent vector, which is stored beside it
 
     @property
     def reads(self) -> Reads:
         return Reads("positives")
-
-    @property
-    def width(self) -> int:
-        return self.params.decoder[-1] if self.params.decoder else self.params.latent_dim
 
     @property
     def rounds(self) -> int:
@@ -68,120 +82,213 @@ class NetModel(Model[NetParams]):
         TrainingError
             A loss is not finite, or a process died.
         """
-        from sparkcf.training.checkpoint import Checkpoints
-
         if data.packing is None or run.checkpoint_dir is None:
             raise ConfigError(f"model={self.name} needs a folder that every process can write: set train.progress")
         if run.warm_start:
             run.on_progress({"note": f"{self.name} starts from its seed"})
-        spark = data.pairs.sparkSession
-        workers = check_launch(spark, self.params.workers, self.name)
-        self._check_values(data.pairs)
-        snapshot = data.packing.rows(data.pairs, "user", self.validation_share)
+        workers = check_launch(data.pairs.sparkSession, self.params.workers, self.name)
+        self.check(data)
+        user_rows = data.packing.rows(data.pairs, "user", self.validation_share)
+        item_rows = self.item_rows(data)
         spec = TrainingSpec(
             self.name,
             FACTORY,
             class_name(self.params),
             self.params.model_dump_json(),
             self.seed,
-            {"n_items": data.n_items},
+            self.net_data(data, run.checkpoint_dir),
             "user_idx",
-            snapshot.train,
-            snapshot.validation,
+            user_rows.train,
+            user_rows.validation,
             run.checkpoint_dir,
+            item_train=item_rows.train if item_rows else (),
         )
-        log = launch(spark, spec, workers, run.on_progress)
-        checkpoints = Checkpoints(run.checkpoint_dir)
-        trained = checkpoints.best(self._net(data.n_items, trains=True))
-        state = {name: trained[name] for name in self.shapes(data)}
-        present = data.pairs.select(F.col("item_idx").alias("idx")).distinct()
-        items = _item_factors(spark, state).join(present, on="idx", how="left_semi")
-        users = self._encoded(data.packing.read(snapshot), state)
+        log, state = self._trained(spec, workers, data, run)
+        if warning := collapse_warning(self.name, log):
+            run.on_progress({"note": warning})
+
+        def retrained(seed: int) -> Arrays:
+            again = replace(spec, seed=seed, checkpoint_dir=f"{run.checkpoint_dir}-seed{seed}")
+            return self._trained(again, workers, data, run)[1]
+
+        figures = self.figures(data, state, retrained)
+        users = self.encoded(data.packing.read(user_rows), state)
         cached = users.persist(StorageLevel.MEMORY_AND_DISK)  # released with the fit
         cached.count()  # encodes; from here on nothing is read from the snapshot or the checkpoints
+        items = self.item_factors(data, state, item_rows)
+        tables = self.stored_tables(data, state)
+        return Fitted(cached, items, log, arrays=state, tables=tables, cached=cached, figures=figures)
+
+    def _trained(
+        self, spec: TrainingSpec, workers: int, data: TrainingData, run: FitRun
+    ) -> tuple[list[dict[str, Any]], Arrays]:
+        """The log of a training, and the weights that are stored."""
+        from sparkcf.training.checkpoint import Checkpoints
+
+        log = launch(data.pairs.sparkSession, spec, workers, run.on_progress)
+        checkpoints = Checkpoints(spec.checkpoint_dir)
+        trained = checkpoints.best(self.net_to_train(spec.data))
         checkpoints.clear()
-        return Fitted(cached, items, log, arrays=state, cached=cached)
+        return log, {name: trained[name] for name in self.shapes(data)}
 
-    def _check_values(self, pairs: DataFrame) -> None:
-        """Raise TrainingError for values that the likelihood excludes."""
-        likelihood, value = self.params.likelihood, F.col("value")
-        least, most = BOUNDS[likelihood]
-        outside = F.isnan(value) | (value < least) | (value > most) | (F.abs(value) == float("inf"))
-        wrong, whole = one_row(pairs.agg(F.count(F.when(outside, 1)), F.count(F.lit(1))))
-        if wrong:
-            raise TrainingError(
-                f"{wrong:,} of {whole:,} pairs have a value that {self.name}.likelihood={likelihood} excludes (it "
-                f"takes {least:g} to {most:g}): set preference.weight=one, or {self.name}.likelihood=gaussian"
-            )
+    def check(self, data: TrainingData) -> None:
+        """Raise TrainingError for values that the likelihood excludes, before anything is packed."""
 
-    def open(self, saved: Saved) -> NetScorer:
-        return NetScorer(saved, self)
+    def item_rows(self, data: TrainingData) -> Snapshot | None:
+        """Packed rows of items, for a net that trains on them too."""
+        return None
+
+    def net_data(self, data: TrainingData, folder: str) -> dict[str, Any]:
+        """Plain values from which every process builds the net. `folder` : for what is too large for that."""
+        return {"n_items": data.n_items, "n_users": data.n_users}
+
+    def net_to_train(self, known: dict[str, Any]) -> Any:
+        """The net as the processes build it from `net_data`."""
+        from sparkcf.models.nets.registry import net_of
+
+        return net_of(known, self.params, self.seed)  # type: ignore[arg-type]
+
+    def net_to_serve(self, sizes: Sizes) -> Any:
+        """The net without what only its training needs: the arrays that are stored are its state."""
+        from sparkcf.models.nets.registry import build_net
+
+        return build_net(sizes, self.params, self.seed, trains=False)  # type: ignore[arg-type]
+
+    def sizes_of(self, state: Arrays) -> Sizes:
+        """The sizes of a stored net."""
+        raise NotImplementedError
+
+    def item_factors(self, data: TrainingData, state: Arrays, item_rows: Snapshot | None) -> DataFrame:
+        """idx, factor, bias of every item that the pairs have."""
+        raise NotImplementedError
+
+    def figures(self, data: TrainingData, state: Arrays, retrained: Retrained) -> list[FitFigure]:
+        """Figures of the fit as a whole."""
+        return []
+
+    def stored_tables(self, data: TrainingData, state: Arrays) -> dict[str, DataFrame]:
+        """The frames of `tables`."""
+        return {}
 
     def shapes(self, data: TrainingData) -> Shapes:
         from sparkcf.training.checkpoint import shapes_of
 
-        return shapes_of(self._net(data.n_items))
+        return shapes_of(self.net_to_serve({"n_items": data.n_items, "n_users": data.n_users}))
 
-    def encoder(self, state: Arrays) -> Encoder:
-        return Encoder(self._net(len(state["output.bias"])), state)
+    def open(self, saved: Saved) -> Scorer:
+        return NetScorer(saved, self)
 
-    def _net(self, n_items: int, trains: bool = False) -> Any:
-        from sparkcf.models.nets.registry import build_net
+    def encoder(self, state: Arrays, side: str = "user") -> Encoder:
+        return Encoder(self.net_to_serve(self.sizes_of(state)), state, side)
 
-        return build_net(n_items, self.params, self.seed, trains)
-
-    def _encoded(self, rows: DataFrame, state: Arrays) -> DataFrame:
-        """FACTORS of packed rows, a block at a time, on the executor's GPU where it has one."""
-        shared = share_state(rows.sparkSession, state)
+    def encoded(self, rows: DataFrame, state: Arrays, side: str = "user") -> DataFrame:
+        """FACTORS, and latent, of packed rows, a block at a time, on the executor's GPU where it has one."""
+        shared, has_latent = share_state(rows.sparkSession, state), self.has_latent
 
         def work(batches: Iterable[Any]) -> Iterator[Any]:
             import pyarrow as pa
 
-            encoder = self.encoder(shared.open())
+            encoder = self.encoder(shared.open(), side)
             for batch in batches:
                 for first in range(0, batch.num_rows, BLOCK):
                     part = batch.slice(first, BLOCK)
                     ids = part.column(0).to_numpy(zero_copy_only=False)
-                    factor, latent = encoder(unpack(ids, part.column(1).to_pylist(), part.column(2).to_pylist()))
-                    biases = pa.array(np.zeros(len(ids), np.float32))
-                    columns = [part.column(0), vectors_to_arrow(factor), biases, vectors_to_arrow(latent)]
-                    yield pa.RecordBatch.from_arrays(columns, names=["idx", "factor", "bias", "latent"])
+                    vectors = encoder(unpack(ids, part.column(1).to_pylist(), part.column(2).to_pylist()))
+                    columns = [part.column(0), vectors_to_arrow(vectors[0]), pa.array(np.zeros(len(ids), np.float32))]
+                    names = ["idx", "factor", "bias"]
+                    if has_latent:
+                        columns, names = [*columns, vectors_to_arrow(vectors[1])], [*names, "latent"]
+                    yield pa.RecordBatch.from_arrays(columns, names=names)
 
-        return rows.select("user_idx", "items", "values").mapInArrow(work, FACTORS)
+        packed = rows.select(f"{side}_idx", "items", "values")
+        return packed.mapInArrow(work, f"{FACTORS}, latent array<float>" if has_latent else FACTORS)
 
 
-class MultVAEModel(NetModel[MultVAEConfig]):
+def collapse_warning(name: str, log: list[dict[str, Any]]) -> str | None:
+    """A line about a net most of whose latent dimensions ignore the rows; None for any other."""
+    if not log:
+        return None
+    kept = max(log, key=lambda entry: (entry.get("ndcg_at_100", 0.0), entry["epoch"]))
+    for side in ("", "item_"):
+        active, whole = kept.get(f"{side}active_units"), len(kept.get(f"{side}kl_by_dimension", ()))
+        if active is not None and active < whole / 2:
+            return (
+                f"{active} of {whole} latent dimensions of {side[:-1] or 'user'}s are active (posterior collapse): "
+                f"lower {name}.anneal_cap or {name}.latent_dim, or raise {name}.anneal_steps"
+            )
+    return None
+
+
+class LinearDecoderModel(NetModel[NetParams]):
+    """A net whose last layer is linear over the items, `output`."""
+
+    @property
+    def width(self) -> int:
+        return self.params.decoder[-1] if self.params.decoder else self.params.latent_dim
+
+    def check(self, data: TrainingData) -> None:
+        likelihood = self.params.likelihood  # type: ignore[attr-defined]
+        least, most = BOUNDS[likelihood]
+        value = F.col("value")
+        outside = F.isnan(value) | (value < least) | (value > most) | (F.abs(value) == float("inf"))
+        takes = f"it takes {least:g} to {most:g}"
+        check_values(data.pairs, outside, self.name, likelihood, takes, f"{self.name}.likelihood=gaussian")
+
+    def sizes_of(self, state: Arrays) -> Sizes:
+        return {"n_items": len(state["output.bias"])}
+
+    def item_factors(self, data: TrainingData, state: Arrays, item_rows: Snapshot | None) -> DataFrame:
+        return item_vectors(data.pairs, state["output.weight"], state["output.bias"])
+
+
+def check_values(pairs: DataFrame, outside: Any, name: str, likelihood: str, takes: str, other: str) -> None:
+    """Raise TrainingError where pairs have a value that a likelihood excludes.
+
+    Parameters
+    ----------
+    outside : condition on `value`. takes : what the likelihood takes. other : a setting that takes them.
+    """
+    wrong, whole = one_row(pairs.agg(F.count(F.when(outside, 1)), F.count(F.lit(1))))
+    if wrong:
+        raise TrainingError(
+            f"{wrong:,} of {whole:,} pairs have a value that {name}.likelihood={likelihood} excludes ({takes}): "
+            f"set preference.weight=one, or {other}"
+        )
+
+
+class MultVAEModel(LinearDecoderModel[MultVAEConfig]):
     """Mult-VAE."""
 
     section = MultVAEConfig
 
 
-class MultDAEModel(NetModel[MultDAEConfig]):
+class MultDAEModel(LinearDecoderModel[MultDAEConfig]):
     """Mult-DAE."""
 
     section = MultDAEConfig
 
 
 class Encoder:
-    """A net with given weights, on this process's device, to encode rows."""
+    """A net with given weights, on this process's device, to encode rows of a side."""
 
-    def __init__(self, net: Any, state: Arrays) -> None:
+    def __init__(self, net: Any, state: Arrays, side: str = "user") -> None:
         from sparkcf.training.checkpoint import load_into
         from sparkcf.training.group import device_of
 
         self._device, self._net = device_of(0), net
         load_into(net, state)
         net.to(self._device).eval()
+        self._factors = net.factors if side == "user" else net.item_factors
 
-    def __call__(self, rows: PackedRows) -> tuple[F32, F32]:
-        """Factors float32 (n, width) and latent means float32 (n, latent_dim)."""
+    def __call__(self, rows: PackedRows) -> tuple[F32, ...]:
+        """Factors float32 (n, width) and, where they are others, latent means float32 (n, latent_dim)."""
         import torch
 
         from sparkcf.training.loop import to_tensors
 
         with torch.inference_mode():
-            factor, latent = self._net.factors(to_tensors(rows, self._device))
-        return factor.float().cpu().numpy(), latent.float().cpu().numpy()
+            found = self._factors(to_tensors(rows, self._device))
+        return tuple(tensor.float().cpu().numpy() for tensor in found)
 
 
 class NetScorer(InnerProduct):
@@ -197,21 +304,27 @@ class NetScorer(InnerProduct):
 
     def fold_in(self, rows: Rows, features: Features | None = None) -> tuple[F32, F32]:
         indptr, indices, values, _ = rows
-        factors, _ = self._encoder(PackedRows(np.arange(len(indptr) - 1), indptr, indices, values))
+        factors = self._encoder(PackedRows(np.arange(len(indptr) - 1), indptr, indices, values))[0]
         return factors, np.zeros(len(factors), np.float32)
 
 
-def _item_factors(spark: SparkSession, state: Arrays) -> DataFrame:
-    """idx, factor, bias of every item: the output layer's weights, a row an item."""
-    shared = share(spark, weights=state["output.weight"], bias=state["output.bias"])
+def item_vectors(pairs: DataFrame, vectors: F32, bias: F32) -> DataFrame:
+    """idx, factor, bias of the items of the pairs.
+
+    Parameters
+    ----------
+    vectors : (n_items, width). bias : (n_items,).
+    """
+    shared = share(pairs.sparkSession, vectors=vectors, bias=bias)
 
     def work(batches: Iterable[Any]) -> Iterator[Any]:
         import pyarrow as pa
 
-        weights, bias = shared.open()
+        vectors, bias = shared.open()
         for batch in batches:
             idx = batch.column(0).to_numpy(zero_copy_only=False)
-            columns = [pa.array(idx.astype(np.int32)), vectors_to_arrow(weights[idx]), pa.array(bias[idx])]
+            columns = [pa.array(idx.astype(np.int32)), vectors_to_arrow(vectors[idx]), pa.array(bias[idx])]
             yield pa.RecordBatch.from_arrays(columns, names=["idx", "factor", "bias"])
 
-    return spark.range(len(state["output.bias"])).mapInArrow(work, "idx int, factor array<float>, bias float")
+    present = pairs.select(F.col("item_idx").alias("idx")).distinct()
+    return present.mapInArrow(work, FACTORS)

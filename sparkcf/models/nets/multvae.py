@@ -88,9 +88,7 @@ class MultVAE(nn.Module):
     def encode(self, rows: Rows) -> Encoded:
         unit = rows.unit()
         drops = self.training and not self._trains_decoder_alone
-        return self._encoded(
-            self.encoder, Rows(unit.indices, unit.offsets, F.dropout(unit.values, self.dropout, drops))
-        )
+        return self._encoded(self.encoder, unit.with_values(F.dropout(unit.values, self.dropout, drops)))
 
     def _encoded(self, encoder: nn.Module, rows: Rows) -> Encoded:
         h = encoder(rows)
@@ -143,6 +141,11 @@ class MultVAE(nn.Module):
         mixed = torch.stack([part + math.log(share) for part, share in zip(parts, SHARES, strict=True)])
         return (log_density(z, encoded.mean, encoded.log_variance) - mixed.logsumexp(dim=0)).sum(dim=1)
 
+    def posterior(self, rows: Rows) -> tuple[Tensor, Tensor] | None:
+        """Means and divergences from N(0, I), (B, latent_dim) each; None where nothing is drawn."""
+        mean, log_variance = self.encode(rows)
+        return None if log_variance is None else (mean, divergences(mean, log_variance))
+
     def factors(self, rows: Rows) -> tuple[Tensor, Tensor]:
         """Users' factors (B, width) for the inner product with the output layer, and their means (B, latent_dim)."""
         mean = self.encode(rows).mean
@@ -155,7 +158,12 @@ def log_density(z: Tensor, mean: Tensor, log_variance: Tensor) -> Tensor:
     return -0.5 * (math.log(2 * math.pi) + log_variance + (z - mean).square() / log_variance.exp())
 
 
-def divergence(mean: Tensor, log_variance: Tensor) -> Tensor:
-    """KL(N(mean, exp(log_variance)) || N(0, I)) of every row, (B,)."""
+def divergences(mean: Tensor, log_variance: Tensor) -> Tensor:
+    """KL(N(mean, exp(log_variance)) || N(0, 1)) of every number, of the shape of the mean."""
     mean, log_variance = mean.float(), log_variance.float()
-    return 0.5 * (mean.square() + log_variance.exp() - 1.0 - log_variance).sum(dim=1)
+    return 0.5 * (mean.square() + log_variance.exp() - 1.0 - log_variance)
+
+
+def divergence(mean: Tensor, log_variance: Tensor) -> Tensor:
+    """The same of every row, (B,)."""
+    return divergences(mean, log_variance).sum(dim=1)

@@ -8,16 +8,20 @@ from typing import Any
 import torch
 from torch import nn
 
-from sparkcf.config.models import MultDAEConfig, MultVAEConfig
+from sparkcf.config.models import BiVAEConfig, MacridVAEConfig, MultDAEConfig, MultVAEConfig
+from sparkcf.models.nets.bivae import BiVAE, BiVAESettings, SideVAE
 from sparkcf.models.nets.encoders import DenseEncoder, MLPEncoder
+from sparkcf.models.nets.exponential import FAMILIES
 from sparkcf.models.nets.layers import initialize
+from sparkcf.models.nets.macridvae import MacridVAE
 from sparkcf.models.nets.multvae import MultVAE
+from sparkcf.models.nets.side_features import side_features
 
-Configured = MultVAEConfig | MultDAEConfig
+Configured = MultVAEConfig | MultDAEConfig | MacridVAEConfig | BiVAEConfig
 
 
-def _multvae(n_items: int, config: MultVAEConfig, trains: bool) -> nn.Module:
-    latent = 2 * config.latent_dim
+def _multvae(data: Mapping[str, Any], config: MultVAEConfig, trains: bool) -> nn.Module:
+    n_items, latent = int(data["n_items"]), 2 * config.latent_dim
     encoder = (
         DenseEncoder(n_items, config.hidden[0], config.dense_layers, latent)
         if config.encoder == "dense"
@@ -28,26 +32,53 @@ def _multvae(n_items: int, config: MultVAEConfig, trains: bool) -> nn.Module:
     return MultVAE(*sizes, True, composite, config.kl_per_item, config.encoder_epochs)
 
 
-def _multdae(n_items: int, config: MultDAEConfig, trains: bool) -> nn.Module:
+def _multdae(data: Mapping[str, Any], config: MultDAEConfig, trains: bool) -> nn.Module:
+    n_items = int(data["n_items"])
     encoder = MLPEncoder(n_items, [*config.hidden, config.latent_dim])
     return MultVAE(n_items, encoder, config.decoder, config.latent_dim, config.dropout, config.likelihood, False)
 
 
-NETS: dict[str, Callable[[int, Any, bool], nn.Module]] = {"multvae": _multvae, "multdae": _multdae}
+def _macridvae(data: Mapping[str, Any], config: MacridVAEConfig, trains: bool) -> nn.Module:
+    sizes = (int(data["n_items"]), config.concepts, config.hidden, config.latent_dim)
+    return MacridVAE(*sizes, config.dropout, config.temperature, config.deviation, config.assignment == "gumbel")
+
+
+def _bivae(data: Mapping[str, Any], config: BiVAEConfig, trains: bool) -> nn.Module:
+    family = FAMILIES[config.likelihood, config.link]
+    stored_samples = config.other_side == "samples"
+    settings = BiVAESettings(family, config.dropout, config.binary, config.sampled_rows, stored_samples)
+    features = side_features(data) if trains else {}
+
+    def side(n_others: int, name: str) -> SideVAE:
+        has, n_features = features.get(name, (None, 0))
+        return SideVAE(n_others, config.hidden, config.latent_dim, settings, has, n_features, trains)
+
+    return BiVAE(side(int(data["n_items"]), "user"), side(int(data["n_users"]), "item"))
+
+
+NETS: dict[str, Callable[[Mapping[str, Any], Any, bool], nn.Module]] = {
+    "multvae": _multvae,
+    "multdae": _multdae,
+    "macridvae": _macridvae,
+    "bivae": _bivae,
+}
 
 
 def net_of(data: Mapping[str, Any], config: Configured, seed: int) -> nn.Module:
-    """The net for what is known of the data: `n_items`."""
-    return build_net(int(data["n_items"]), config, seed)
+    """The net to train, for what is known of the data: its sizes, and what the model adds in `NetModel.net_data`."""
+    return build_net(data, config, seed)
 
 
-def build_net(n_items: int, config: Configured, seed: int, trains: bool = True) -> nn.Module:
+def build_net(data: Mapping[str, Any], config: Configured, seed: int, trains: bool = True) -> nn.Module:
     """The net with its initial weights, which depend on the seed alone.
 
     Parameters
     ----------
-    trains : with what only the loss needs, such as the encoder of before.
+    data : n_items, n_users. trains : with what only the loss needs, such as the encoder of before.
     """
-    net = NETS[config.section](n_items, config, trains)
-    initialize(net, torch.Generator().manual_seed(seed))
+    generator = torch.Generator().manual_seed(seed)
+    net = NETS[config.section](data, config, trains)
+    initialize(net, generator)
+    if isinstance(net, BiVAE) and trains:
+        net.begin(generator)
     return net

@@ -27,11 +27,11 @@ ROWS = rows_of(DENSE)
 
 
 def vae(**changes) -> MultVAE:
-    return build_net(M, MultVAEConfig(**{"hidden": (6, 5), "latent_dim": 3} | changes), 1)  # type: ignore[return-value]
+    return build_net({"n_items": M}, MultVAEConfig(**{"hidden": (6, 5), "latent_dim": 3} | changes), 1)  # type: ignore[return-value]
 
 
 def dae(**changes) -> MultVAE:
-    return build_net(M, MultDAEConfig(**{"latent_dim": 3} | changes), 1)  # type: ignore[return-value]
+    return build_net({"n_items": M}, MultDAEConfig(**{"latent_dim": 3} | changes), 1)  # type: ignore[return-value]
 
 
 def count(net: torch.nn.Module) -> int:
@@ -43,7 +43,7 @@ def test_the_parameters_are_those_of_the_architecture() -> None:
     decoder = 3 * 5 + 5 + 5 * 6 + 6 + 6 * M + M
     assert count(vae()) == encoder + decoder
     assert count(dae()) == M * 3 + 3 + 3 * M + M
-    assert count(build_net(20_108, MultVAEConfig(), 1)) == 2 * 20_108 * 600 + 20_108 + 600 * 600 + 1600
+    assert count(build_net({"n_items": 20_108}, MultVAEConfig(), 1)) == 2 * 20_108 * 600 + 20_108 + 600 * 600 + 1600
 
 
 def test_the_sparse_layer_is_a_linear_layer() -> None:
@@ -126,7 +126,7 @@ def test_factors_and_output_layer_give_the_logits(net: MultVAE) -> None:
 
 def test_initial_weights_are_xaviers_and_biases_small_and_both_by_the_seed() -> None:
     config = MultVAEConfig(hidden=(50,), latent_dim=20)
-    net, again, other = (build_net(200, config, seed) for seed in (1, 1, 2))
+    net, again, other = (build_net({"n_items": 200}, config, seed) for seed in (1, 1, 2))
     for name, parameter in net.named_parameters():
         assert torch.equal(parameter, again.get_parameter(name))
         assert not torch.equal(parameter, other.get_parameter(name))
@@ -235,7 +235,10 @@ def test_the_encoder_of_before_is_taken_when_the_decoders_turn_comes() -> None:
 
 def test_what_scores_has_no_encoder_of_before() -> None:
     config = MultVAEConfig(prior="composite", hidden=(6,), latent_dim=3)
-    names = [{name.split(".")[0] for name in build_net(M, config, 1, trains).state_dict()} for trains in (True, False)]
+    names = [
+        {name.split(".")[0] for name in build_net({"n_items": M}, config, 1, trains).state_dict()}
+        for trains in (True, False)
+    ]
     assert names[0] - names[1] == {"old_encoder"}
 
 

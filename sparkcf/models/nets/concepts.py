@@ -1,0 +1,163 @@
+"""MacridVAE on Spark: a scorer by blocks, and what its concepts are made of.
+
+z (K, d) of a user, h and c of the items:   score_i = log sum_k c_ik exp(cos(z_k, h_i) / tau)
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator
+from functools import cached_property
+from itertools import combinations
+from typing import Any
+
+import numpy as np
+from pyspark.sql import DataFrame
+from pyspark.sql import functions as F
+
+from sparkcf.config.models import MacridVAEConfig
+from sparkcf.data.packed import PackedRows
+from sparkcf.data.packing import Snapshot
+from sparkcf.data.shared import share
+from sparkcf.errors import ConfigError
+from sparkcf.kernels.concepts import assignments, concept_mass, normalised_mutual_information
+from sparkcf.lake.arrays import Arrays
+from sparkcf.models.contract import (
+    F32,
+    I32,
+    Features,
+    FitFigure,
+    Rows,
+    Saved,
+    Scorer,
+    TrainingData,
+    UserBlock,
+    unit_rows,
+)
+from sparkcf.models.nets.fit import Encoder, NetModel, Retrained, Sizes, item_vectors
+
+STABILITY = "concept_stability"  # mean normalised mutual information of items' concepts over pairs of seeds
+LED = "users_led"
+
+
+class MacridVAEModel(NetModel[MacridVAEConfig]):
+    """MacridVAE."""
+
+    section = MacridVAEConfig
+    has_latent = False
+    tables = ("item_concepts",)
+    item_tables = tables
+
+    @property
+    def width(self) -> int:
+        return self.params.concepts * self.params.latent_dim
+
+    @property
+    def item_width(self) -> int:
+        return self.params.latent_dim
+
+    def check(self, data: TrainingData) -> None:
+        if self.params.concepts > data.n_items:
+            raise ConfigError(
+                f"macridvae.concepts={self.params.concepts} of {data.n_items:,} items: set at most {data.n_items:,}"
+            )
+
+    def sizes_of(self, state: Arrays) -> Sizes:
+        return {"n_items": len(state["items"])}
+
+    def item_factors(self, data: TrainingData, state: Arrays, item_rows: Snapshot | None) -> DataFrame:
+        unit = unit_rows(state["items"])
+        return item_vectors(data.pairs, unit, np.zeros(len(unit), np.float32))
+
+    def figures(self, data: TrainingData, state: Arrays, retrained: Retrained) -> list[FitFigure]:
+        """How many users each concept leads, and the stability of the concepts where it is asked for.
+
+        A user is led by the concept that has most of their pairs, each shared out by its item's probabilities.
+        """
+        of_user = data.pairs.join(self._rows(data, state), on="item_idx", how="inner").groupBy("user_idx", "concept")
+        masses = of_user.agg(F.sum("probability").alias("mass"))
+        best = F.max_by("concept", F.struct("mass", -F.col("concept")))
+        led = masses.groupBy("user_idx").agg(best.alias("concept")).groupBy("concept").count().collect()
+        users = {row["concept"]: row["count"] for row in led}
+        figures = [FitFigure(LED, float(users.get(k, 0)), f"concept {k}") for k in range(self.params.concepts)]
+        seeds = range(self.seed + 1, self.seed + 1 + self.params.stability_seeds)
+        trained = [state, *(retrained(seed) for seed in seeds)] if seeds else []
+        found = [_assigned(each, self.params).argmax(axis=1) for each in trained]
+        alike = [normalised_mutual_information(a, b) for a, b in combinations(found, 2)]
+        return [*figures, FitFigure(STABILITY, float(np.mean(alike)))] if alike else figures
+
+    def stored_tables(self, data: TrainingData, state: Arrays) -> dict[str, DataFrame]:
+        return {"item_concepts": self._rows(data, state)}
+
+    def _rows(self, data: TrainingData, state: Arrays) -> DataFrame:
+        """item_idx, concept, probability of the items of the pairs, a row for every concept."""
+        shared = share(data.pairs.sparkSession, assigned=_assigned(state, self.params))
+
+        def work(batches: Iterable[Any]) -> Iterator[Any]:
+            import pyarrow as pa
+
+            (assigned,) = shared.open()
+            k = assigned.shape[1]
+            for batch in batches:
+                idx = batch.column(0).to_numpy(zero_copy_only=False).astype(np.int32)
+                columns = [np.repeat(idx, k), np.tile(np.arange(k, dtype=np.int32), len(idx)), assigned[idx].ravel()]
+                names = ["item_idx", "concept", "probability"]
+                yield pa.RecordBatch.from_arrays([pa.array(c) for c in columns], names=names)
+
+        present = data.pairs.select("item_idx").distinct()
+        return present.mapInArrow(work, "item_idx int, concept int, probability float")
+
+    def open(self, saved: Saved) -> ConceptScorer:
+        return ConceptScorer(saved, self)
+
+
+def _assigned(state: Arrays, params: MacridVAEConfig) -> F32:
+    return assignments(unit_rows(state["items"]), unit_rows(state["prototypes"]), params.temperature)
+
+
+class ConceptScorer(Scorer):
+    """Scores by blocks; a user's vector is K vectors of unit length, side by side."""
+
+    def __init__(self, saved: Saved, model: MacridVAEModel) -> None:
+        self.known_items = saved.item_known
+        self._state, self._model = saved.arrays, model
+
+    @cached_property
+    def items(self) -> F32:
+        return unit_rows(self._state["items"])
+
+    @cached_property
+    def assigned(self) -> F32:
+        """c (m, K)."""
+        return _assigned(self._state, self._model.params)
+
+    @cached_property
+    def _encoder(self) -> Encoder:
+        return self._model.encoder(self._state)
+
+    def of_concepts(self, users: UserBlock) -> F32:
+        """z (n, K, d)."""
+        return users.vectors.reshape(len(users), self._model.params.concepts, -1)
+
+    def score_block(self, users: UserBlock) -> F32:
+        z, tau = self.of_concepts(users), self._model.params.temperature
+        scores = np.zeros((len(users), len(self.items)), np.float32)
+        for k in range(z.shape[1]):  # one concept at a time: memory of two blocks of scores
+            scores += concept_mass(z[:, k], self.items, self.assigned[:, k], tau)
+        with np.errstate(divide="ignore"):
+            return np.log(scores, out=scores)
+
+    def concepts(self, users: UserBlock, items: I32) -> I32 | None:
+        at = np.maximum(items, 0)
+        tau = np.float32(self._model.params.temperature)
+        cosines = np.einsum("nkd,njd->njk", self.of_concepts(users), self.items[at]) / tau
+        with np.errstate(divide="ignore"):
+            logits = cosines + np.log(self.assigned[at])
+        return np.where(items >= 0, logits.argmax(axis=2), -1).astype(np.int32)
+
+    def fold_in(self, rows: Rows, features: Features | None = None) -> tuple[F32, F32]:
+        indptr, indices, values, _ = rows
+        vectors = self._encoder(PackedRows(np.arange(len(indptr) - 1), indptr, indices, values))[0]
+        return vectors, np.zeros(len(vectors), np.float32)
+
+    def likeness(self) -> F32:
+        return self.items

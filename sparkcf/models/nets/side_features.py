@@ -1,0 +1,41 @@
+"""Side features of users and items for the priors of BiVAE, as arrays that every training process reads.
+
+A side's features are compressed rows by dense index, stored in `<checkpoint folder>/features`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+import torch
+
+from sparkcf.lake.arrays import Arrays, read_arrays, write_arrays
+from sparkcf.lake.folder import Folder
+from sparkcf.models.contract import Features
+from sparkcf.training.batch import Rows
+
+PARTS = ("offsets", "indices", "values")
+
+
+def store_features(folder: str, features: Mapping[str, tuple[Features, int]]) -> dict[str, Any]:
+    """Write the features of sides, each with how many different ones there are; returns what `side_features` takes."""
+    stored: dict[str, Any] = {"folder": folder, "sides": {}}
+    for side, (rows, n_features) in features.items():
+        arrays: Arrays = dict(zip(PARTS, rows, strict=True))
+        write_arrays(Folder(folder), side, arrays, {})
+        stored["sides"][side] = {"n": len(rows[0]) - 1, "nnz": len(rows[1]), "n_features": n_features}
+    return stored
+
+
+def side_features(data: Mapping[str, Any]) -> dict[str, tuple[Rows, int]]:
+    """By side its features as tensors, and how many different ones there are. Raises LakeError for a damaged file."""
+    stored = data.get("features", {"sides": {}})
+    found: dict[str, tuple[Rows, int]] = {}
+    for side, sizes in stored["sides"].items():
+        shapes = {"offsets": (sizes["n"] + 1,), "indices": (sizes["nnz"],), "values": (sizes["nnz"],)}
+        arrays, _ = read_arrays(Folder(stored["folder"]), side, shapes)
+        offsets, indices = (torch.from_numpy(arrays[name].astype(np.int64)) for name in ("offsets", "indices"))
+        found[side] = Rows(indices, offsets, torch.from_numpy(arrays["values"].copy())), int(sizes["n_features"])
+    return found

@@ -1,0 +1,49 @@
+"""Figures that show whether a variational net's posterior has collapsed to its prior.
+
+A latent dimension is active when its posterior mean varies over the rows by more than ACTIVE (Burda, Grosse,
+Salakhutdinov 2016, section 5.2). One that is not says nothing about a row, and its divergence is near zero.
+"""
+
+from __future__ import annotations
+
+from typing import Any, Protocol, runtime_checkable
+
+import torch
+from torch import Tensor, nn
+
+from sparkcf.training.batch import Rows
+from sparkcf.training.group import Group
+
+ACTIVE = 0.01  # variance of the posterior mean, in units of the prior's variance
+
+
+@runtime_checkable
+class Variational(Protocol):
+    """A net that encodes rows as distributions."""
+
+    def posterior(self, rows: Rows) -> tuple[Tensor, Tensor] | None:
+        """Means in units of the prior's deviation, and divergences from the prior, (B, D) each. None: it has none."""
+        ...
+
+
+@torch.no_grad()
+def posterior_figures(part: nn.Module, rows: Rows, group: Group) -> dict[str, Any]:
+    """active_units, kl (a row's mean divergence) and kl_by_dimension over some rows of all ranks.
+
+    Empty for a net without a posterior. Nothing is drawn or dropped.
+    """
+    if not isinstance(part, Variational):
+        return {}
+    training = part.training
+    part.train(False)
+    found = part.posterior(rows)
+    part.train(training)
+    if found is None:
+        return {}
+    mean, kl = (each.double() for each in found)
+    sums = torch.cat([mean.sum(dim=0), mean.square().sum(dim=0), kl.sum(dim=0)]).tolist()
+    n, *whole = group.sum(float(len(mean)), *sums)
+    first, second, divergence = torch.tensor(whole, dtype=torch.float64).view(3, -1) / max(n, 1.0)
+    active = (second - first.square() > ACTIVE).sum().item()
+    by_dimension = [float(f"{value:.4g}") for value in divergence.tolist()]
+    return {"active_units": int(active), "kl": float(divergence.sum()), "kl_by_dimension": by_dimension}
