@@ -82,6 +82,7 @@ MACHINES = Environment(
     ROOT / ".bench-peers-fm", ("myfm==0.4.0", "numpy==2.2.6", "pandas==2.3.3", "scipy==1.14.1"), "fm_peer.py"
 )
 ENVIRONMENTS = {"factors": FACTORS, "fm": MACHINES, "torch": NEURAL}
+Rows = tuple[np.ndarray, np.ndarray, np.ndarray]  # indptr, indices, values
 
 
 class Process:
@@ -157,19 +158,31 @@ class MachinePeer(Process):
     environment = MACHINES
 
 
-class NeuralPeer(Process):
-    """RecBole's autoencoders (neural_peer.py)."""
+class TrainedPeer(Process):
+    """A process with a model that trains by epochs."""
+
+    def epoch(self) -> dict[str, float]:
+        """One epoch of training: seconds, cpu_seconds, and losses (see the environment's script)."""
+        return self.ask("epoch")
+
+    def lists(self, seen: Rows, k: int = 100) -> np.ndarray:
+        """Lists of the users of these rows, by the model as it is now: int32 (n, k), best first, padded with -1.
+
+        Items of a user's row are not listed. The training goes on as if nobody had asked.
+        """
+        self.ask("lists", {"seen_ptr": seen[0], "seen_items": seen[1]}, k=k)
+        return self.array("ranked")
+
+
+class NeuralPeer(TrainedPeer):
+    """RecBole's autoencoders (neural_peer.py). They fold in: `lists` takes the rows of any users."""
 
     environment = NEURAL
 
     def model(self, kind: str, data: Interactions, **settings: Any) -> dict[str, Any]:
-        """A model of RecBole on these pairs, "multvae" or "multdae"; settings, answer: see neural_peer.py."""
+        """A model on these pairs, "multvae", "multdae" or "macridvae"; settings, answer: see neural_peer.py."""
         arrays = {"users": data.users.astype(np.int32), "items": data.items.astype(np.int32)}
         return self.ask("model", arrays, kind=kind, n_users=data.n_users, n_items=data.n_items, **settings)
-
-    def epoch(self) -> dict[str, float]:
-        """One epoch of training: seconds, cpu_seconds, loss (the mean of its batches)."""
-        return self.ask("epoch")
 
 
 def optional(quick: bool) -> AbstractContextManager[Peer | None]:
