@@ -7,6 +7,8 @@ made of the pairs in memory. What RecBole adds to the work itself, and any compa
 - every row of a batch is read padded to the longest history of all users;
 - MultiVAE's noise has a standard deviation of 0.01, not 1;
 - MultiDAE has a tanh after its latent layer;
+- MacridVAE normalises a row and drops items from it before the row is masked by concept, not after; a draw of the
+  Gumbel softmax is made in evaluation too, and multiplied by 0;
 - biases take part in weight decay.
 """
 
@@ -22,14 +24,16 @@ from typing import Any
 import numpy as np
 import pandas as pd
 import torch
-from peer import serve
+from peer import best, serve
 from recbole.config import Config
 from recbole.data.dataset import Dataset
 from recbole.data.utils import get_dataloader
 from recbole.utils import FeatureSource, FeatureType, get_model, get_trainer, init_seed
 
 USER, ITEM = "user", "item"
-MODELS = {"multvae": "MultiVAE", "multdae": "MultiDAE"}
+MODELS = {"multvae": "MultiVAE", "multdae": "MultiDAE", "macridvae": "MacridVAE"}
+MACRID = {"kfac": 10, "tau": 0.1, "std": 0.01, "nogb": False, "reg_weights": [0.0, 0.0]}
+ROWS = 500  # scored at a time
 
 
 class Pairs(Dataset):
@@ -80,12 +84,17 @@ class Worker:
         weight_decay: float = 0.0,
         threads: int = 1,
         seed: int = 1,
+        **macrid: Any,
     ) -> dict[str, Any]:
         """A model of RecBole, its trainer and its data loader on the arrays users, items; `hidden` None: [600].
 
         RecBole's latent_dimension of MultiVAE counts means and variances together, `latent` the means only. The KL
-        term's weight is min(beta_cap, updates / anneal_steps).
+        term's weight is min(beta_cap, updates / anneal_steps), or beta_cap throughout where MacridVAE's anneal_steps
+        is 0. `macrid`: kfac, tau, std, nogb, reg_weights of MacridVAE, by default as RecBole has them (MACRID);
+        its embedding_size is `latent`, its encoder_hidden_size `hidden`.
         """
+        if unknown := set(macrid) - (set(MACRID) if kind == "macridvae" else set()):
+            raise ValueError(f"{kind} has no settings {', '.join(sorted(unknown))}")
         torch.set_num_threads(threads)
         settings = {
             "data_path": str(self._folder),
@@ -100,12 +109,16 @@ class Worker:
             "train_batch_size": batch,
             "learning_rate": learning_rate,
             "weight_decay": weight_decay,
-            "mlp_hidden_size": [600] if hidden is None else hidden,
-            "latent_dimension": 2 * latent if kind == "multvae" else latent,
             "dropout_prob": dropout,
             "anneal_cap": beta_cap,
             "total_anneal_steps": anneal_steps,
         }
+        hidden = [600] if hidden is None else hidden
+        if kind == "macridvae":
+            settings |= MACRID | macrid | {"encoder_hidden_size": hidden, "embedding_size": latent}
+        else:
+            latent_dimension = 2 * latent if kind == "multvae" else latent
+            settings |= {"mlp_hidden_size": hidden, "latent_dimension": latent_dimension}
         config = Config(model=MODELS[kind], dataset="pairs", config_dict=settings)
         init_seed(config["seed"], config["reproducibility"])
         (data,) = Pairs(config, self._read("users"), self._read("items"), n_users, n_items).build()
@@ -122,6 +135,24 @@ class Worker:
         seconds, cpu_seconds = time.perf_counter() - begin, time.process_time() - begin_cpu
         self._epochs += 1
         return {"seconds": seconds, "cpu_seconds": cpu_seconds, "loss": loss / len(self._loader)}
+
+    def lists(self, k: int) -> dict[str, Any]:
+        """Leave `ranked`, lists of users whose items (seen_ptr, seen_items) are folded in, and not listed.
+
+        RecBole itself scores users of its training only; these rows go through the net as theirs do.
+        """
+        net, ptr, seen = self._trainer.model.eval(), self._read("seen_ptr"), self._read("seen_items")
+        parts = []
+        with torch.no_grad(), torch.random.fork_rng(devices=[]):
+            for first in range(0, len(ptr) - 1, ROWS):
+                ends = ptr[first : first + ROWS + 1]
+                rows = torch.zeros(len(ends) - 1, net.n_items)
+                rows[np.repeat(np.arange(len(rows)), np.diff(ends)), seen[ends[0] : ends[-1]] + 1] = 1.0
+                given = net(rows)
+                scores = given[0] if isinstance(given, tuple) else given
+                parts.append(best(scores[:, 1:].numpy(), ends, seen, k))
+        np.save(self._folder / "ranked.npy", np.concatenate(parts), allow_pickle=False)
+        return {}
 
 
 if __name__ == "__main__":

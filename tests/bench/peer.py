@@ -102,6 +102,17 @@ class Worker:
         return float(np.square(x.data, dtype=np.float64).sum() - 2 * product + np.sum((w.T @ w) * (h @ h.T)))
 
 
+def best(scores: np.ndarray, ptr: np.ndarray, seen: np.ndarray, k: int) -> np.ndarray:
+    """The k best columns of every row of scores, int32, best first, ties by column.
+
+    Row u's columns `seen[ptr[u] : ptr[u + 1]]` and those of score -inf are not listed; -1 stands where none is left.
+    """
+    scores[np.repeat(np.arange(len(scores)), np.diff(ptr)), seen[ptr[0] : ptr[-1]]] = -np.inf
+    ranked = np.argsort(-scores, axis=1, kind="stable")[:, :k].astype(np.int32)
+    ranked[np.take_along_axis(scores, ranked, axis=1) == -np.inf] = -1
+    return ranked
+
+
 def serve(worker: Any) -> None:
     """Answer the commands of standard input by the worker's methods."""
     answers = os.fdopen(os.dup(1), "w")

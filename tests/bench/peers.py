@@ -3,6 +3,7 @@
     python -m tests.bench.peers          builds the environment in .bench-peers/
     python -m tests.bench.peers fm       builds the environment in .bench-peers-fm/
     python -m tests.bench.peers torch    builds the environment in .bench-peers-torch/ (some 5 GB, minutes)
+    python -m tests.bench.peers cornac   builds the environment in .bench-peers-cornac/ (some 5 GB, minutes)
 
 Peers must not bend this project's pins, nor this project theirs; a process that stays lets both take turns.
 """
@@ -81,7 +82,14 @@ NEURAL = Environment(
 MACHINES = Environment(
     ROOT / ".bench-peers-fm", ("myfm==0.4.0", "numpy==2.2.6", "pandas==2.3.3", "scipy==1.14.1"), "fm_peer.py"
 )
-ENVIRONMENTS = {"factors": FACTORS, "fm": MACHINES, "torch": NEURAL}
+# cornac wants another numpy than RecBole. torch as in this project again.
+CORNAC = Environment(
+    ROOT / ".bench-peers-cornac",
+    ("cornac==3.0.1", "torch==2.13.0", "numpy==2.2.6", "scipy==1.14.1"),
+    "cornac_peer.py",
+)
+ENVIRONMENTS = {"factors": FACTORS, "fm": MACHINES, "torch": NEURAL, "cornac": CORNAC}
+Rows = tuple[np.ndarray, np.ndarray, np.ndarray]  # indptr, indices, values
 
 
 class Process:
@@ -157,19 +165,42 @@ class MachinePeer(Process):
     environment = MACHINES
 
 
-class NeuralPeer(Process):
-    """RecBole's autoencoders (neural_peer.py)."""
+class TrainedPeer(Process):
+    """A process with a model that trains by epochs."""
+
+    def epoch(self) -> dict[str, float]:
+        """One epoch of training: seconds, cpu_seconds, and losses (see the environment's script)."""
+        return self.ask("epoch")
+
+    def lists(self, seen: Rows, k: int = 100) -> np.ndarray:
+        """Lists of the users of these rows, by the model as it is now: int32 (n, k), best first, padded with -1.
+
+        Items of a user's row are not listed. The training goes on as if nobody had asked.
+        """
+        self.ask("lists", {"seen_ptr": seen[0], "seen_items": seen[1]}, k=k)
+        return self.array("ranked")
+
+
+class NeuralPeer(TrainedPeer):
+    """RecBole's autoencoders (neural_peer.py). They fold in: `lists` takes the rows of any users."""
 
     environment = NEURAL
 
     def model(self, kind: str, data: Interactions, **settings: Any) -> dict[str, Any]:
-        """A model of RecBole on these pairs, "multvae" or "multdae"; settings, answer: see neural_peer.py."""
+        """A model on these pairs, "multvae", "multdae" or "macridvae"; settings, answer: see neural_peer.py."""
         arrays = {"users": data.users.astype(np.int32), "items": data.items.astype(np.int32)}
         return self.ask("model", arrays, kind=kind, n_users=data.n_users, n_items=data.n_items, **settings)
 
-    def epoch(self) -> dict[str, float]:
-        """One epoch of training: seconds, cpu_seconds, loss (the mean of its batches)."""
-        return self.ask("epoch")
+
+class CornacPeer(TrainedPeer):
+    """cornac's BiVAECF (cornac_peer.py). `lists` takes one row for each user of the training, to leave out."""
+
+    environment = CORNAC
+
+    def model(self, data: Interactions, **settings: Any) -> dict[str, Any]:
+        """A model on these pairs; settings, answer: see cornac_peer.py."""
+        arrays = {"users": data.users.astype(np.int32), "items": data.items.astype(np.int32)}
+        return self.ask("model", arrays, n_users=data.n_users, n_items=data.n_items, **settings)
 
 
 def optional(quick: bool) -> AbstractContextManager[Peer | None]:
@@ -185,6 +216,11 @@ def optional_machine(quick: bool) -> AbstractContextManager[MachinePeer | None]:
 def optional_neural(quick: bool) -> AbstractContextManager[NeuralPeer | None]:
     """A neural peer; in a quick run only where its environment is there already, else None."""
     return NeuralPeer() if NEURAL.installed() or not quick else nullcontext()
+
+
+def optional_cornac(quick: bool) -> AbstractContextManager[CornacPeer | None]:
+    """cornac; in a quick run only where its environment is there already, else None."""
+    return CornacPeer() if CORNAC.installed() or not quick else nullcontext()
 
 
 if __name__ == "__main__":

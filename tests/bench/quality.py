@@ -74,7 +74,11 @@ def fit(data: dict[str, np.ndarray], config: ALSConfig, seed: int) -> Factors:
 
 def measure(seen: Rows, heldout: Rows, vectors: np.ndarray, items: np.ndarray) -> dict[tuple[str, int], float]:
     """Mean measures of users whose seen items are masked."""
-    ranked, _ = rank_block(vectors, items, None, None, seen[0], seen[1], max(KS))
+    return measure_lists(rank_block(vectors, items, None, None, seen[0], seen[1], max(KS))[0], heldout)
+
+
+def measure_lists(ranked: np.ndarray, heldout: Rows) -> dict[tuple[str, int], float]:
+    """Mean measures of lists, whoever made them."""
     names, values = ranking_measures(ranked, heldout[0], heldout[1], KS)
     return dict(zip(names, np.nanmean(values, axis=0), strict=True))
 
