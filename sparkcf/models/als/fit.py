@@ -70,24 +70,24 @@ class Factorization(Model[Configured]):
         return self.params.iterations
 
     def fit(self, data: TrainingData, run: FitRun) -> Fitted:
-        """See `fit`; an earlier run of another rank is no start."""
-        starts = self._starts(run)
+        """See `fit`; the warm start is ignored if the earlier run has another rank."""
+        warm_start = self._warm_start(run)
         sizes, explicit = (data.n_users, data.n_items), self.params.mode == "explicit"
         average = float(one_row(data.pairs.agg(F.avg("value")))[0] or 0.0) if explicit else 0.0
-        fitted = fit(data.pairs, *sizes, self.params, self.seed, starts, run.on_progress, run.checkpoint_dir)
+        fitted = fit(data.pairs, *sizes, self.params, self.seed, warm_start, run.on_progress, run.checkpoint_dir)
         return replace(fitted, average=average)
 
-    def _starts(self, run: FitRun) -> dict[str, DataFrame] | None:
-        """The vectors of an earlier run, with the bias behind them where biases are solved for."""
-        starts = {}
+    def _warm_start(self, run: FitRun) -> dict[str, DataFrame] | None:
+        """The vectors of an earlier run, with biases the bias as last entry; None if the ranks differ."""
+        warm_start = {}
         for side, factors in (run.warm_start or {}).items():
             first = factors.first()
             if first is None or len(first["factor"]) != self.width:
                 run.on_progress({"note": "the earlier run has another rank: starting from random factors"})
                 return None
             vector = F.concat("factor", F.array("bias")) if self.params.biases else F.col("factor")
-            starts[side] = factors.select("idx", vector.alias("factor"))
-        return starts or None
+            warm_start[side] = factors.select("idx", vector.alias("factor"))
+        return warm_start or None
 
     def open(self, saved: Saved) -> FactorScorer:
         return FactorScorer(saved, self.params)
@@ -128,7 +128,7 @@ def fit(
     n_items: int,
     config: ALSConfig | HALSConfig,
     seed: int,
-    starts: dict[str, DataFrame] | None = None,
+    warm_start: dict[str, DataFrame] | None = None,
     on_progress: Callable[[dict[str, Any]], None] = lambda message: None,
     checkpoint_dir: str | None = None,
 ) -> Fitted:
@@ -136,24 +136,24 @@ def fit(
 
     Parameters
     ----------
-    pairs : user_idx, item_idx, value; indices dense, below n_users and n_items. A pair that stands twice counts as one
-        with the values' sum. With a column weight (explicit only) an entry counts like so many of weight 1.
-    starts : by side ("user", "item"), frames (idx, factor) to begin from.
-    on_progress : called on the driver with every sweep's log entry, while the sweeps run; or with a "note" for people.
-    checkpoint_dir : folder or address where sweeps are saved every `config.save_every`. A gang that lost a worker goes
-        on from the newest; so does a later call with the same folder. It is removed when the fit has ended well.
+    pairs : user_idx, item_idx, value; indices dense, below n_users and n_items. The values of a repeated pair are
+        summed. With a column weight (explicit only) an entry of weight w counts like w entries of weight 1.
+    warm_start : by side ("user", "item"), frames (idx, factor) to start from.
+    on_progress : called on the driver with every sweep's log entry, while the sweeps run, or with a "note" to show.
+    checkpoint_dir : folder or address where every `config.save_every`-th sweep is saved. A gang that lost a worker
+        resumes from the newest; so does a later call with the same folder. Removed after a successful fit.
 
     Raises
     ------
     ConfigError
         Too few task slots, or dynamic allocation is on.
     TrainingError
-        A factor is not finite, or there is no pair at all.
+        A factor is not finite, or there is no pair.
     """
     spark = pairs.sparkSession
     _check_weights("weight" in pairs.columns, config)
     workers = check_slots(spark, config.workers, config.section)
-    warm = bool(starts)
+    warm = bool(warm_start)
     plan = Plan(config, n_users, n_items, seed, worker_threads(spark))
     saved = SavedSweeps(checkpoint_dir) if checkpoint_dir and config.save_every else None
 
@@ -162,11 +162,11 @@ def fit(
         yield from _result(sides, log, plan, gang)
 
     with gang_result(
-        shuffled(pairs, workers, starts), work, RESULT, workers, config.timeout_s, on_progress, NOTHING
-    ) as (cached, told):
-        if saved and (problem := saved.clear()):  # the fit itself is well
+        shuffled(pairs, workers, warm_start), work, RESULT, workers, config.timeout_s, on_progress, NOTHING
+    ) as (cached, messages):
+        if saved and (problem := saved.clear()):  # no reason to fail the fit
             on_progress({"note": f"saved sweeps cannot be removed from {checkpoint_dir}: {problem}"})
-        log = sorted((json.loads(text) for _, text in told), key=lambda entry: entry["sweep"])
+        log = sorted((json.loads(text) for _, text in messages), key=lambda entry: entry["sweep"])
         user, item = (cached.where(F.col("kind") == name).select("idx", "factor", "bias") for name in KINDS)
         return Fitted(user, item, log, log[-1]["mean"], cached=cached)
 

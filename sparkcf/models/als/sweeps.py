@@ -172,7 +172,7 @@ def _build_sides(parts: Parts, plan: Plan, gang: Gang) -> tuple[list[Side], Obje
         weights, targets = objective.coefficients(block.values, block.weights)
         counted = objective.counted(block.counts, block.positives)
         reg = objective.row_regularization(counted, int(present[1 - side]))
-        factors = _initial(side, block, parts.starts[side], plan, gang)
+        factors = _initial(side, block, parts.warm_start[side], plan, gang)
         mine, places = block.hot.here(gang.rank, gang.size)
         nothing = np.zeros((len(block.hot.rows), config.width))
         hot_coefficients = objective.coefficients(block.hot.values, block.hot.weights)
