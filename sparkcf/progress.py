@@ -1,4 +1,4 @@
-"""Progress for people: a bar in a terminal, plain lines elsewhere. Always on standard error."""
+"""Progress output on standard error: a bar in a terminal, plain lines elsewhere."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ BAR_EVERY_S = 0.5
 
 
 def say(message: str) -> None:
-    """One plain line. Text from the data is printed as data: no markup, no control codes."""
+    """Print one plain line; markup and control codes in the text have no effect."""
     console.print(Text(printable(message)), soft_wrap=True)
 
 
@@ -29,7 +29,7 @@ def printable(text: object) -> str:
 
 
 class Step:
-    """A named piece of work that is being shown. `note` is added to its last line."""
+    """A step whose progress is shown. `note` is added to the step's last line."""
 
     def __init__(self, name: str, bar: Progress | None) -> None:
         self.name = name
@@ -38,7 +38,7 @@ class Step:
         self._task = bar.add_task(printable(name), total=None) if bar else None
 
     def update(self, message: str, done: int, total: int) -> None:
-        """Show that `done` of `total` are done: in place in a terminal, a line elsewhere."""
+        """Show that `done` of `total` are done: in place in a terminal, as a line elsewhere."""
         if self._bar is not None and self._task is not None:
             shown = printable(f"{self.name}: {message}")
             self._bar.update(self._task, description=shown, completed=done, total=total)
@@ -48,7 +48,7 @@ class Step:
 
 @contextmanager
 def step(name: str, spark: Any = None) -> Iterator[Step]:
-    """Show a step while it runs and its time when it is done. With `spark`, its stages' tasks move the bar."""
+    """Show a step while it runs, and its time at the end. With `spark` the bar shows the tasks of running stages."""
     begin = time.monotonic()
     bar = None
     if console.is_terminal:
@@ -83,7 +83,7 @@ def _watch(shown: Step, spark: Any, over: threading.Event, in_terminal: bool) ->
 
 @contextmanager
 def job_description(spark: Any, description: str) -> Iterator[None]:
-    """Name the Spark jobs started inside, so that Spark's UI reads like the pipeline."""
+    """Set the description of the Spark jobs started in the block, for Spark's UI."""
     context = spark.sparkContext
     before = context.getLocalProperty("spark.job.description")
     context.setLocalProperty("spark.job.description", description)

@@ -129,5 +129,5 @@ def test_milliseconds_taken_for_seconds_are_hinted_at(spark, config, tmp_path: P
 def test_a_json_array_is_hinted_at(spark, config, tmp_path: Path) -> None:
     one = '{"user_id": "ann", "item_id": "tea", "ts": "2024-01-31"}'
     path = write_lines(tmp_path / "in.json", "[", f"{one},", f"{one},", one, "]")
-    with pytest.raises(GateRefused, match=r"malformed_line 4; the input looks like a JSON array: jsonl is one object"):
+    with pytest.raises(GateRefused, match=r"malformed_line 4; the input looks like a JSON array: jsonl has one object"):
         clean_input(spark, config("input.format=jsonl", path=path))
