@@ -1,9 +1,9 @@
-"""Factors by alternating least squares, exact (ALS) or one dimension at a time (HALS), by a gang on Spark.
+"""Alternating least squares on Spark: exact row solves (ALS) or one dimension at a time (HALS).
 
     pairs ──one shuffle──▶ blocks ──▶ [users solved, items solved] × iterations ──▶ factors, log
 
-`fit` runs it on Spark, `fit_arrays` in this process; both run `sparkcf.models.als.sweeps.train`. `fold_in` solves rows
-that were not in training.
+`fit` trains on Spark by a gang, `fit_arrays` in this process; both call `sparkcf.models.als.sweeps.train`. `fold_in`
+solves rows that were not in training.
 """
 
 from __future__ import annotations
@@ -42,7 +42,7 @@ RESULT = "kind string, text string, idx int, factor array<float>, bias float"
 
 @dataclass
 class Factors:
-    """Fitted factors in this process. A row without entries has zeros and `present` False."""
+    """Fitted factors as arrays. A row without entries has zeros and `present` False."""
 
     user: F32  # (n_users, rank)
     item: F32
@@ -55,7 +55,7 @@ class Factors:
 
 
 class Factorization(Model[Configured]):
-    """Matrix factorization by alternating row solves: what ALS and HALS have in common."""
+    """Matrix factorization by alternating row solves: base of ALS and HALS."""
 
     @property
     def reads(self) -> Reads:
@@ -106,7 +106,7 @@ class HALS(Factorization[HALSConfig]):
 
 
 class FactorScorer(InnerProduct):
-    """Vectors of new users by the row solve of the training, with the items fixed."""
+    """Inner-product scorer that folds in new users by an exact row solve with the items fixed."""
 
     def __init__(self, saved: Saved, params: ALSConfig | HALSConfig) -> None:
         super().__init__(saved, None if params.biases else saved.average)
@@ -118,8 +118,8 @@ class FactorScorer(InnerProduct):
 
     def fold_in(self, rows: Rows, features: Features | None = None) -> tuple[F32, F32]:
         indptr, indices, values, weights = rows
-        given = (self.item_vectors, self.item_bias, self.params, self.n_known_items, self.mean, self._gram)
-        return fold_in(indptr, indices, values, *given, weights=weights)
+        items = (self.item_vectors, self.item_bias, self.params, self.n_known_items, self.mean, self._gram)
+        return fold_in(indptr, indices, values, *items, weights=weights)
 
 
 def fit(
@@ -184,7 +184,7 @@ def fit_arrays(
     checkpoint_dir: str | None = None,
     weights: F32 | None = None,
 ) -> Factors:
-    """The same fit in this process, for notebooks, tests and small data. Arrays (nnz,); weights: explicit only."""
+    """Fit in this process, for notebooks, tests and small data. Arrays (nnz,); weights: mode explicit only."""
     _check_weights(weights is not None, config)
     plan = Plan(config, n_users, n_items, seed, threads)
     users, items = users.astype(np.int32), items.astype(np.int32)
@@ -197,9 +197,9 @@ def fit_arrays(
     return Factors(user, item, user_bias, item_bias, present[USER], present[ITEM], log[-1]["mean"], log)
 
 
-def _check_weights(given: bool, config: FactorizationConfig) -> None:
-    if given and config.mode == "implicit":
-        raise ConfigError(f"weights go with {config.section}.mode=explicit: implicit forms weigh a pair by its value")
+def _check_weights(has_weights: bool, config: FactorizationConfig) -> None:
+    if has_weights and config.mode == "implicit":
+        raise ConfigError(f"weights need {config.section}.mode=explicit: implicit forms weigh a pair by its value")
 
 
 def _split(factors: F32, config: FactorizationConfig) -> tuple[F32, F32]:
@@ -209,7 +209,7 @@ def _split(factors: F32, config: FactorizationConfig) -> tuple[F32, F32]:
 
 
 def _result(sides: list[Side], log: list[dict[str, Any]], plan: Plan, gang: Gang) -> Iterator[Any]:
-    """A worker's factors, and from the first worker the log, as Arrow batches of RESULT."""
+    """A worker's factors, and the log from the first worker, as Arrow batches of RESULT."""
     import pyarrow as pa
 
     if gang.rank == 0:
@@ -237,14 +237,16 @@ def fold_in(
     threads: int = 1,
     weights: F32 = NO_WEIGHTS,
 ) -> tuple[F32, F32]:
-    """Factors of rows that were not in training, by the training's own exact row solve with the items fixed.
+    """Factors of rows that were not in training: an exact row solve of the objective with the items fixed.
 
     Parameters
     ----------
     indptr, indices, values : compressed rows over the items, (n + 1,), (nnz,), (nnz,).
-    items : (n_items, rank); item_bias : (n_items,). gram : items^T items, where it is known already.
-    n_items_present : items that were in training: it scales the regularisation of form `ials`.
-    weights : of the entries, (nnz,), or (0,) where all are 1; explicit only, implicit forms weigh by the value.
+    items : (n_items, rank).
+    item_bias : (n_items,).
+    n_items_present : number of items in training; scales the regularisation of form `ials`.
+    gram : items^T items, if already computed.
+    weights : of the entries, (nnz,), or (0,) where all are 1; mode explicit only.
 
     Returns
     -------
