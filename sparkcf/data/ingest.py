@@ -227,7 +227,7 @@ def _check_columns(columns: Columns, names: Sequence[str], where: str, rows: Dat
             )
         if list(names).count(name) > 1:
             raise InputError(
-                f"input column {name!r} (input.columns.{ours}) stands twice in {where}: rename one of {list(names)}"
+                f"input column {name!r} (input.columns.{ours}) occurs twice in {where}: rename one of {list(names)}"
             )
         if rows is not None:
             _check_type(ours, name, rows.select(_column(rows, name)).schema[0].dataType, where)

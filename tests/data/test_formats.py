@@ -73,10 +73,10 @@ def test_a_name_with_a_dot_or_a_back_tick_may_be_a_column_of_its_own(spark, conf
 
 def test_a_column_that_stands_twice_is_refused(spark, config, tmp_path: Path) -> None:
     path = write_lines(tmp_path / "in.csv", "user,item,x,x,user", "ann,tea,1,2,bob")
-    with pytest.raises(InputError, match=r"'user' \(input\.columns\.user_id\) stands twice in .*in\.csv"):
+    with pytest.raises(InputError, match=r"'user' \(input\.columns\.user_id\) occurs twice in .*in\.csv"):
         read_raw(spark, config(COLUMNS, path=path).input, str(path))
     bare = config(COLUMNS, "input.header=false", "input.names=[user, item, item]", path=path)
-    with pytest.raises(InputError, match=r"'item' \(input\.columns\.item_id\) stands twice in .*input\.names"):
+    with pytest.raises(InputError, match=r"'item' \(input\.columns\.item_id\) occurs twice in .*input\.names"):
         read_raw(spark, bare.input, str(path))
 
 
