@@ -55,30 +55,30 @@ def step(name: str, spark: Any = None) -> Iterator[Step]:
         columns = (TextColumn("{task.description}", markup=False), BarColumn(), TimeElapsedColumn())
         bar = Progress(*columns, console=console, transient=True)
         bar.start()
-    shown, over = Step(name, bar), threading.Event()
-    watcher = threading.Thread(target=_watch, args=(shown, spark, over, bar is not None), daemon=True)
+    running, over = Step(name, bar), threading.Event()
+    watcher = threading.Thread(target=_watch, args=(running, spark, over, bar is not None), daemon=True)
     if spark is not None:
         watcher.start()
     try:
-        yield shown
+        yield running
     finally:
         over.set()
         if spark is not None:
             watcher.join(timeout=5)
         if bar is not None:
             bar.stop()
-    note = f": {shown.note}" if shown.note else ""
+    note = f": {running.note}" if running.note else ""
     say(f"{name}{note} ({time.monotonic() - begin:.1f} s)")
 
 
-def _watch(shown: Step, spark: Any, over: threading.Event, in_terminal: bool) -> None:
+def _watch(running: Step, spark: Any, over: threading.Event, in_terminal: bool) -> None:
     """Report the tasks of the running stages until the step is over."""
     tracker = spark.sparkContext.statusTracker()
     while not over.wait(BAR_EVERY_S if in_terminal else PLAIN_EVERY_S):
         stages = [info for i in tracker.getActiveStageIds() if (info := tracker.getStageInfo(i)) is not None]
         total, done = sum(s.numTasks for s in stages), sum(s.numCompletedTasks for s in stages)
         if total:
-            shown.update(f"{done} of {total} tasks", done, total)
+            running.update(f"{done} of {total} tasks", done, total)
 
 
 @contextmanager

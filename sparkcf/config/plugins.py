@@ -36,24 +36,24 @@ def plugin(name: str) -> Any:
         The class cannot be loaded or lacks a part of the contract; the message names the part.
     """
     point = installed()[name]
-    where = f"model {name} ({point.value}{f' of {point.dist.name}' if point.dist else ''})"
+    label = f"model {name} ({point.value}{f' of {point.dist.name}' if point.dist else ''})"
     try:
         found = point.load()
     except Exception as error:  # any error of the other package's module
         reason = f"{type(error).__name__}: {error}"
-        raise ConfigError(f"{where} does not load: {reason}; fix or uninstall that package") from error
+        raise ConfigError(f"{label} does not load: {reason}; fix or uninstall that package") from error
     abstract: frozenset[str] = getattr(found, "__abstractmethods__", frozenset())
     lacking = [part for part in NEEDED if getattr(found, part, None) is None or part in abstract]
     lacking += sorted(set(abstract) - set(lacking))
     if lacking:
         raise ConfigError(
-            f"{where} breaks the contract of sparkcf.models.contract.Model: it lacks {', '.join(lacking)}"
+            f"{label} breaks the contract of sparkcf.models.contract.Model: it lacks {', '.join(lacking)}"
         )
     section = found.section
     if not (isinstance(section, type) and issubclass(section, ModelSection)):
-        raise ConfigError(f"{where} breaks the contract: section={section!r} is not a subclass of ModelSection")
+        raise ConfigError(f"{label} breaks the contract: section={section!r} is not a subclass of ModelSection")
     if section.section != name:
         raise ConfigError(
-            f"{where} breaks the contract: its section is named {section.section!r}, the entry point {name!r}"
+            f"{label} breaks the contract: its section is named {section.section!r}, the entry point {name!r}"
         )
     return found

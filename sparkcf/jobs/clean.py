@@ -53,10 +53,10 @@ def _load(spark: SparkSession, config: Config, tables: LakeTables, run: Run) -> 
     size_partitions(spark, raw)
     users = read_users(spark, config.input.users) if config.input.users else None
     items = read_items(spark, config.input.items) if config.input.items else None
-    with step(f"clean {config.ds}", spark) as shown:
+    with step(f"clean {config.ds}", spark) as progress:
         with explained(config.input_path):
             cleaned = clean(raw, config.input, config.clean, config.ds)
-        shown.note = summary(cleaned)
+        progress.note = summary(cleaned)
     for note in cleaned.notes:
         say(f"  note: {note}")
     note_unused(columns, config)
@@ -64,10 +64,10 @@ def _load(spark: SparkSession, config: Config, tables: LakeTables, run: Run) -> 
         with step("assign dense indices", spark):
             register(tables, "users", _seen("user", cleaned.interactions, users, config))
             register(tables, "items", _seen("item", cleaned.interactions, items, config))
-        with step("write quarantine and interactions", spark) as shown:
+        with step("write quarantine and interactions", spark) as progress:
             write_quarantine(tables, cleaned, config)
             changes = write_interactions(tables, cleaned.interactions, config)
-            shown.note = ", ".join(f"{n:,} {name}" for name, n in changes.items())
+            progress.note = ", ".join(f"{n:,} {name}" for name, n in changes.items())
     finally:
         cleaned.release()
     reasons = {f"reason:{name}": n for name, n in cleaned.reasons.items()}
@@ -179,8 +179,8 @@ def write_interactions(tables: LakeTables, clean_rows: DataFrame, config: Config
                     f"WHEN NOT MATCHED AND s.op = 'inserted' THEN INSERT ({', '.join(names)})"
                     f" VALUES ({', '.join(f's.{c}' for c in names)})"
                 )
-                done = merge_changes(tables, "interactions", source, f"{same} AND {within}", *clauses)
-                _check_merged(done, counts)
+                merged = merge_changes(tables, "interactions", source, f"{same} AND {within}", *clauses)
+                _check_merged(merged, counts)
         finally:
             changes.unpersist()
         return {name: counts.get(name, 0) for name in ("inserted", "updated", "deleted", "unchanged")}
@@ -232,8 +232,8 @@ def _differs(value: Column, context: Column) -> Column:
     return (F.col("value") != value) | ~next(contexts).eqNullSafe(next(contexts))
 
 
-def _check_merged(done: dict[str, int], counts: dict[str, int]) -> None:
+def _check_merged(merged: dict[str, int], counts: dict[str, int]) -> None:
     """Raise ConcurrentChangeError, which repeats the merge, if another writer's commit changed the expected counts."""
-    for op, rows in done.items():
+    for op, rows in merged.items():
         if rows != counts.get(op, 0):
-            raise ConcurrentChangeError(f"interactions: {rows:,} rows {op}, {counts.get(op, 0):,} expected: {done}")
+            raise ConcurrentChangeError(f"interactions: {rows:,} rows {op}, {counts.get(op, 0):,} expected: {merged}")

@@ -34,7 +34,7 @@ def evaluate_run(spark: SparkSession, config: Config) -> dict[str, Any]:
     model, inputs = model_of(config), Inputs(tables, run.row["inputs"])
     events = inputs.events(config.ds)
     config = with_protocol(tables, events, config)
-    with step(f"evaluate {config.model} by {config.evaluation.protocol}", spark) as shown:
+    with step(f"evaluate {config.model} by {config.evaluation.protocol}", spark) as progress:
         split = hashlib.sha256(config.evaluation.model_dump_json().encode()).hexdigest()[:12]
         packing = packing_of(model, inputs, config, split)
         data = training_data(model, inputs, events, config, packing)
@@ -43,7 +43,7 @@ def evaluate_run(spark: SparkSession, config: Config) -> dict[str, Any]:
             result = evaluate(events, model, data, config, fit_run)
         finally:
             packing.drop()
-        shown.note = headline(result, config)
+        progress.note = headline(result, config)
     write_figures(tables, run.run_id, result.protocol, settings_of(config), result.figures)
     if run.state == "trained":
         run.update("evaluated")

@@ -65,7 +65,7 @@ def fold_in_users(spark: SparkSession, config: Config) -> dict[str, Any]:
         say(f"  against the items of run {base.run_id} of {base.row['ds']}")
         now = Inputs(tables, run.row["inputs"])
         paired = pairs(now.events(config.ds), model.reads, config)
-        with step("fold in users", spark) as shown:
+        with step("fold in users", spark) as progress:
             shared = share_fitted(spark, model, fitted, now.n_items)
             rows = marked(user_rows(paired), user_rows(data.pairs), fitted.user_factors)
             known = replace(data, pairs=paired.where(F.col("item_idx") < data.n_items))
@@ -83,7 +83,7 @@ def fold_in_users(spark: SparkSession, config: Config) -> dict[str, Any]:
                 counts["items"] = write_fitted(now, model, updated, run)["item"]
             finally:
                 updated.release()
-            shown.note = (
+            progress.note = (
                 f"{counts['users_folded_in']:,} solved, {counts['users_kept']:,} kept, "
                 f"{counts['users_without_known_items']:,} without an item known to the run"
             )

@@ -56,7 +56,7 @@ def predict_pairs(spark: SparkSession, config: Config) -> dict[str, Any]:
     requested = _requested(spark, model, config)
     data = training_data(model, inputs, inputs.events(run.row["ds"]), config)
     fitted = read_fitted(tables, model, run, data)
-    with step("predict", spark) as shown:
+    with step("predict", spark) as progress:
         pairs = requested.where("user_id IS NOT NULL AND item_id IS NOT NULL").distinct()
         pairs = pairs.withColumn("context", F.map_from_entries("context"))
         whole = _with_vectors(pairs, inputs, model, data, fitted)
@@ -78,7 +78,7 @@ def predict_pairs(spark: SparkSession, config: Config) -> dict[str, Any]:
             values.unpersist()
         read, usable = one_row(requested.agg(F.count(F.lit(1)), F.count(F.concat("user_id", "item_id"))))
         counts |= {"without_id": int(read - usable), "duplicates": int(usable) - counts["pairs"]}
-        shown.note = ", ".join(f"{n:,} {name.replace('_', ' ')}" for name, n in counts.items())
+        progress.note = ", ".join(f"{n:,} {name.replace('_', ' ')}" for name, n in counts.items())
     return {"run_id": run.run_id, "counts": counts}
 
 

@@ -33,7 +33,7 @@ def publish_run(spark: SparkSession, config: Config) -> dict[str, Any]:
     if run.state == "published":
         raise NothingNew(f"run {run.run_id} is published already")
     before = published_run(tables, config.model)
-    with step("publish") as shown:
+    with step("publish") as progress:
         today = history(tables, config.model, config.ds)
         begun = int(run.row["inputs"].get("published", -1))
         since = [r for r in today if r["sequence"] > sequence_at(tables, config.model, config.ds, begun)]
@@ -52,11 +52,11 @@ def publish_run(spark: SparkSession, config: Config) -> dict[str, Any]:
         append_published(tables, config.model, config.ds, run.run_id, "publish", len(today) + 1)
         run.update("published")
         if today:
-            shown.note = (
+            progress.note = (
                 f"{config.ds} was published already by run {today[-1]['run_id']}; run {run.run_id} takes its place"
             )
         else:
-            shown.note = f"run {run.run_id} for {config.ds}"
+            progress.note = f"run {run.run_id} for {config.ds}"
     return {"run_id": run.run_id, "published": True, "replaced": today[-1]["run_id"] if today else None}
 
 

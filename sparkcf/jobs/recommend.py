@@ -43,7 +43,7 @@ def recommend_run(spark: SparkSession, config: Config) -> dict[str, Any]:
     scorer = share_scorer(spark, model.open, saved)
     catalogue = Catalogue.of(popularity(liked_pairs(events, config)), data.n_items, banned_items(spark, items, config))
     labels = (F.lit(config.ds).alias("ds"),)
-    with step(f"recommend top {config.topk.k}", spark) as shown:
+    with step(f"recommend top {config.topk.k}", spark) as progress:
         wanted = wanted_users(users, config).select("user_idx", "user_id")
         known = wanted.join(fitted.user_factors.withColumnRenamed("idx", "user_idx"), on="user_idx", how="left")
         if model.scores_rows:
@@ -57,15 +57,15 @@ def recommend_run(spark: SparkSession, config: Config) -> dict[str, Any]:
             .select("user_id", "position", "item_id", "score", "reason", *labels)
         )
         counts = _write_lists(tables, named, model.name, run.run_id) | {"users": wanted.count()}
-        shown.note = (
+        progress.note = (
             f"{counts['recommendations']:,} rows, {counts['users']:,} users, {counts['users_fallback']:,} by fallback"
         )
     if config.topk.similar_items:
-        with step("find similar items", spark) as shown:
+        with step("find similar items", spark) as progress:
             alike = share_ranker(spark, share_similarity(spark, model, saved, scorer), catalogue)
             found = _similar(fitted.item_factors, items, alike, config).select("*", *labels)
             counts["similar_items"] = write_of_run(tables, "similar_items", found, model.name, run.run_id)
-            shown.note = f"{counts['similar_items']:,} rows"
+            progress.note = f"{counts['similar_items']:,} rows"
     run.update("recommended", counts=counts)
     return {"run_id": run.run_id, "counts": counts}
 

@@ -38,9 +38,9 @@ def train_model(spark: SparkSession, config: Config) -> dict[str, Any]:
         inputs = Inputs(tables, run.row["inputs"])
         fitted = _fitted(model, inputs, config)
         try:
-            with step("write factors") as shown:
+            with step("write factors") as progress:
                 counts = write_fitted(inputs, model, fitted, run)
-                shown.note = ", ".join(f"{n:,} {side}s" for side, n in counts.items())
+                progress.note = ", ".join(f"{n:,} {side}s" for side, n in counts.items())
         finally:
             fitted.release()
         write_log(tables, run, fitted)
@@ -52,22 +52,22 @@ def train_model(spark: SparkSession, config: Config) -> dict[str, Any]:
 def _fitted(model: Model[Any], inputs: Inputs, config: Config) -> Fitted:
     data = training_data(model, inputs, inputs.events(config.ds), config, packing_of(model, inputs, config))
     base, warm_start = _warm_start(inputs.tables, config) if config.train.warm_start else (None, None)
-    with step(f"train {model.name}") as shown:
+    with step(f"train {model.name}") as progress:
         folder = progress_folder(inputs, config, base)
-        fitted = model.fit(data, FitRun(warm_start, progress_of(shown, model.rounds), folder))
+        fitted = model.fit(data, FitRun(warm_start, progress_of(progress, model.rounds), folder))
         if fitted.log:
-            shown.note = log_line(fitted.log[-1])
+            progress.note = log_line(fitted.log[-1])
     return fitted
 
 
-def progress_of(shown: Step, rounds: int) -> Any:
+def progress_of(progress: Step, rounds: int) -> Any:
     """A callback that shows a fit's log entries and notes."""
 
     def on_progress(entry: dict[str, Any]) -> None:
         if "note" in entry:
             say(f"  note: {entry['note']}")
         else:
-            shown.update(log_line(entry), entry.get("sweep") or entry["epoch"], rounds)
+            progress.update(log_line(entry), entry.get("sweep") or entry["epoch"], rounds)
 
     return on_progress
 

@@ -44,7 +44,7 @@ def read_arrays(folder: Folder, name: str, shapes: Shapes) -> tuple[Arrays, dict
     LakeError
         A file is missing, damaged, not a safetensors file, or holds other arrays than `shapes`.
     """
-    where = f"{folder.address}/{name}"
+    path = f"{folder.address}/{name}"
     try:
         manifest = folder.read_json(f"{name}.json")
         _check_header(folder, f"{name}.safetensors", int(manifest["bytes"]), shapes)
@@ -54,7 +54,7 @@ def read_arrays(folder: Folder, name: str, shapes: Shapes) -> tuple[Arrays, dict
         return load(data), dict(manifest["notes"])
     except (OSError, ValueError, KeyError, TypeError, SafetensorError) as error:
         first = (str(error).splitlines() or [type(error).__name__])[0]
-        raise LakeError(f"{where}.safetensors cannot be used: {first}") from None
+        raise LakeError(f"{path}.safetensors cannot be used: {first}") from None
 
 
 def _check_header(folder: Folder, name: str, size: int, shapes: Shapes) -> None:

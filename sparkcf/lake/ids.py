@@ -48,7 +48,7 @@ def register(tables: LakeTables, name: str, rows: DataFrame) -> None:
             # nothing is merged and everything is repeated.
             numbered = numbered.crossJoin(target.agg(last_idx)).where(f"last_idx = {last}").drop("last_idx")
             names = ", ".join(table.schema.names)
-            done = merge_changes(
+            merged = merge_changes(
                 tables,
                 name,
                 numbered,
@@ -56,7 +56,7 @@ def register(tables: LakeTables, name: str, rows: DataFrame) -> None:
                 f"WHEN MATCHED THEN UPDATE SET {_updates(table)}",
                 f"WHEN NOT MATCHED THEN INSERT ({names}) VALUES ({', '.join(f's.{c}' for c in table.schema.names)})",
             )
-            if not any(done.values()):
+            if not any(merged.values()):
                 raise ConcurrentChangeError(f"{name} has ids after index {last}")
         finally:
             changed.unpersist()

@@ -318,7 +318,7 @@ def foreign_features(table: DeltaTable) -> str:
 
 def _matching_rows(file: pq.ParquetFile, schema: pa.Schema, wanted: Wanted | None) -> list[pa.Table]:
     """The wanted rows, a table per row group that has any. The key column is read first, the others on a hit."""
-    here = [name for name in schema.names if name in file.schema_arrow.names]
+    present = [name for name in schema.names if name in file.schema_arrow.names]
     pieces = []
     for number in range(file.metadata.num_row_groups):
         mask = None
@@ -330,10 +330,10 @@ def _matching_rows(file: pq.ParquetFile, schema: pa.Schema, wanted: Wanted | Non
             mask = pc.is_in(keys, value_set=_strings(values))
             if not pc.any(mask).as_py():
                 continue
-        rows = file.read_row_group(number, columns=here)
+        rows = file.read_row_group(number, columns=present)
         rows = rows if mask is None else rows.filter(mask)
         nulls = pa.nulls(rows.num_rows)  # for a column that an older file lacks
-        columns = [(rows[f.name] if f.name in here else nulls).cast(f.type) for f in schema]
+        columns = [(rows[f.name] if f.name in present else nulls).cast(f.type) for f in schema]
         pieces.append(pa.table(columns, schema=schema))
     return pieces
 

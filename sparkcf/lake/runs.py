@@ -127,8 +127,8 @@ def find_run(tables: LakeTables, config: Config, states: tuple[str, ...]) -> Run
                 f"run {config.run_id} is {found[0]['state']}: a run that is {' or '.join(states)} is needed"
             )
     else:
-        here = runs.where(f"ds = {sql_date(config.ds)}").where(F.col("state").isin(*states))
-        found = here.orderBy(F.desc("started_at"), F.desc("run_id")).limit(1).collect()
+        of_day = runs.where(f"ds = {sql_date(config.ds)}").where(F.col("state").isin(*states))
+        found = of_day.orderBy(F.desc("started_at"), F.desc("run_id")).limit(1).collect()
         if not found:
             raise NotFoundError(
                 f"no run of model {config.model} for {config.ds} that is {' or '.join(states)}: run jobs/train.py first"

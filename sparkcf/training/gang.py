@@ -93,18 +93,18 @@ class GlooGang:
 
         tail = parts[0].shape[1:]
         width = int(np.prod(tail, dtype=np.int64))
-        mine = np.array([len(p) for p in parts], np.int64)
-        theirs = np.empty_like(mine)
-        dist.all_to_all_single(torch.from_numpy(theirs), torch.from_numpy(mine))
+        sent_counts = np.array([len(p) for p in parts], np.int64)
+        received_counts = np.empty_like(sent_counts)
+        dist.all_to_all_single(torch.from_numpy(received_counts), torch.from_numpy(sent_counts))
         sent = np.concatenate([np.ascontiguousarray(p).reshape(-1) for p in parts])
-        received = np.empty(int(theirs.sum()) * width, parts[0].dtype)
+        received = np.empty(int(received_counts.sum()) * width, parts[0].dtype)
         dist.all_to_all_single(
             torch.from_numpy(received),
             torch.from_numpy(sent),
-            (theirs * width).tolist(),
-            (mine * width).tolist(),
+            (received_counts * width).tolist(),
+            (sent_counts * width).tolist(),
         )
-        return received.reshape(-1, *tail), theirs
+        return received.reshape(-1, *tail), received_counts
 
     def report(self, message: dict[str, Any]) -> None:
         if self._reporter and self.rank == 0:

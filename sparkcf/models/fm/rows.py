@@ -235,10 +235,10 @@ def copy_rows(rows: list[FMRows], side: int, plan: FMPlan, gang: Gang) -> Copy:
             fields[start : start + f.size] = number
     fields[own], fields[received] = located.get(side, 0), located.get(1 - side, 0)
     table = np.zeros((len(fields), plan.config.rank + 1), np.float32)
-    made = Copy(rowptr, feat, val, part.y[order], part.key[order], table, fields, own, received, sends)
+    copy = Copy(rowptr, feat, val, part.y[order], part.key[order], table, fields, own, received, sends)
     empty = np.empty(0, np.int32)
-    rows[side] = FMRows(empty, empty, made.y[:0], made.key[:0], part.ptr[:1], empty, part.val[:0])  # frees memory
-    return made
+    rows[side] = FMRows(empty, empty, copy.y[:0], copy.key[:0], part.ptr[:1], empty, part.val[:0])  # frees memory
+    return copy
 
 
 def field_visits(copies: list[Copy], number: int, plan: FMPlan, gang: Gang) -> Visits:
