@@ -2,7 +2,7 @@
 
     spark-submit jobs/clean.py --config conf/nightly.yaml ds=2024-05-31 input.path='logs/{ds}/*.csv.gz'
 
-Reads the input and, where configured, the items' attributes. Writes users, items, quarantine, interactions, runs.
+Reads the input and, if configured, attributes of users and items. Writes users, items, quarantine, interactions, runs.
 """
 
 from sparkcf.jobs.clean import clean_day

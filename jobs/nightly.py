@@ -2,7 +2,7 @@
 
     spark-submit jobs/nightly.py --config conf/sample.yaml
 
-Reads the input. Writes every table. Run it again at will: the same day gives the same rows.
+Reads the input. Writes every table. It may be repeated: the same day gives the same rows.
 """
 
 from sparkcf.jobs.frame import main

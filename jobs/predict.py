@@ -1,4 +1,4 @@
-"""Predict the values of a table of pairs by a run of a model that predicts any: fm, or explicit als and hals.
+"""Predict the values of a table of pairs, by a run of fm, or of als or hals in mode explicit.
 
     spark-submit jobs/predict.py --config conf/sample.yaml --config conf/models/fm.yaml predict.path=pairs.csv
 

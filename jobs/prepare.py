@@ -1,8 +1,8 @@
-"""Pack the interactions into a row a user and a row an item, as training by gradient reads them.
+"""Pack the interactions into one row per user and one row per item, for training by gradient.
 
     spark-submit jobs/prepare.py --config conf/sample.yaml model=multvae
 
-Reads interactions, users, items. Writes user_rows, item_rows, runs. Training packs what is missing by itself.
+Reads interactions, users, items. Writes user_rows, item_rows, runs. Optional: training packs missing rows itself.
 """
 
 from sparkcf.jobs.frame import main

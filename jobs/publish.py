@@ -1,4 +1,4 @@
-"""Let the gate judge a recommended run and, if it passes, show it to readers.
+"""Check a recommended run by the gate and, if it passes, publish it to readers.
 
     spark-submit jobs/publish.py --config conf/sample.yaml gate.max_fall=0.05
 

@@ -1,4 +1,4 @@
-"""Show readers an earlier run again: `run_id=…`, or the one published before.
+"""Publish an earlier run again: `run_id=…`, or the run published before the current one.
 
     spark-submit jobs/rollback.py --config conf/sample.yaml run_id=als-20180925-20180926T021500-1f2e3d
 

@@ -2,7 +2,8 @@
 
     spark-submit jobs/train.py --config conf/sample.yaml als.rank=128 train.warm_start=true
 
-Reads interactions, users, items (and, warm, the published factors). Writes user_factors, item_factors, metrics, runs.
+Reads interactions, users, items (with warm_start also the published factors). Writes user_factors, item_factors,
+metrics, runs.
 """
 
 from sparkcf.jobs.frame import main

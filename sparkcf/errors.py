@@ -1,52 +1,52 @@
-"""Every error a user can meet: one line that names the thing, the value seen and the cure."""
+"""Errors for users: a one-line message with what was found, what was expected and what to do."""
 
 from __future__ import annotations
 
 
 class SparkcfError(Exception):
-    """Base of all errors that end a job in one line, without a stack trace, and with `exit_code`."""
+    """Base of all errors that end a job with a one-line message and `exit_code`, without a stack trace."""
 
     exit_code = 1
 
 
 class ConfigError(SparkcfError):
-    """Bad configuration or usage: said before Spark starts."""
+    """Bad configuration or usage, in most cases found before Spark starts."""
 
     exit_code = 2
 
 
 class InputError(SparkcfError):
-    """The input is missing, empty or lacks a column: nothing was written."""
+    """The input is missing, empty or lacks a column; nothing was written."""
 
     exit_code = 2
 
 
 class LakeError(SparkcfError):
-    """The lake cannot be read or written as asked."""
+    """The lake cannot be read or written."""
 
     exit_code = 2
 
 
 class NotFoundError(SparkcfError):
-    """An unknown user, item, model or run was asked for."""
+    """A requested user, item, model or run does not exist."""
 
     exit_code = 1
 
 
 class TrainingError(SparkcfError):
-    """A fit went wrong in its numbers (NaN, singular block)."""
+    """A fit failed: no training data, a value that is not finite, or a process that died."""
 
     exit_code = 1
 
 
 class GateRefused(SparkcfError):
-    """A data or quality gate said no: what was published stays as it was."""
+    """A data or quality gate refused; the published run stays."""
 
     exit_code = 3
 
 
 class ConflictError(SparkcfError):
-    """Another writer got there first: nothing of ours was published."""
+    """Another writer was first; nothing of this job was published."""
 
     exit_code = 4
 
@@ -59,16 +59,16 @@ class NothingNew(SparkcfError):
 
 EXIT_CODES = {
     0: "done",
-    1: "failed, or an unknown user, item or run was asked for",
+    1: "failed, or a requested user, item or run does not exist",
     2: "bad configuration, input or usage",
     3: "a data or quality gate refused",
-    4: "another writer got there first",
+    4: "another writer was first",
     5: "nothing new to do",
 }
 
 
 def first_line(error: BaseException) -> str:
-    """The one line of a JVM or Python error that a person needs, without the stack."""
+    """First line of an error's message; of a JVM error the message of its root cause."""
     java = getattr(error, "java_exception", None)
     if java is not None:
         while java.getCause() is not None:

@@ -1,4 +1,4 @@
-"""Progress for people: a bar in a terminal, plain lines elsewhere. Always on standard error."""
+"""Progress output on standard error: a bar in a terminal, plain lines elsewhere."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ BAR_EVERY_S = 0.5
 
 
 def say(message: str) -> None:
-    """One plain line. Text from the data is printed as data: no markup, no control codes."""
+    """Print one plain line; markup and control codes in the text have no effect."""
     console.print(Text(printable(message)), soft_wrap=True)
 
 
@@ -29,7 +29,7 @@ def printable(text: object) -> str:
 
 
 class Step:
-    """A named piece of work that is being shown. `note` is added to its last line."""
+    """A step whose progress is shown. `note` is added to the step's last line."""
 
     def __init__(self, name: str, bar: Progress | None) -> None:
         self.name = name
@@ -38,7 +38,7 @@ class Step:
         self._task = bar.add_task(printable(name), total=None) if bar else None
 
     def update(self, message: str, done: int, total: int) -> None:
-        """Show that `done` of `total` are done: in place in a terminal, a line elsewhere."""
+        """Show that `done` of `total` are done: in place in a terminal, as a line elsewhere."""
         if self._bar is not None and self._task is not None:
             shown = printable(f"{self.name}: {message}")
             self._bar.update(self._task, description=shown, completed=done, total=total)
@@ -48,42 +48,42 @@ class Step:
 
 @contextmanager
 def step(name: str, spark: Any = None) -> Iterator[Step]:
-    """Show a step while it runs and its time when it is done. With `spark`, its stages' tasks move the bar."""
+    """Show a step while it runs, and its time at the end. With `spark` the bar shows the tasks of running stages."""
     begin = time.monotonic()
     bar = None
     if console.is_terminal:
         columns = (TextColumn("{task.description}", markup=False), BarColumn(), TimeElapsedColumn())
         bar = Progress(*columns, console=console, transient=True)
         bar.start()
-    shown, over = Step(name, bar), threading.Event()
-    watcher = threading.Thread(target=_watch, args=(shown, spark, over, bar is not None), daemon=True)
+    running, over = Step(name, bar), threading.Event()
+    watcher = threading.Thread(target=_watch, args=(running, spark, over, bar is not None), daemon=True)
     if spark is not None:
         watcher.start()
     try:
-        yield shown
+        yield running
     finally:
         over.set()
         if spark is not None:
             watcher.join(timeout=5)
         if bar is not None:
             bar.stop()
-    note = f": {shown.note}" if shown.note else ""
+    note = f": {running.note}" if running.note else ""
     say(f"{name}{note} ({time.monotonic() - begin:.1f} s)")
 
 
-def _watch(shown: Step, spark: Any, over: threading.Event, in_terminal: bool) -> None:
+def _watch(running: Step, spark: Any, over: threading.Event, in_terminal: bool) -> None:
     """Report the tasks of the running stages until the step is over."""
     tracker = spark.sparkContext.statusTracker()
     while not over.wait(BAR_EVERY_S if in_terminal else PLAIN_EVERY_S):
         stages = [info for i in tracker.getActiveStageIds() if (info := tracker.getStageInfo(i)) is not None]
         total, done = sum(s.numTasks for s in stages), sum(s.numCompletedTasks for s in stages)
         if total:
-            shown.update(f"{done} of {total} tasks", done, total)
+            running.update(f"{done} of {total} tasks", done, total)
 
 
 @contextmanager
 def job_description(spark: Any, description: str) -> Iterator[None]:
-    """Name the Spark jobs started inside, so that Spark's UI reads like the pipeline."""
+    """Set the description of the Spark jobs started in the block, for Spark's UI."""
     context = spark.sparkContext
     before = context.getLocalProperty("spark.job.description")
     context.setLocalProperty("spark.job.description", description)

@@ -1,6 +1,6 @@
 """Checks of Python and Java before anything else is imported.
 
-This file is the first to run and is written so that an older Python can still read it and say what is wrong.
+This file runs first. Its syntax is old enough for an older Python to run it and print the error.
 """
 
 import os
@@ -15,7 +15,7 @@ JAVA = (8, 11, 17)
 
 def check_python(version=None):
     # type: (tuple | None) -> None
-    """Exit with code 2 unless this is the Python that the pinned dependencies are made for."""
+    """Exit with code 2 unless the Python version is the one of the pinned dependencies."""
     version = version or sys.version_info[:2]
     if tuple(version) != PYTHON:
         sys.stderr.write(
@@ -27,7 +27,7 @@ def check_python(version=None):
 
 def java_executable():
     # type: () -> str | None
-    """The java that Spark will start: JAVA_HOME first, then the PATH; None where there is none."""
+    """The java that Spark will start: from JAVA_HOME, else from the PATH; None if there is none."""
     home = os.environ.get("JAVA_HOME")
     if home:
         candidate = os.path.join(home, "bin", "java")
@@ -37,7 +37,7 @@ def java_executable():
 
 def java_version():
     # type: () -> int | None
-    """The major version of that java (8, 11, 17, …); None where its output has no version."""
+    """Major version of `java_executable` (8, 11, 17, …); None if there is no java or its output has no version."""
     java = java_executable()
     if java is None:
         return None
@@ -51,7 +51,7 @@ def java_version():
 
 def java_problem():
     # type: () -> str | None
-    """One line that says what is wrong with the Java here, or None."""
+    """Error message about the installed Java, or None if it is usable."""
     version = java_version()
     if version is None:
         where = "JAVA_HOME=%s" % os.environ["JAVA_HOME"] if os.environ.get("JAVA_HOME") else "the PATH"

@@ -1,4 +1,4 @@
-"""Checks of this machine and of a lake, each finding with its cure. Starts Spark only where that is asked for."""
+"""The checks of `sparkcf doctor`: this machine and a lake, each finding with its cure. Starts Spark on request only."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ from sparkcf import runtime
 from sparkcf.errors import ConfigError, first_line
 from sparkcf.lake.query import CURE, TABLE_NAMES, Lake, foreign_features
 
-MODULES = {"delta-spark": "delta", "PyYAML": "yaml"}  # where the module is not named as the package
+MODULES = {"delta-spark": "delta", "PyYAML": "yaml"}  # packages whose module has another name
 SETUP = "run `make setup`"
 FREE = 5 * 2**30  # bytes
 LOG_FILE = re.compile(r"(?:^|/)(\d{20})\.(json|checkpoint\..*parquet)$")
@@ -31,7 +31,7 @@ LOG_FILE = re.compile(r"(?:^|/)(\d{20})\.(json|checkpoint\..*parquet)$")
 
 @dataclass(frozen=True)
 class Check:
-    """One finding. `status` is ok, warn or fail; `cure` is empty where all is well."""
+    """One finding. `status` is ok, warn or fail; `cure` is empty for ok."""
 
     check: str
     status: str
@@ -45,13 +45,13 @@ def diagnose(root: str = "./lake", spark: bool = False, storage_options: dict[st
     Parameters
     ----------
     root : the lake; see `sparkcf.lake.query.Lake`.
-    spark : also open a session and report what it gives to tasks.
+    spark : also open a session and report its slots and GPUs.
     storage_options : credentials and settings of an object store.
 
     Raises
     ------
     SparkcfError
-        The root cannot be meant as a lake at all.
+        The root is not a valid address of a lake.
     """
     lake = Lake(root, storage_options)
     checks = [check_python(), check_java(), check_packages(), check_jars(), check_slots()]
@@ -77,7 +77,7 @@ def check_java() -> Check:
 
 
 def check_packages() -> Check:
-    """Whether each package that sparkcf pins is there, in that version."""
+    """Check that each package that sparkcf pins is installed in the pinned version."""
     try:
         requirements = importlib.metadata.requires("sparkcf") or []
     except importlib.metadata.PackageNotFoundError:
@@ -94,7 +94,7 @@ def _package_problem(name: str, pin: str) -> str:
         version = importlib.metadata.version(name)
     except importlib.metadata.PackageNotFoundError:
         return f"{name} is missing (pinned {pin})"
-    if version.split("+")[0] != pin:  # a local part such as +cpu does not count
+    if version.split("+")[0] != pin:  # a local part such as +cpu is ignored
         return f"{name} is {version} (pinned {pin})"
     if importlib.util.find_spec(MODULES.get(name, name)) is None:
         return f"{name} {version} cannot be imported"
@@ -102,7 +102,7 @@ def _package_problem(name: str, pin: str) -> str:
 
 
 def check_jars() -> Check:
-    """Whether Delta's jars lie among Spark's own. Finds pyspark without importing it."""
+    """Check that Delta's jars are in Spark's folder of jars; finds pyspark without importing it."""
     spec = importlib.util.find_spec("pyspark")
     home = os.environ.get("SPARK_HOME") or (os.path.dirname(spec.origin) if spec and spec.origin else None)
     if home is None:
@@ -157,7 +157,7 @@ def check_spark() -> list[Check]:
 
 def _check_gpus(amounts: dict[str, str]) -> Check:
     if not amounts:
-        return Check("gpu", "ok", "none asked for")
+        return Check("gpu", "ok", "none requested")
     found = ", ".join(f"{key}={amount}" for key, amount in amounts.items())
     if not all(amount.isdigit() for amount in amounts.values()):  # TorchDistributor takes int() of it
         return Check("gpu", "fail", found, "give whole GPUs: TorchDistributor cannot share one")
@@ -167,11 +167,11 @@ def _check_gpus(amounts: dict[str, str]) -> Check:
 
 
 def check_root(lake: Lake) -> Check:
-    """Whether the lake's folder can be written; an object store is only tried by its tables."""
+    """Check that the lake's folder can be written; of an object store only the tables are checked."""
     if lake.folder is None:
-        return Check("lake", "ok", f"{lake.root}: an object store, writing is not tried")
+        return Check("lake", "ok", f"{lake.root}: an object store, writing is not checked")
     if not os.path.exists(lake.folder):
-        return Check("lake", "warn", f"there is none at {lake.root} yet", f"{CURE}, or name another with --lake")
+        return Check("lake", "warn", f"there is no lake at {lake.root} yet", f"{CURE}, or name another with --lake")
     if not os.path.isdir(lake.folder):
         return Check("lake", "fail", f"{lake.root} is a file", "name a folder with --lake")
     try:
@@ -183,12 +183,12 @@ def check_root(lake: Lake) -> Check:
 
 
 def check_table(lake: Lake, name: str) -> Iterator[Check]:
-    """A table's newest version, its last good one, and whether that one's files are all there."""
+    """Check a table's newest version, find its last good version, and check that this version's files exist."""
     what = f"table {name}"
     try:
         versions = _versions(lake, name)
     except TableNotFoundError:
-        return  # not made yet
+        return  # the table does not exist yet
     except Exception as error:
         yield Check(what, "fail", f"its log cannot be listed: {first_line(error)}", "check address and rights")
         return
@@ -212,7 +212,7 @@ def check_table(lake: Lake, name: str) -> Iterator[Check]:
 
 
 def _found(what: str, table: DeltaTable, version: int, problems: dict[int, str]) -> Check:
-    """The row of a table of which `version` is good and the newer ones, if any, have problems."""
+    """The finding for a table whose last good version is `version`; `problems` : by newer version."""
     if problems:
         newest = max(problems)
         bad = f"version {newest}" if len(problems) == 1 else f"versions {min(problems)} to {newest}"
@@ -229,15 +229,15 @@ def _log_files(lake: Lake, name: str) -> PyFileSystem:
 
 
 def _versions(lake: Lake, name: str) -> list[int]:
-    """The versions that the log names, newest first."""
+    """The versions in the table's log, newest first."""
     listed = _log_files(lake, name).get_file_info(FileSelector("_delta_log", allow_not_found=True))
     return sorted({int(m[1]) for file in listed if (m := LOG_FILE.search(file.path))}, reverse=True)
 
 
 def _check_entry(lake: Lake, name: str, version: int) -> None:
-    """Raise ValueError where a commit's file is cut off. delta-rs itself takes an empty one for a version."""
+    """Raise ValueError if a commit's file is truncated; delta-rs itself accepts an empty file as a version."""
     files, path = _log_files(lake, name), f"_delta_log/{version:020}.json"
-    if files.get_file_info(path).type == FileType.NotFound:  # cleaned away, a checkpoint stands for it
+    if files.get_file_info(path).type == FileType.NotFound:  # removed after a checkpoint
         return
     with files.open_input_stream(path) as stream:
         lines = [line for line in stream.read().splitlines() if line.strip()]
@@ -262,7 +262,7 @@ def _check_files(lake: Lake, name: str, table: DeltaTable) -> Iterator[Check]:
 
 
 def check_disks(lake: Lake) -> Iterator[Check]:
-    """Free space where the lake is and where Spark spills."""
+    """Check free space on the disks of the lake and of Spark's local files."""
     scratch = os.environ.get("SPARK_LOCAL_DIRS", "").split(",")[0] or tempfile.gettempdir()
     for place in dict.fromkeys(filter(None, (lake.folder, scratch))):
         existing = Path(place)
@@ -271,6 +271,6 @@ def check_disks(lake: Lake) -> Iterator[Check]:
         free = shutil.disk_usage(existing).free
         found = f"{free / 2**30:.1f} GiB free at {place}"
         if free < FREE:
-            yield Check("disk", "warn", found, f"free space there: {FREE / 2**30:.0f} GiB are wanted")
+            yield Check("disk", "warn", found, f"free space there: {FREE / 2**30:.0f} GiB are needed")
         else:
             yield Check("disk", "ok", found)

@@ -1,4 +1,4 @@
-"""The console command `sparkcf`: what is published and what has run, without Spark.
+"""The console command `sparkcf`: queries of published lists and of runs, without Spark.
 
     sparkcf recommend --user 1 --k 5
     sparkcf similar --item 50 --model als --format json
@@ -24,7 +24,7 @@ if TYPE_CHECKING:
 
     from sparkcf.lake.query import Lake
 
-# Everything heavier than typer is imported where it is needed: `--help` and a refused option answer at once.
+# Packages heavier than typer are imported in functions, so that `--help` and usage errors are fast.
 Record = dict[str, Any]
 DEFAULT_LAKE = "./lake"
 RUN_COLUMNS = ["run_id", "job", "model", "ds", "state", "started_at", "updated_at", "reason"]
@@ -35,18 +35,18 @@ LakeOption = Annotated[
     typer.Option("--lake", metavar="PATH", help=f"The lake: a folder or an address; by default {DEFAULT_LAKE}."),
 ]
 FormatOption = Annotated[
-    Literal["table", "json", "csv"], typer.Option("--format", help="json and csv give the data as it is.")
+    Literal["table", "json", "csv"], typer.Option("--format", help="json and csv print unrounded values.")
 ]
-ModelOption = Annotated[str | None, typer.Option("--model", help="A published model; by default als, if there.")]
+ModelOption = Annotated[str | None, typer.Option("--model", help="A published model; by default als.")]
 DayOption = Annotated[
     str | None,
     typer.Option("--ds", metavar="YYYY-MM-DD", help="Logical date; by default the latest published."),
 ]
 CountOption = Annotated[int, typer.Option("--k", min=1, help="Length of the list.")]
-LimitOption = Annotated[int, typer.Option("--limit", min=1, help="Rows at most.")]
+LimitOption = Annotated[int, typer.Option("--limit", min=1, help="Most rows to show.")]
 
 app = typer.Typer(
-    help="Ask a sparkcf lake what is published and what has run. Needs no Spark and no Java.",
+    help="Query a sparkcf lake: published lists, histories, runs and measures. Needs no Spark and no Java.",
     add_completion=False,
     pretty_exceptions_enable=False,
 )
@@ -57,12 +57,12 @@ def main(arguments: list[str] | None = None) -> NoReturn:
 
     Parameters
     ----------
-    arguments : as on the command line, without the program's name; by default those of the process.
+    arguments : of the command line, without the program's name; default: those of the process.
     """
-    given = sys.argv[1:] if arguments is None else arguments
+    words = sys.argv[1:] if arguments is None else arguments
     try:
-        "".join(given).encode()  # the names in a lake are UTF-8, so others cannot be meant
-        code = app(given or ["--help"], prog_name="sparkcf", standalone_mode=False)
+        "".join(words).encode()  # raises UnicodeEncodeError: names in a lake are UTF-8
+        code = app(words or ["--help"], prog_name="sparkcf", standalone_mode=False)
         sys.stdout.flush()
     except SparkcfError as error:
         code = _complain(str(error), error.exit_code)
@@ -70,7 +70,7 @@ def main(arguments: list[str] | None = None) -> NoReturn:
         code = _complain(f"{error.format_message().rstrip('.')} (see `sparkcf --help`)", error.exit_code)
     except UnicodeEncodeError:
         code = _complain("an argument is not valid UTF-8", 2)
-    except BrokenPipeError:  # the reader, such as `head`, has seen enough
+    except BrokenPipeError:  # the reader, such as `head`, closed the pipe
         code = _without_stdout(0)
     except OSError as error:
         code = _without_stdout(_complain(str(error), 2))
@@ -133,7 +133,7 @@ def runs(
     form: FormatOption = "table",
     lake: LakeOption = None,
 ) -> None:
-    """Show the newest runs, failed ones too."""
+    """Show the newest runs, failed ones included."""
     rows = _open(context, lake).run_rows(limit, model)
     _show(_records(rows), RUN_COLUMNS if form == "table" else rows.column_names, form)
 
@@ -155,7 +155,7 @@ def metrics(
 @app.command()
 def doctor(
     context: typer.Context,
-    spark: Annotated[bool, typer.Option("--spark/--no-spark", help="Also start Spark and look inside.")] = False,
+    spark: Annotated[bool, typer.Option("--spark/--no-spark", help="Also start Spark and check it.")] = False,
     form: FormatOption = "table",
     lake: LakeOption = None,
 ) -> None:
@@ -170,7 +170,7 @@ def doctor(
 
 
 def _root(context: typer.Context, lake: str | None) -> str:
-    """The option after the command wins over the one before it."""
+    """The lake's root: an option --lake after the command wins over one before it."""
     return next((root for root in (lake, context.obj) if root is not None), DEFAULT_LAKE)
 
 
@@ -186,7 +186,7 @@ def _origin(rows: pa.Table) -> str:
 
 
 def _records(rows: pa.Table) -> list[Record]:
-    """Rows as dictionaries: maps as dictionaries, a float32 as the shortest decimal that means it."""
+    """Rows as dictionaries; maps become dictionaries, a float32 its shortest exact decimal."""
     import numpy as np
     import pyarrow as pa
 
@@ -202,7 +202,7 @@ def _records(rows: pa.Table) -> list[Record]:
 
 
 def _show(records: list[Record], columns: list[str], form: str, caption: str = "") -> None:
-    if hasattr(sys.stdout, "reconfigure"):  # not a stand-in for it, as in tests
+    if hasattr(sys.stdout, "reconfigure"):  # false for the replaced stdout of tests
         sys.stdout.reconfigure(encoding="utf-8", errors="backslashreplace" if form == "table" else "strict")
     if form == "json":
         _print_json(records)
@@ -225,7 +225,7 @@ def _print_json(records: list[Record]) -> None:
         ensure_ascii=False,
         default=lambda value: value.isoformat(),
     )
-    # JSON escapes only the controls below the space; a terminal also obeys those from 7f to 9f.
+    # JSON escapes only control characters below the space; a terminal also interprets those from 7f to 9f.
     print(re.sub("[\x7f-\x9f]", lambda c: f"\\u{ord(c[0]):04x}", text))
 
 
@@ -243,7 +243,7 @@ def _print_csv(records: list[Record], columns: list[str]) -> None:
     minimal.writerow(columns)
     for record in records:
         row = [plain(record[name]) for name in columns]
-        # With this line end the module would leave a bare carriage return unquoted, and readers break on it.
+        # With "\n" as line end the csv module does not quote a bare carriage return, which breaks readers.
         (quoting if any("\r" in v for v in row if isinstance(v, str)) else minimal).writerow(row)
 
 
@@ -253,7 +253,7 @@ def _print_table(records: list[Record], columns: list[str], caption: str) -> Non
     from rich.table import Table
     from rich.text import Text
 
-    # A pipe has no width: nothing is folded there, so that every id stays in one piece on one line.
+    # Into a pipe nothing is folded, so that every row stays on one line.
     console = Console(highlight=False, width=None if sys.stdout.isatty() else 1_000_000)
     table = Table(box=box.SIMPLE_HEAD, pad_edge=False)
     cells = []
@@ -288,7 +288,7 @@ def _cells(values: list[Any]) -> list[str]:
 
 
 def _visible(text: object) -> str:
-    """Text on one line, with its control characters shown instead of obeyed."""
+    """Text on one line, with control characters escaped."""
     from sparkcf.progress import printable
 
     return printable(text).replace("\n", "\\n").replace("\t", "\\t")
@@ -300,7 +300,7 @@ def _complain(message: str, code: int) -> int:
 
 
 def _without_stdout(code: int) -> int:
-    """Keep the interpreter from failing once more when it flushes at its end."""
+    """Redirect standard output to the null device, so that the final flush does not fail again."""
     os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
     return code
 

@@ -11,31 +11,31 @@ from pydantic import Field, field_validator, model_validator
 from sparkcf.config.section import NonNegative, Positive, Section, Share
 
 EPOCHS = ("epoch_s", "epoch_ms", "epoch_us", "epoch_ns")
-PATTERN = re.compile(r"('[^']*'|[^A-Za-z']|[GyMLdDahHkKmsSVzOXxZ])+")  # letters that Spark reads, others in quotes
+PATTERN = re.compile(r"('[^']*'|[^A-Za-z']|[GyMLdDahHkKmsSVzOXxZ])+")  # Spark's pattern letters, others in quotes
 
 
 class Columns(Section):
-    """Names of the input's columns; a dotted name reaches into a nested JSON object or struct."""
+    """Names of the input's columns; a dotted name is a field of a nested JSON object or struct."""
 
     user_id: str = "user_id"
     item_id: str = "item_id"
     ts: str | None = "ts"  # None: the day of the load at 00:00 UTC, so a (user, item, event) counts once a day
     event: str | None = None  # None: every row is an `input.default_event`
     value: str | None = None  # None: every row has value 1
-    context: tuple[str, ...] = ()  # more columns of the moment (device, weather), kept as texts under their own names
+    context: tuple[str, ...] = ()  # columns of the event's context (device, weather), kept as texts under their names
 
 
 class UserColumns(Section):
     user_id: str = "user_id"
-    attributes: tuple[str, ...] = ()  # texts (gender, country), kept under their own names
-    numbers: tuple[str, ...] = ()  # numeric attributes, kept under their own names
+    attributes: tuple[str, ...] = ()  # texts (gender, country), kept under their names
+    numbers: tuple[str, ...] = ()  # numeric attributes, kept under their names
 
 
 class ItemColumns(Section):
     item_id: str = "item_id"
     title: str | None = None
     categories: str | None = None
-    attributes: tuple[str, ...] = ()  # as the users'
+    attributes: tuple[str, ...] = ()
     numbers: tuple[str, ...] = ()
 
 
@@ -44,7 +44,7 @@ class AttributesInput(Section):
 
     path: str
     format: Literal["csv", "jsonl", "parquet", "delta"] = "csv"
-    delimiter: str = Field(",", min_length=1)  # CSV only, as the next two
+    delimiter: str = Field(",", min_length=1)  # this and the next two: CSV only
     header: bool = True  # the first line of every file names its columns
     names: tuple[str, ...] = ()  # without a header: the columns in order
 
@@ -66,15 +66,15 @@ class UsersInput(AttributesInput):
 class ItemsInput(AttributesInput):
     columns: ItemColumns = ItemColumns()
     category_separator: str = Field("|", min_length=1)
-    no_category: tuple[str, ...] = ("(no genres listed)",)  # values that stand for "none"
+    no_category: tuple[str, ...] = ("(no genres listed)",)  # values that mean "no category"
 
 
 class InputConfig(Section):
     path: str = Field(..., min_length=1)  # a glob; {ds} is replaced by the logical date; sample:NAME is packaged
     format: Literal["csv", "jsonl", "parquet", "delta"] = "csv"
     columns: Columns = Columns()
-    delimiter: str = Field(",", min_length=1)  # CSV only, as the next three
-    # A quoted field ends on its line: lines of a field over several lines are rejected. None: quotes are plain text.
+    delimiter: str = Field(",", min_length=1)  # this and the next three: CSV only
+    # A quoted field must end on its line; lines of a field over several lines are rejected. None: quotes are text.
     quote: str | None = Field('"', min_length=1, max_length=1)
     header: bool = True  # the first line of every file names its columns
     names: tuple[str, ...] = ()  # without a header: the columns in order
@@ -107,20 +107,20 @@ class InputConfig(Section):
 
 
 class CleanConfig(Section):
-    null_tokens: tuple[str, ...] = ("null", "NULL", "None")  # ids that stand for "no id"
+    null_tokens: tuple[str, ...] = ("null", "NULL", "None")  # ids that mean "no id"
     max_id_length: Positive = 256
-    fold_case: bool = False  # ids to lower case
-    normalize_unicode: bool = False  # ids: compatibility characters to plain ones, zero-width ones away
-    earliest: dt.datetime = dt.datetime(1990, 1, 1)  # UTC; an older timestamp is taken for a fault
+    fold_case: bool = False  # convert ids to lower case
+    normalize_unicode: bool = False  # ids: replace compatibility characters, remove zero-width characters
+    earliest: dt.datetime = dt.datetime(1990, 1, 1)  # UTC; rows with an older timestamp go to quarantine
     future_tolerance_hours: NonNegative = 0.0  # beyond the end of the logical date (UTC)
-    # Events are counted in one input, after exact duplicates are dropped.
-    # A user with more is a bot. auto: 10,000, or 50 times the 99th percentile of the users' counts where that is more.
+    # Events of a user in one input, without exact duplicates; users with more (bots) go to quarantine. auto: the larger
+    # of 10,000 and 50 times the 99th percentile of events per user.
     max_events_per_user: int | Literal["auto"] = "auto"
     min_events_per_user: Positive = 1
-    min_events_per_item: Positive = 1  # counted without the users who are rejected
-    # once: users below their minimum go, then items below theirs. until_stable: again, until nothing changes.
+    min_events_per_item: Positive = 1  # items with fewer events of the remaining users go to quarantine
+    # once: reject users below their minimum, then items below theirs. until_stable: repeat until nothing changes.
     minimum: Literal["once", "until_stable"] = "once"
-    max_quarantined_share: Share = 0.5  # above it the input is refused as a whole
+    max_quarantined_share: Share = 0.5  # above this share of rejected rows the whole input is refused
 
     @field_validator("max_events_per_user", mode="plain")
     @classmethod
@@ -133,8 +133,9 @@ class CleanConfig(Section):
 class PreferenceConfig(Section):
     """How interactions become the weight of a (user, item) pair."""
 
-    positive_from: float | None = None  # implicit models and ranking measures: a value from here up is a positive
-    # Of a positive: 1, its value, its event's weight (input.events), each summed over a pair's events, or the logarithm
-    # of 1 plus the sum of its values (play counts). Of a rating (explicit): 1, or its event's.
+    positive_from: float | None = None  # implicit models and ranking measures: the least value of a positive; None: all
+    # Weight of a positive pair. one: 1; value: the sum of its values; event: the sum of its events' weights
+    # (input.events); log: the logarithm of 1 plus the sum of its values (play counts). Weight of a rating (explicit):
+    # that of its event with event, otherwise 1.
     weight: Literal["one", "value", "event", "log"] = "one"
     max_weight: Annotated[float, Field(gt=0, allow_inf_nan=False)] | None = None  # of a pair; None: no limit

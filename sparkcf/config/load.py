@@ -1,6 +1,6 @@
 """Read, merge and check a configuration.
 
-Precedence: the defaults < `--config` files in their order < `key=value` on the command line.
+Precedence, lowest first: defaults, `--config` files in their order, `key=value` on the command line.
 """
 
 from __future__ import annotations
@@ -22,17 +22,17 @@ from sparkcf.errors import ConfigError
 
 
 def load_config(files: Iterable[str | Path] = (), overrides: Iterable[str] = ()) -> Config:
-    """Read the files, lay the overrides over them and check the whole.
+    """Read the files, apply the overrides and check the result.
 
     Parameters
     ----------
-    files : paths of YAML files; a later one wins, key by key.
+    files : paths of YAML files; a later file wins, key by key.
     overrides : `dotted.key=value` strings; the value is read as YAML.
 
     Raises
     ------
     ConfigError
-        A file is missing or no YAML mapping; a key is unknown; a value has the wrong type or range.
+        A file is missing or not a YAML mapping; a key is unknown; a value has the wrong type or range.
     """
     merged: dict[str, Any] = {}
     for file in files:
@@ -43,14 +43,14 @@ def load_config(files: Iterable[str | Path] = (), overrides: Iterable[str] = ())
             raise ConfigError(f"argument {override!r} is not key=value, for example als.rank=64")
         try:
             value = parse_yaml(text) if text.strip() else None
-        except (yaml.YAMLError, ValueError):  # such as a day that no calendar has: the key's own check will say so
+        except (yaml.YAMLError, ValueError):  # such as 2024-02-30: the key's own check reports the error
             value = text
         _merge(merged, _nest(key.strip().split("."), value))
     return parse_config(merged)
 
 
 def parse_config(values: Mapping[str, Any]) -> Config:
-    """Check values. Raises ConfigError."""
+    """Build the configuration from values. Raises ConfigError."""
     kind = config_class(_plugins_in(values))
     try:
         return kind.model_validate(values)
@@ -60,29 +60,27 @@ def parse_config(values: Mapping[str, Any]) -> Config:
 
 @cache
 def config_class(plugins: frozenset[str] = frozenset()) -> type[Config]:
-    """The class of a whole configuration: a section for every model of this package and for the named others."""
+    """The configuration class, with a section for every model of this package and for the given plugins."""
     sections = SECTIONS | {name: plugin(name).section for name in sorted(plugins)}
     fields: dict[str, Any] = {name: (kind, kind()) for name, kind in sections.items()}
     return create_model("Config", __base__=Config, **fields)
 
 
 def model_names() -> list[str]:
-    """The models that there are, those of other packages among them."""
+    """Names of all models, including those of other packages."""
     return sorted({*SECTIONS, *installed()})
 
 
 def _plugins_in(values: Mapping[str, Any]) -> frozenset[str]:
-    """The installed models that values name, as the model of a night or by a section of parameters.
+    """The other packages' models that the values name, as a model or by a section of parameters.
 
-    Raises ConfigError for a model that there is not.
+    Raises ConfigError for an unknown model.
     """
     several = values.get("models") or ()
     wanted = [values.get("model"), *(several if isinstance(several, list | tuple) else ())]
     for name in wanted:
         if isinstance(name, str) and name not in SECTIONS and name not in installed():
-            raise ConfigError(
-                f"configuration key model={name!r}: there is no such model; there are {', '.join(model_names())}"
-            )
+            raise ConfigError(f"configuration key model={name!r}: unknown model; known are {', '.join(model_names())}")
     named = {name for name in [*wanted, *values] if isinstance(name, str)}
     return frozenset(named & installed().keys() - SECTIONS.keys())
 

@@ -1,4 +1,4 @@
-"""The whole configuration but for the models' sections, see `sparkcf.config.models`."""
+"""The whole configuration, except for the models' sections (see `sparkcf.config.models`)."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from sparkcf.config.section import ModelSection, Positive, Section, Share
 from sparkcf.errors import ConfigError
 
 RATING_MEASURES = ("rmse", "mae")
-MODEL_NAME = r"^[a-z][a-z0-9_]{0,39}$"  # it becomes a partition of tables and a key of the configuration
+MODEL_NAME = r"^[a-z][a-z0-9_]{0,39}$"  # names a table partition and a key of the configuration
 
 
 class LakeConfig(Section):
@@ -22,17 +22,18 @@ class LakeConfig(Section):
 
 
 class TrainConfig(Section):
-    warm_start: bool = False  # from the published run's factors, where rank and model agree
-    progress: str | None = None  # folder where sweeps are saved until a run ends; None: _progress under lake.root
+    warm_start: bool = False  # start from the published run's factors if model and rank agree
+    progress: str | None = None  # folder of checkpoints, removed when a run ends; None: _progress under lake.root
 
 
 class EvaluationConfig(Section):
-    # strong, weak, ratings, by time; auto: by time where the held-out part says enough, else weak
+    # q1: strong, q2: weak generalisation, q3: ratings, q4: by time. auto: as the published run, else q4 if the held-out
+    # part is large enough, else q2
     protocol: Literal["auto", "q1", "q2", "q3", "q4"] = "auto"
     holdout_share: Annotated[float, Field(gt=0, lt=1)] = (
-        0.1  # of users (q1), of a user's items (q2), of pairs (q3), of events (q4)
+        0.1  # held-out share of users (q1), of a user's items (q2), of pairs (q3), of events (q4)
     )
-    foldin_share: Annotated[float, Field(gt=0, lt=1)] = 0.8  # q1: of a held-out user's items
+    foldin_share: Annotated[float, Field(gt=0, lt=1)] = 0.8  # q1: share of a held-out user's items that is folded in
     min_user_items: Positive = 5  # q1, q2: users with fewer positives are left out
     ks: tuple[Positive, ...] = (10, 20, 50, 100)
     bootstrap: Annotated[int, Field(ge=0, le=10_000)] = 200  # replicates for the 95 % bounds
@@ -42,11 +43,11 @@ class TopKConfig(Section):
     k: Positive = 20
     exclude_seen: bool = True
     users: tuple[str, ...] = ()  # only these users; empty: all
-    ineligible: str | None = None  # a table (csv, parquet, delta) with a column item_id never to recommend
+    ineligible: str | None = None  # a table (csv, parquet, delta) whose item_ids are never recommended
     categories: tuple[str, ...] = ()  # only items of one of these; empty: all
     exclude_categories: tuple[str, ...] = ()
-    similar_items: Annotated[int, Field(ge=0)] = 20  # neighbours an item; 0: none
-    concepts: bool = False  # the reason of an item is the concept that brings it most, of a model that has concepts
+    similar_items: Annotated[int, Field(ge=0)] = 20  # neighbours of each item; 0: none
+    concepts: bool = False  # name the concept behind an item as its reason, for a model with concepts
 
     @field_validator("users", mode="before")
     @classmethod
@@ -59,7 +60,7 @@ class PredictConfig(Section):
 
 
 class GateConfig(Section):
-    # auto: rmse by protocol q3, else ndcg_at_k
+    # auto: rmse for protocol q3, else ndcg_at_k
     metric: Literal[
         "auto",
         "ndcg_at_k",
@@ -72,9 +73,9 @@ class GateConfig(Section):
         "mae",
     ] = "auto"
     at: Positive = 100  # k of a measure of lists
-    max_fall: Share = 0.1  # against the published run's figure; 1: any
-    allow_below_popularity: bool = False  # publish a model that is worse than the baseline
-    min_user_coverage: Share = 0.5  # users with a recommendation from the model, among all
+    max_fall: Share = 0.1  # largest relative fall below the published run's figure; 1: any fall
+    allow_below_popularity: bool = False  # publish a model even if it is worse than the baseline
+    min_user_coverage: Share = 0.5  # least share of users with a list by the model
     max_fallback_share: Share = 1.0
 
 
@@ -84,7 +85,7 @@ class SparkConfig(Section):
 
 
 class Config(Section):
-    """Every key but the models' parameters: `load.config_class` adds a section for each model that there is."""
+    """Every key except the models' parameters: `load.config_class` adds a section for each model."""
 
     ds: dt.date  # the logical date: never taken from the clock
     input: InputConfig
@@ -94,8 +95,8 @@ class Config(Section):
     models: tuple[
         Annotated[str, Field(pattern=MODEL_NAME)], ...
     ] = ()  # nightly: all of these, one after the other; empty: `model`
-    night: Literal["train", "fold_in"] = "train"  # nightly: fold_in brings users up to date against the published items
-    # evaluate, recommend, publish: the run; None: the newest unpublished. fold_in, predict: None: the published run.
+    night: Literal["train", "fold_in"] = "train"  # nightly: train, or solve users with the published items fixed
+    # The run of a job. None: evaluate, recommend, publish: the newest unpublished; fold_in, predict: the published run.
     run_id: str | None = Field(None, pattern=r"^[A-Za-z0-9._-]{1,80}$")
     clean: CleanConfig = CleanConfig()
     preference: PreferenceConfig = PreferenceConfig()
@@ -134,7 +135,7 @@ class Config(Section):
         return section
 
     def gate_measure(self) -> tuple[str, int | None]:
-        """The measure that the gate compares, and its k; None for one of predicted ratings."""
+        """The measure that the gate compares, and its k; None for a measure of predicted ratings."""
         metric = self.gate.metric
         if metric == "auto":
             metric = "rmse" if self.evaluation.protocol == "q3" else "ndcg_at_k"
@@ -144,7 +145,7 @@ class Config(Section):
         return self.model_copy(update={"evaluation": self.evaluation.model_copy(update={"protocol": protocol})})
 
     def shaping(self) -> dict[str, Any]:
-        """All keys but the data that change a fit. A stored run is read back with its own values of them."""
+        """All settings that change a fit of the same data. A stored run is always used with its own values of them."""
         return {
             "seed": self.seed,
             "preference": self.preference.model_dump(mode="json"),
@@ -153,9 +154,9 @@ class Config(Section):
         }
 
     def with_shaping(self, stored: Mapping[str, Any]) -> Self:
-        """This configuration with what shaped another's fit taken from that one, as `to_json` stored it.
+        """This configuration with the `shaping` settings of a stored configuration (`to_json`).
 
-        Raises ConfigError where the stored parameters are not valid any more.
+        Raises ConfigError if the stored parameters are no longer valid.
         """
         try:
             own = {
@@ -169,7 +170,7 @@ class Config(Section):
         return self.model_copy(update=own)
 
     def to_json(self) -> str:
-        """The resolved configuration, as it is stored with the run."""
+        """The resolved configuration as JSON, which is stored with the run."""
         return json.dumps(self.model_dump(mode="json"), sort_keys=True)
 
     def shown(self) -> str:

@@ -12,24 +12,24 @@ NonNegative = Annotated[float, Field(ge=0.0, allow_inf_nan=False)]
 
 
 class Section(BaseModel):
-    """Keys of one part of the configuration: unknown ones are refused, values cannot be changed."""
+    """Keys of one part of the configuration: unknown keys are refused, values are frozen."""
 
     model_config = ConfigDict(extra="forbid", frozen=True, validate_default=True)
 
     @field_validator("*", mode="before")
     @classmethod
     def _true_is_no_number(cls, value: Any, info: ValidationInfo) -> Any:
-        """YAML's true and false are no numbers, though Python takes them for 1 and 0."""
+        """Refuse true and false for numbers, which Python would read as 1 and 0."""
         if isinstance(value, bool) and "bool" not in str(cls.model_fields[info.field_name or ""].annotation):
             raise ValueError("expected a number or a text, not true or false")
         return value
 
 
 class ModelSection(Section):
-    """Parameters of one model, under its name.
+    """Parameters of one model.
 
-    section : that name, for messages. implementation : `module:Class` of a model of this package, imported when it
-    is used; empty for a section whose model's own package registers it.
+    section : the model's name, which is the section's key.
+    implementation : `module:Class` of a model of this package, imported when it is used; empty for other packages.
     """
 
     section: ClassVar[str] = ""

@@ -1,4 +1,4 @@
-"""YAML as the configuration takes it: safe, every key once, numbers with leading zeros are texts."""
+"""Strict YAML reader for the configuration: safe, no repeated keys, numbers with leading zeros are texts."""
 
 from __future__ import annotations
 
@@ -7,18 +7,18 @@ from typing import Any
 
 import yaml
 
-DEEPEST = 30  # levels of nesting; ours need five
+DEEPEST = 30  # levels of nesting; the configuration needs five
 
 
 class _Loader(yaml.SafeLoader):
-    """Plain values only. A key that stands twice, an alias and deep nesting are errors."""
+    """Reads plain values only. A repeated key, an alias and deep nesting are errors."""
 
     _depth = 0
 
     def compose_node(self, parent: Any, index: Any) -> Any:
         if self.check_event(yaml.AliasEvent):
             raise yaml.constructor.ConstructorError(
-                None, None, "aliases (*name) are not taken", self.peek_event().start_mark
+                None, None, "aliases (*name) are not allowed", self.peek_event().start_mark
             )
         self._depth += 1
         if self._depth > DEEPEST:
@@ -33,12 +33,12 @@ class _Loader(yaml.SafeLoader):
         seen: set[str] = set()
         for key, _ in node.value:
             if key.value in seen:
-                raise yaml.constructor.ConstructorError(None, None, f"key {key.value!r} stands twice", key.start_mark)
+                raise yaml.constructor.ConstructorError(None, None, f"key {key.value!r} is repeated", key.start_mark)
             seen.add(key.value)
         return super().construct_mapping(node, deep)
 
 
-# YAML 1.1 reads 01 as the number 1 and 010 as 8: as ids they are texts.
+# YAML 1.1 reads 01 as the number 1 and 010 as 8; here they are texts, since they may be ids.
 _Loader.yaml_implicit_resolvers = {
     first: [(tag, pattern) for tag, pattern in resolvers if tag != "tag:yaml.org,2002:int"]
     for first, resolvers in yaml.SafeLoader.yaml_implicit_resolvers.items()
@@ -47,7 +47,7 @@ _Loader.add_implicit_resolver("tag:yaml.org,2002:int", re.compile(r"^[-+]?(0|[1-
 
 
 def parse_yaml(text: str) -> Any:
-    """The value of a text. Raises yaml.YAMLError, or ValueError for what no calendar has."""
+    """Parse a text. Raises yaml.YAMLError, or ValueError for a date that does not exist."""
     loader = _Loader(text)
     try:
         return loader.get_single_data()

@@ -1,4 +1,4 @@
-"""Between Arrow's columns and numpy's arrays: vectors, lists of indices, factors brought to this process."""
+"""Conversions between Arrow columns and numpy arrays: vectors, compressed rows, factors collected on the driver."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ def vectors_to_arrow(vectors: F32) -> Any:
 
 
 def vectors_of(column: Any, rank: int) -> tuple[NDArray[np.bool_], F32]:
-    """Which rows of an Arrow list column have a vector, bool (n,), and the vectors, float32 (n, rank), else zeros."""
+    """Which rows of an Arrow list column are not null, bool (n,), and their vectors, float32 (n, rank); null: zeros."""
     present = column.is_valid().to_numpy(zero_copy_only=False).astype(bool)
     vectors = np.zeros((len(column), rank), np.float32)
     flat = column.flatten().to_numpy(zero_copy_only=False).astype(np.float32)
@@ -42,14 +42,14 @@ def csr_of(column: Any) -> tuple[NDArray[np.int64], NDArray[np.int32]]:
 
 
 def entries_of(column: Any) -> tuple[NDArray[np.int64], NDArray[np.int32], F32]:
-    """An Arrow column of features as indptr, feat, val; null is a row without any."""
+    """An Arrow column of feature lists as indptr, feat, val; null is an empty row."""
     ptr = np.concatenate([[0], np.cumsum(lengths(column), dtype=np.int64)])
     feat, val = (part.to_numpy(zero_copy_only=False) for part in column.flatten().flatten())
     return ptr, feat.astype(np.int32), val.astype(np.float32)
 
 
 def lengths(column: Any) -> NDArray[Any]:
-    """Of the lists of an Arrow column; 0 for null."""
+    """Lengths of the lists of an Arrow column; 0 for null."""
     import pyarrow.compute as pc
 
     found: NDArray[Any] = pc.list_value_length(column).fill_null(0).to_numpy(zero_copy_only=False)
@@ -57,7 +57,7 @@ def lengths(column: Any) -> NDArray[Any]:
 
 
 def collect_factors(frame: DataFrame, n: int, rank: int) -> tuple[F32, F32, NDArray[np.bool_]]:
-    """Vectors (n, rank), biases (n,) and which rows there are (n,), from a frame of idx, factor, bias."""
+    """Collect a frame of idx, factor, bias: vectors (n, rank), biases (n,), and which rows the frame has, bool (n,)."""
     vectors, bias, present = np.zeros((n, rank), np.float32), np.zeros(n, np.float32), np.zeros(n, bool)
     for rows, factors, biases in _packed(frame, rank):
         vectors[rows], bias[rows], present[rows] = factors, biases, True
@@ -65,7 +65,7 @@ def collect_factors(frame: DataFrame, n: int, rank: int) -> tuple[F32, F32, NDAr
 
 
 def _packed(items: DataFrame, rank: int) -> Iterator[tuple[Any, Any, Any]]:
-    """The rows in a few large pieces: an Arrow batch becomes one row of bytes."""
+    """The rows in a few large parts: each Arrow batch is collected as one row of bytes."""
     import pyarrow as pa
     from pyspark.sql import functions as F
 

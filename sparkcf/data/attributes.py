@@ -1,4 +1,4 @@
-"""The attributes of users and items as the lake's tables hold them, read from tables that the configuration names."""
+"""Read the attributes of users and items from the configured tables, in the columns of the lake's tables."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from sparkcf.errors import InputError
 
 
 def read_users(spark: SparkSession, config: UsersInput) -> DataFrame:
-    """The users' attributes: user_id, attributes, numbers. Raises InputError as `read_items`."""
+    """Read the users' attributes: user_id, attributes, numbers. Raises InputError as `read_items`."""
     columns = config.columns
     mapped = {"user_id": columns.user_id}
     rows = _read(spark, "users", config, mapped, columns.attributes, columns.numbers)
@@ -27,9 +27,9 @@ def read_users(spark: SparkSession, config: UsersInput) -> DataFrame:
 
 
 def read_items(spark: SparkSession, config: ItemsInput) -> DataFrame:
-    """The items' attributes as text and typed columns: item_id, title, categories, attributes, numbers.
+    """Read the items' attributes: item_id, title, categories, attributes, numbers.
 
-    Raises InputError where the file or a mapped column is missing.
+    Raises InputError if the file or a mapped column is missing.
     """
     columns = config.columns
     mapped = {"item_id": columns.item_id, "title": columns.title, "categories": columns.categories}
@@ -86,7 +86,7 @@ def _categories(rows: DataFrame, config: ItemsInput) -> Column:
 
 
 def _texts(names: Sequence[str]) -> Column:
-    """A map of what is not empty of some columns."""
+    """A map of some columns' texts by name, without the empty ones."""
     if not names:
         return F.lit(None).cast("map<string,string>")
     plain = [F.nullif(F.trim(_text(name)), F.lit("")) for name in names]

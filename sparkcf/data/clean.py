@@ -45,25 +45,25 @@ NOT_FINITE = r"(?i)^[+-]?(nan|inf|infinity)$"
 ISO8601 = r"^\d{4}-\d{2}-\d{2}([T ]\d{2}:\d{2}(:\d{2}(\.\d{1,9})?)?)?( ?(Z|UTC|[+-]\d{2}(:?\d{2})?))?$"
 NO_SECONDS = r"^(.{10}[T ]\d{2}:\d{2})( ?[ZU+-].*)$"
 EPOCH_MICROS = {"epoch_s": 10**6, "epoch_ms": 10**3, "epoch_us": 1, "epoch_ns": None}
-FARTHEST = 250_000_000_000_000_000  # microseconds: the year 9892; what is farther is as far
+FARTHEST = 250_000_000_000_000_000  # microseconds: the year 9892; times beyond are set to this bound
 WHITE_SPACE = "".join(c for c in map(chr, range(0x10000)) if unicodedata.category(c) in ("Zs", "Zl", "Zp", "Cc"))
-LONGEST_FIELD = 100  # lines; a quote that is open for longer is a fault of its own line alone
-LOOKS_LIKE = {"epoch_s": (9, 10), "epoch_ms": (12, 13), "epoch_us": (15, 16), "epoch_ns": (18, 19)}  # digits, today
+LONGEST_FIELD = 100  # lines; if a quote stays open for longer, only its own line is rejected
+LOOKS_LIKE = {"epoch_s": (9, 10), "epoch_ms": (12, 13), "epoch_us": (15, 16), "epoch_ns": (18, 19)}  # digits of today
 UNITS = dict(zip(EPOCHS, ("seconds", "milliseconds", "microseconds", "nanoseconds"), strict=True))
 ZERO_WIDTH = "\ufeff\u200b\u200c\u200d\u2060\u00ad"
 
 
 @dataclass(frozen=True)
 class Cleaned:
-    """A cleaned input. `release` frees what is kept for it."""
+    """A cleaned input; `release` frees its persisted frames."""
 
     interactions: DataFrame  # user_id, item_id, event, value, ts, context, source: one row a key
     quarantine: DataFrame  # reason, raw, source
     counts: dict[str, int]  # read, clean, exact_duplicates, superseded, quarantined
     reasons: dict[str, int]  # quarantined rows by reason
     figures: dict[str, int]  # largest_user_events, user_ids_alike, item_ids_alike
-    notes: tuple[str, ...]  # what people should look at
-    kept: tuple[DataFrame, ...]
+    notes: tuple[str, ...]  # messages to the user
+    kept: tuple[DataFrame, ...]  # persisted frames
 
     def release(self) -> None:
         for frame in self.kept:
@@ -76,12 +76,12 @@ def clean(raw: DataFrame, input_config: InputConfig, config: CleanConfig, ds: dt
     Parameters
     ----------
     raw : frame of `ingest.RAW_COLUMNS`.
-    ds : logical date; a timestamp after its end (UTC) and the tolerance is in the future.
+    ds : logical date; a timestamp later than its end (UTC) plus the tolerance is in the future.
 
     Raises
     ------
     InputError
-        There is no row, or a mapped column is empty in every row.
+        The input has no row, or a mapped column is empty in every row.
     GateRefused
         Every row, or more than `max_quarantined_share` of them, would go to quarantine.
     """
@@ -90,7 +90,7 @@ def clean(raw: DataFrame, input_config: InputConfig, config: CleanConfig, ds: dt
     checked = raw.transform(lambda rows: parse(rows, input_config, config, ds)).transform(
         lambda rows: with_reason(rows, input_config, config, ds)
     )
-    checked = checked.persist(StorageLevel.DISK_ONLY)  # the heap is for sorting; the system keeps hot files itself
+    checked = checked.persist(StorageLevel.DISK_ONLY)  # keeps the heap for sorting; the OS caches the files
     kept = [checked]
     try:
         present = _check_present(checked, input_config)  # fills the cache: the one pass over the input
@@ -138,14 +138,14 @@ def clean(raw: DataFrame, input_config: InputConfig, config: CleanConfig, ds: dt
 
 
 def _by_name(names: tuple[str, ...]) -> Column:
-    """The texts of the context as a map; null where there are none."""
+    """The texts of the context as a map by column name; null without context columns."""
     if not names:
         return F.lit(None).cast("map<string,string>")
     return F.map_filter(F.map_from_arrays(F.array(*map(F.lit, names)), "context"), lambda _, text: text.isNotNull())
 
 
 def parse(raw: DataFrame, input_config: InputConfig, config: CleanConfig, ds: dt.date) -> DataFrame:
-    """Type the text fields: ids normalised, `value` double, `ts` timestamp; the value's text stays beside it."""
+    """Type the text fields: ids normalised, `value` double, `ts` timestamp; the texts stay as value_text, ts_text."""
     value = trimmed("value")
     columns = input_config.columns
     ts = parsed_timestamp(trimmed("ts"), input_config.ts_formats)
@@ -173,7 +173,7 @@ def trimmed(name: str) -> Column:
 
 
 def normalized_id(text: Column, config: CleanConfig) -> Column:
-    """An id without the white space around it; unicode and case folded only where asked; null tokens to null."""
+    """An id trimmed of white space, null tokens as null; unicode and case are folded if configured."""
     if config.normalize_unicode:
         plain, compatible = _compatibility_characters()
         folded = F.translate(text, compatible + ZERO_WIDTH, plain)
@@ -187,7 +187,7 @@ def normalized_id(text: Column, config: CleanConfig) -> Column:
 
 @cache
 def _compatibility_characters() -> tuple[str, str]:
-    """Characters of the basic plane that NFKC maps to one other character: (the others, the characters)."""
+    """Characters of the basic plane that NFKC maps to one other character: (replacements, characters)."""
     pairs = [
         (unicodedata.normalize("NFKC", c), c) for c in map(chr, range(0x80, 0xFFFE)) if not 0xD800 <= ord(c) < 0xE000
     ]
@@ -196,13 +196,13 @@ def _compatibility_characters() -> tuple[str, str]:
 
 
 def parsed_timestamp(text: Column, formats: tuple[str, ...]) -> Column:
-    """The first of the formats that reads the text; null where none does. No zone in the text means UTC."""
+    """The text parsed by the first format that fits; null if none does. A text without a zone is UTC."""
     return F.coalesce(*(_timestamp(text, name) for name in formats))
 
 
 def _timestamp(text: Column, name: str) -> Column:
     if name == "iso8601":
-        whole = F.regexp_replace(text, NO_SECONDS, "$1:00$2")  # Spark wants seconds before a zone
+        whole = F.regexp_replace(text, NO_SECONDS, "$1:00$2")  # Spark requires seconds before a zone
         return F.when(text.rlike(ISO8601), whole.cast("timestamp"))
     if name in EPOCH_MICROS:
         number = F.when(text.rlike(NUMBER), text.cast("decimal(38,6)"))
@@ -245,11 +245,11 @@ def _utc(moment: dt.datetime) -> Column:
 
 
 def continued_lines(rows: DataFrame) -> DataFrame:
-    """Source, block and line of the lines that lie within a quoted field which began on a line before them.
+    """Lines inside a quoted field that began on an earlier line: source, block, line.
 
-    The lines without a partner for each quote are rejected already (`lines.quote_left`). Between two of them, of
-    which the first opens a field and the second comes within LONGEST_FIELD lines, every line is a part of that field.
-    A line after a `stray` one, or far from the last, opens anew; otherwise openings and endings alternate.
+    Lines with an unpaired quote (`lines.quote_left`) are rejected already. If one of them opens a field and the next
+    one follows within LONGEST_FIELD lines, all lines between the two belong to that field. A line after a `stray` one,
+    or far from the previous one, opens a new field; otherwise openings and endings alternate.
     """
     blocks = rows.groupBy("source", "block").agg(F.min("line").alias("first"), F.count(F.lit(1)).alias("lines"))
     before = Window.partitionBy("source").orderBy("block").rowsBetween(Window.unboundedPreceding, -1)
@@ -272,15 +272,15 @@ def continued_lines(rows: DataFrame) -> DataFrame:
 
 
 def reject(rows: DataFrame, lines: DataFrame, reason: str) -> DataFrame:
-    """Give the rows of some lines (source, block, line) a reason."""
+    """Set the reason of the rows of some lines (source, block, line)."""
     marked = rows.join(lines.withColumn("marked", F.lit(reason)), on=["source", "block", "line"], how="left")
     return marked.withColumn("reason", F.coalesce("marked", "reason")).drop("marked")
 
 
 def deduplicate(rows: DataFrame) -> DataFrame:
-    """One row a (user, item, event, ts): the last one read. Adds `copies` and distinct `values` of the key.
+    """One row per (user, item, event, ts): the last by file name, then by place in the file.
 
-    "Last" is by file name, then by place in the file.
+    Adds the number of rows of the key, `copies`, and of their distinct values, `values`.
     """
     last = F.max(F.struct("source", "block", "line", "value", "context"))
     grouped = rows.groupBy(*KEY).agg(
@@ -300,16 +300,16 @@ def deduplicate(rows: DataFrame) -> DataFrame:
 
 
 def _repeated_headers(rows: DataFrame) -> DataFrame:
-    """Header lines after the first of their file: they are rows that no one can use."""
+    """Header lines after the first one of their file, for quarantine."""
     place = F.row_number().over(Window.partitionBy("source").orderBy("block", "line"))
     again = rows.where("header").select("raw", "source", place.alias("place")).where("place > 1")
     return again.select(F.lit("malformed_line").alias("reason"), "raw", "source")
 
 
 def _check_present(rows: DataFrame, config: InputConfig) -> Row:
-    """Raise InputError where a mapped column is empty in all rows; returns counts of rows.
+    """Raise InputError if a mapped column is empty in all rows; returns counts of rows.
 
-    Of these, `unpaired` lines have a quote without a partner, and `open_quotes` leave a quoted field open.
+    `unpaired` counts the lines with an unpaired quote, `open_quotes` those which leave a quoted field open.
     """
     data = rows.where(~F.col("header"))
     mapped = {"user_id": "user_id", "item_id": "item_id"}
@@ -338,7 +338,7 @@ def _check_present(rows: DataFrame, config: InputConfig) -> Row:
 
 
 def _alike(unique: DataFrame, config: CleanConfig) -> tuple[dict[str, int], tuple[str, ...]]:
-    """How many ids would be one id if case and unicode were folded, and a note for users and for items."""
+    """Number of ids that would coincide if case and unicode were folded, and notes for users and items."""
     folded = {"fold_case": True, "normalize_unicode": True}
     cure = " ".join(f"clean.{key}=true" for key in folded if not getattr(config, key))
     if not cure:
@@ -360,8 +360,8 @@ def _hints(rows: DataFrame, reasons: dict[str, int], unpaired: int, config: Inpu
     hints = []
     if unpaired:
         hints.append(
-            f"{unpaired:,} lines were rejected for a quote without a partner, for fields over several lines are not "
-            "read: if quotes are plain text here, set input.quote=null"
+            f"{unpaired:,} lines were rejected for an unpaired quote (fields over several lines are not supported): "
+            "if quotes are plain text here, set input.quote=null"
         )
     times = [name for name in reasons if "timestamp" in name]
     looks = {
@@ -383,7 +383,7 @@ def _hints(rows: DataFrame, reasons: dict[str, int], unpaired: int, config: Inpu
             text = found[f"{kind}_text"]
             hints.append(f"timestamps such as {text} look like {UNITS[kind]}: set input.ts_formats=[{kind}]")
     if found.asDict().get("array") and reasons["malformed_line"] * 2 > found["rows"]:
-        hints.append("the input looks like a JSON array: jsonl is one object a line, see `jq -c '.[]'`")
+        hints.append("the input looks like a JSON array: jsonl has one object per line, see `jq -c '.[]'`")
     return tuple(hints)
 
 

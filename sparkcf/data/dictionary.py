@@ -1,4 +1,4 @@
-"""The dictionary of texts: a number for each text that is a feature, given once and for ever (table `features`)."""
+"""Dictionary of feature texts (table `features`): every text that is a feature gets a number and keeps it for ever."""
 
 from __future__ import annotations
 
@@ -11,11 +11,11 @@ from sparkcf.data.pairs import Texts
 from sparkcf.lake.ids import register
 from sparkcf.lake.tables import LakeTables
 
-MAPS = {"users": "attributes", "items": "attributes", "interactions": "context"}  # of texts, by table
+MAPS = {"users": "attributes", "items": "attributes", "interactions": "context"}  # a table's map column of texts
 
 
 def register_texts(tables: LakeTables, wanted: Iterable[Texts]) -> None:
-    """Give numbers to the texts in the tables that the dictionary does not have yet."""
+    """Number the texts of the wanted columns that are not in the dictionary yet."""
     for texts in sorted(set(wanted), key=lambda texts: texts.name):
         if tables.version(texts.table) < 0:
             continue
@@ -30,6 +30,6 @@ def register_texts(tables: LakeTables, wanted: Iterable[Texts]) -> None:
 
 
 def numbered(dictionary: DataFrame, name: str) -> DataFrame:
-    """value, feat: the texts filed under a name, numbered from 0 in the order in which they came."""
+    """value, feat: the texts of one field of the dictionary, numbered from 0 in order of registration."""
     order = F.row_number().over(Window.partitionBy("field").orderBy("feature_idx")) - 1
     return dictionary.where(F.col("field") == name).select("value", order.cast("int").alias("feat"))

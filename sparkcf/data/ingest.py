@@ -1,9 +1,13 @@
-"""Raw logs, whatever their format, as one frame of text: the row as it was read, its place, its five fields.
+"""Read raw logs of any format as one frame of text.
 
-Every format ends in the same columns (`RAW_COLUMNS`), so that the rules of `clean` are written once:
-`raw` text, `source` file, `block` and `line` (which order the rows of a file as they stand in it),
-`header` and `malformed` flags, `quote` (see `lines.quote_left`), and `user_id, item_id, event, value, ts` as text,
-null where absent; `context`, the texts of `input.columns.context` in their order.
+Every format gives the same columns (`RAW_COLUMNS`), so that the rules of `clean` are written once:
+
+    raw                                    the row as text
+    source, block, line                    its file and place; block and line order the rows of a file
+    header, malformed                      flags
+    quote                                  fault of the line's quotes, see `lines.quote_left`
+    user_id, item_id, event, value, ts     the fields as text, null where absent
+    context                                texts of `input.columns.context`, in their order
 """
 
 from __future__ import annotations
@@ -43,7 +47,7 @@ from sparkcf.errors import InputError, first_line
 FIELDS = ("user_id", "item_id", "event", "value", "ts")
 RAW_COLUMNS = ("raw", "source", "block", "line", "header", "malformed", "quote", *FIELDS, "context")
 MAX_HEADERS = 32
-BROKEN_FILE = (  # what Hadoop's and Spark's readers say of one
+BROKEN_FILE = (  # parts of the errors of Hadoop's and Spark's readers for a broken file
     "EOFException",
     "incorrect header check",
     "incorrect data check",
@@ -55,14 +59,14 @@ BROKEN_FILE = (  # what Hadoop's and Spark's readers say of one
     "Encountered error while reading file",
     "Could not read footer",
     "Parquet column cannot be converted",
-    "ClassCastException: class org.apache.spark.sql.types.",  # of a column that is a struct in one of the files
+    "ClassCastException: class org.apache.spark.sql.types.",  # a column that is a struct in one of the files
 )
 FILE = re.compile(r"\b(?:file|s3a?|abfss?|hdfs|gs):/(?:.+?(?= is not a Parquet)|\S+?(?=[.:,]?(?:\s|$)))")
 ISO_UTC = "yyyy-MM-dd'T'HH:mm:ss.SSSSSS'Z'"
 
 
 def resolve_path(path: str) -> str:
-    """`sample:NAME` is a file of the package, `~` the home folder; anything else stays as it is."""
+    """Resolve `sample:NAME` to a file of the package and `~` to the home folder; other paths stay as they are."""
     scheme, _, name = path.partition(":")
     if scheme != "sample":
         return os.path.expanduser(path)
@@ -74,7 +78,7 @@ def resolve_path(path: str) -> str:
 
 @cache
 def _unpacked(name: str) -> Path:
-    """A sample out of a zipped package, in a folder that lives as long as this process: Spark reads files only."""
+    """A sample unpacked from a zipped package, since Spark reads files only; deleted with this process."""
     path = Path(_unpacked_samples().name, name)
     path.write_bytes(resources.files("sparkcf").joinpath("sample", name).read_bytes())
     return path
@@ -86,12 +90,12 @@ def _unpacked_samples() -> tempfile.TemporaryDirectory[str]:
 
 
 def read_raw(spark: SparkSession, config: InputConfig, path: str) -> tuple[DataFrame, list[str]]:
-    """The input as a frame of RAW_COLUMNS, and the names of the columns that it has.
+    """Read the input: a frame of RAW_COLUMNS, and the names of the input's columns.
 
     Raises
     ------
     InputError
-        No file matches, every file is empty, or a mapped column is missing or stands twice in a header.
+        No file matches, every file is empty, or a mapped column is missing or repeated in a header.
     """
     path = resolve_path(path)
     try:
@@ -120,7 +124,7 @@ def _read_csv(spark: SparkSession, config: InputConfig, path: str) -> tuple[Data
             "do the files have a header? If not: input.header=false input.names=[…]"
         )
     parsed, header, columns = None, F.lit(False), []
-    for head, _ in by_head:  # the commonest first: it is the one without a condition
+    for head, _ in by_head:  # the most common header first: it needs no condition
         names = header_names(head, config)
         columns += [name for name in names if name not in columns]
         files = [file for file, its_head in heads.items() if its_head == head]
@@ -162,7 +166,7 @@ def _read_typed(spark: SparkSession, config: InputConfig, path: str) -> tuple[Da
 
 
 def _column(rows: DataFrame, name: str) -> Column:
-    """A column by its name, or the field of a struct that a dotted name reaches into."""
+    """A column by its name; a dotted name is a field of a struct."""
     parts = [name] if name in rows.columns else name.split(".")
     return F.col(".".join("`" + part.replace("`", "``") + "`" for part in parts))
 
@@ -179,7 +183,7 @@ def _read_lines(spark: SparkSession, path: str) -> DataFrame:
 
 
 def _place() -> tuple[Column, ...]:
-    """Where a row stands: `line` is consecutive within a block of a file."""
+    """File, block and line of a row; `line` is consecutive within a block."""
     return (
         F.col("_metadata.file_path").alias("source"),
         F.col("_metadata.file_block_start").alias("block"),
@@ -223,7 +227,7 @@ def _check_columns(columns: Columns, names: Sequence[str], where: str, rows: Dat
             )
         if list(names).count(name) > 1:
             raise InputError(
-                f"input column {name!r} (input.columns.{ours}) stands twice in {where}: rename one of {list(names)}"
+                f"input column {name!r} (input.columns.{ours}) occurs twice in {where}: rename one of {list(names)}"
             )
         if rows is not None:
             _check_type(ours, name, rows.select(_column(rows, name)).schema[0].dataType, where)
@@ -254,13 +258,13 @@ def _first_line(spark: SparkSession, file: str) -> str | None:
         plain = stream if codec is None else codec.createInputStream(stream)
         reader = jvm.java.io.BufferedReader(jvm.java.io.InputStreamReader(plain, codecs.lookup("utf-8").name))
         line = reader.readLine()
-        return None if line is None else line.removeprefix("\ufeff")  # Spark leaves the mark out too
+        return None if line is None else line.removeprefix("\ufeff")  # Spark drops the byte order mark too
     finally:
         stream.close()
 
 
 def read_attributes(spark: SparkSession, kind: str, config: AttributesInput) -> DataFrame:
-    """The table of attributes that `input.users` or `input.items` names, as it is."""
+    """Read the table of attributes of `input.users` or `input.items`, unchanged."""
     path = resolve_path(config.path)
     try:
         if config.format == "jsonl":
@@ -278,7 +282,7 @@ def read_attributes(spark: SparkSession, kind: str, config: AttributesInput) -> 
 
 @contextmanager
 def explained(path: str) -> Iterator[None]:
-    """Tell a file that turns out to be broken while it is read from a fault of ours: InputError."""
+    """Raise InputError for a file that turns out to be broken while Spark reads it; pass other errors on."""
     try:
         yield
     except Py4JJavaError as error:
@@ -303,17 +307,21 @@ def _chain(error: Py4JJavaError) -> list[str]:
 
 
 def decoded(source: Column) -> Column:
-    """Spark's URL-encoded file path as people write it."""
+    """Spark's URL-encoded file path, decoded."""
     return F.url_decode(F.regexp_replace(source, r"\+", "%2B"))
 
 
 def read_listing(
     spark: SparkSession, key: str, path: str, columns: tuple[str, ...], optional: tuple[str, ...] = ()
 ) -> DataFrame:
-    """Some columns, as text, of a table that the configuration's `key` names: CSV and parquet by their ending, else
-    Delta. `optional` columns that it does not have are null.
+    """Read columns, as text, of a table: CSV or parquet by the ending of `path`, otherwise Delta.
 
-    Raises InputError where it cannot be read or has no such column.
+    Parameters
+    ----------
+    key : the configuration's key that names the table, for messages.
+    optional : columns that are null if the table does not have them.
+
+    Raises InputError if the table cannot be read or lacks a column.
     """
     try:
         if path.split("?")[0].rstrip("/").endswith((".csv", ".csv.gz")):

@@ -1,4 +1,4 @@
-"""Inputs of a run: the tables at its pinned versions, and the interactions with dense indices."""
+"""Inputs of a run: the tables at the run's pinned versions, and the interactions with dense indices."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ INPUTS = ("interactions", "users", "items", "features", "published")
 
 
 def newest_versions(tables: LakeTables) -> dict[str, int]:
-    """The versions that a run which starts now pins; -1 for a table that does not exist yet."""
+    """Current versions of the input tables, for a new run to pin; -1 for a table that does not exist yet."""
     return {name: tables.version(name) for name in INPUTS}
 
 
@@ -32,9 +32,9 @@ class Inputs:
     versions: Mapping[str, int]
 
     def read(self, name: str) -> DataFrame:
-        """A table at its version; without rows where it did not exist.
+        """Read a table at its pinned version; an empty frame if the table did not exist.
 
-        Raises LakeError for interactions, users and items that do not exist.
+        Raises LakeError if interactions, users or items did not exist.
         """
         version = self.versions.get(name, -1)
         if version >= 0:
@@ -44,9 +44,9 @@ class Inputs:
         return self.tables.spark.createDataFrame([], TABLES[name].schema)
 
     def events(self, until: dt.date) -> DataFrame:
-        """The interactions of the loads up to a logical date: user_idx, item_idx, event, value, ts, context.
+        """Interactions loaded up to a logical date: user_idx, item_idx, event, value, ts, context.
 
-        Raises LakeError where there is none.
+        Raises LakeError if there are none.
         """
         frames = [self.read(name) for name in ("interactions", "users", "items")]
         loaded = frames[0].where(f"ds <= {sql_date(until)}")
@@ -56,12 +56,12 @@ class Inputs:
 
     @cached_property
     def n_users(self) -> int:
-        """One more than the largest dense index given out."""
+        """One more than the largest dense index."""
         return self._size("user")
 
     @cached_property
     def n_items(self) -> int:
-        """One more than the largest dense index given out."""
+        """One more than the largest dense index."""
         return self._size("item")
 
     @property

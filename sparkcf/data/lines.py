@@ -1,6 +1,6 @@
-"""Lines of CSV and of JSON as Spark columns: a line's fields as text, and whether the line is malformed.
+"""Parse lines of CSV and JSON: Spark column expressions over the column `raw`.
 
-Everything here is a column expression of the line in the column `raw`; files are read in `sparkcf.data.ingest`.
+They give a line's fields as text, and whether the line is malformed; `sparkcf.data.ingest` reads the files.
 """
 
 from __future__ import annotations
@@ -18,13 +18,13 @@ from pyspark.sql.types import ArrayType, StringType, StructField, StructType
 from sparkcf.config.input import InputConfig
 
 Fields = tuple[Callable[[str], Column], Column]  # a field by its name, and whether the line is malformed
-END = "_end_of_line"  # key of the object that closes a line of JSON while it is read
+END = "_end_of_line"  # key of the object that is appended to a line of JSON before parsing
 
 
 def header_names(head: str, config: InputConfig) -> list[str]:
-    """The names of the columns in a header line."""
+    """Column names of a header line."""
     delimiter = config.delimiter.replace("\\t", "\t")
-    if len(delimiter) > 1 or config.quote is None:  # Python's reader knows one character only
+    if len(delimiter) > 1 or config.quote is None:  # Python's reader takes a single character only
         names = [name.strip().strip(config.quote or " ") for name in head.split(delimiter)]
     else:
         names = next(csv.reader(io.StringIO(head), delimiter=delimiter, quotechar=config.quote), [])
@@ -32,7 +32,7 @@ def header_names(head: str, config: InputConfig) -> list[str]:
 
 
 def csv_fields(config: InputConfig, names: Sequence[str]) -> Fields:
-    """The fields of a line of CSV with these columns."""
+    """Fields of a CSV line with columns `names`."""
     unique = [f"c{i}" for i in range(len(names))]  # names may repeat or hold odd characters
     schema = ", ".join(f"{name} string" for name in [*unique, "_broken"])
     options = {
@@ -49,10 +49,10 @@ def csv_fields(config: InputConfig, names: Sequence[str]) -> Fields:
 
 
 def quote_left(config: InputConfig) -> Column:
-    """The fault of a CSV line's quotes; null where every quote is closed.
+    """Fault of a CSV line's quotes; null if every quote is paired.
 
-    `open`: a quoted field begins that does not end on the line. `stray`: another quote without a partner, such as
-    the end of a field that began on a line before.
+    open : a quoted field begins on the line and does not end on it.
+    stray : any other unpaired quote, such as the end of a field that began on an earlier line.
     """
     if config.quote is None:
         return F.lit(None).cast("string")
@@ -64,16 +64,16 @@ def quote_left(config: InputConfig) -> Column:
 
 
 def json_fields(names: Sequence[str], flat: Collection[str], scalars: Sequence[str]) -> Fields:
-    """The fields of a line that is one JSON object.
+    """Fields of a line that is one JSON object.
 
     Parameters
     ----------
-    names : keys; a dotted one reaches into a nested object.
-    flat : names with dots that are keys as they stand.
+    names : keys; a dotted name is a field of a nested object.
+    flat : names with dots that are plain keys.
     scalars : names whose field may not be an object or an array.
     """
     paths = {name: [name] if name in flat else name.split(".") for name in names}
-    # Read as an array that ends in an object of our own: any other text on the line then makes it malformed.
+    # Parsed as an array that ends in the object END, so that any further text on the line makes it malformed.
     schema = ArrayType(_nested_schema([*paths.values(), [END]]))
     framed = F.concat(F.lit("["), "raw", F.lit(f',{{"{END}":"1"}}]'))
     parsed = F.from_json(framed, schema, {"allowSingleQuotes": "false"})
@@ -92,7 +92,7 @@ def json_fields(names: Sequence[str], flat: Collection[str], scalars: Sequence[s
 
 
 def _is_nested(text: Column, key: str) -> Column:
-    """Whether a field holds an object or an array; text that only looks like one stands in quotes in the line."""
+    """Whether a field is an object or an array; a text that only looks like one is quoted in the line."""
     leaf = re.escape(json.dumps(key, ensure_ascii=False))
     return F.coalesce(text.rlike(r"^[\[{]") & F.col("raw").rlike(leaf + r"\s*:\s*[\[{]"), F.lit(False))
 
@@ -109,7 +109,7 @@ def _nested_schema(paths: Sequence[Sequence[str]]) -> StructType:
 
 
 def json_keys(line: str) -> list[str]:
-    """The keys of a line's object; none where it is malformed."""
+    """Keys of a line's object; empty if the line is malformed."""
     try:
         found = json.loads(line)
     except ValueError:
@@ -118,10 +118,10 @@ def json_keys(line: str) -> list[str]:
 
 
 def not_utf8(text: Column) -> Column:
-    """Whether the bytes of a text column are no valid UTF-8."""
+    """Whether the bytes of a text column are invalid UTF-8."""
     return text.cast("binary") != F.encode(readable(text), "UTF-8")
 
 
 def readable(text: Column) -> Column:
-    """A text column with replacement characters where its bytes are no valid UTF-8."""
+    """A text column with replacement characters for invalid UTF-8."""
     return F.decode(text.cast("binary"), "UTF-8")

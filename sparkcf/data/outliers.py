@@ -1,6 +1,6 @@
-"""Users and items whose number of events is out of bounds, and what people should look at in an input.
+"""Users and items whose number of events is out of bounds, and notes on suspicious ids.
 
-Events are counted after exact duplicates are dropped: a log that delivers twice makes no bots and no regulars.
+Events are counted without exact duplicates, so that a log delivered twice does not change who is out of bounds.
 """
 
 from __future__ import annotations
@@ -14,31 +14,31 @@ from pyspark.sql import functions as F
 
 from sparkcf.config.input import CleanConfig
 
-LEAST_LIMIT = 10_000  # events; `auto` calls no user with fewer a bot
-TIMES_USUAL = 50  # what `auto` allows a user, in 99th percentiles of the users' counts
+LEAST_LIMIT = 10_000  # events; the smallest limit that `auto` sets
+TIMES_USUAL = 50  # `auto`'s limit as a multiple of the 99th percentile of events per user
 MOST_ROUNDS = 20
 LARGEST = 3  # users that are reported
 
 
 @dataclass(frozen=True)
 class Outliers:
-    """The users and items to reject, each with its reason; None where there are none."""
+    """The users and items to reject, with their reasons."""
 
-    users: DataFrame | None  # user_id, reason
-    items: DataFrame | None  # item_id, reason
+    users: DataFrame | None  # user_id, reason; None: no user
+    items: DataFrame | None  # item_id, reason; None: no item
     figures: dict[str, int]
     notes: tuple[str, ...]
-    kept: tuple[DataFrame, ...]  # persisted: to be freed by the caller
+    kept: tuple[DataFrame, ...]  # persisted frames, released by the caller
 
     def keep(self, rows: DataFrame) -> DataFrame:
-        """The rows of the users and items that stay."""
+        """Rows of users and items that are not rejected."""
         for key, rejected in (("user_id", self.users), ("item_id", self.items)):
             if rejected is not None:
                 rows = rows.join(rejected, on=key, how="left_anti")
         return rows
 
     def with_reason(self, rows: DataFrame) -> DataFrame:
-        """Give the rows that go theirs, where they have no `reason` yet."""
+        """Set `reason` of the rejected users' and items' rows that have none yet."""
         for key, rejected in (("user_id", self.users), ("item_id", self.items)):
             if rejected is not None:
                 rows = rows.join(rejected.withColumnRenamed("reason", "outlier"), on=key, how="left")
@@ -47,16 +47,16 @@ class Outliers:
 
 
 def find_outliers(events: DataFrame, config: CleanConfig) -> Outliers:
-    """Users with too many or too few events, then items with too few, once or until nothing changes.
+    """Find users with too many or too few events, then items with too few, once or until nothing changes.
+
+    The rounds of `until_stable` stop after MOST_ROUNDS at the latest, with a note.
 
     Parameters
     ----------
-    events : user_id, item_id and `values`: the rows of a key that differ.
-
-    The rounds of `until_stable` end after MOST_ROUNDS at the latest, which is noted.
+    events : user_id, item_id and `values`, the number of distinct values of the row's key.
     """
     users = events.groupBy("user_id").agg(F.sum("values").alias("events"))
-    users = users.persist(StorageLevel.MEMORY_AND_DISK)  # one row a user, asked three times
+    users = users.persist(StorageLevel.MEMORY_AND_DISK)  # one row per user, read three times
     kept, rejected = [users], {"user_id": [], "item_id": []}
     usual = F.percentile_approx("events", 0.99, 10_000).alias("usual")
     stats = users.agg(F.sum("events").alias("events"), F.max("events").alias("most"), usual).first()
@@ -68,7 +68,7 @@ def find_outliers(events: DataFrame, config: CleanConfig) -> Outliers:
         most = max(LEAST_LIMIT, TIMES_USUAL * int(stats["usual"] or 0))
 
     def reject(key: str, outside: DataFrame) -> bool:
-        """Add the outliers that there are, if any."""
+        """Add outliers to `rejected`; returns whether there are any."""
         outside = outside.persist(StorageLevel.MEMORY_AND_DISK)  # counted, then joined in every later round
         kept.append(outside)
         if outside.isEmpty():
@@ -77,7 +77,7 @@ def find_outliers(events: DataFrame, config: CleanConfig) -> Outliers:
         return True
 
     def rare(side: str, low: int) -> DataFrame:
-        """The users (items) below their minimum among the events of those that stay."""
+        """Users (items) with fewer than `low` events among the rows not yet rejected."""
         left = _without(events, rejected)
         counts = left.groupBy(f"{side}_id").agg(F.sum("values").alias("events"))
         return counts.where(F.col("events") < low).select(
@@ -112,11 +112,13 @@ def _largest(users: DataFrame, total: int) -> str:
 
 
 def alike(ids: DataFrame, name: str, plain: Column, cure: str) -> tuple[int, str | None]:
-    """How many ids are equal to another one in their plain form, and a note that says so.
+    """Number of ids that equal another id in their plain form, and a note about them.
 
     Parameters
     ----------
-    ids : one row an id, in the column `name`. plain : its plain form. cure : what to set.
+    ids : one row per id, in the column `name`.
+    plain : the id's plain form.
+    cure : settings that the note recommends.
     """
     groups = ids.groupBy(plain.alias("plain")).agg(
         F.count(F.lit(1)).alias("ids"), F.min(name).alias("one"), F.max(name).alias("other")
@@ -128,7 +130,7 @@ def alike(ids: DataFrame, name: str, plain: Column, cure: str) -> tuple[int, str
     if not row["more"]:
         return 0, None
     example = f"{_short(row['e']['one'])} and {_short(row['e']['other'])}"
-    what = f"{name.removesuffix('_id')} ids equal another once case and unicode are folded, such as {example}"
+    what = f"{name.removesuffix('_id')} ids equal another id once case and unicode are folded, such as {example}"
     return int(row["more"]), f"{row['more']:,} {what}: set {cure} if they are the same"
 
 

@@ -20,7 +20,13 @@ from sparkcf.kernels.csr import take_rows
 
 @dataclass(frozen=True)
 class PackedRows:
-    """Compressed rows: `ids` int64 (n,), `indptr` int64 (n + 1,), `indices` int32 (nnz,), `values` float32 (nnz,)."""
+    """Compressed rows with their ids.
+
+    ids : int64 (n,).
+    indptr : int64 (n + 1,).
+    indices : int32 (nnz,).
+    values : float32 (nnz,).
+    """
 
     ids: NDArray[np.int64]
     indptr: NDArray[np.int64]
@@ -31,7 +37,7 @@ class PackedRows:
         return len(self.ids)
 
     def take(self, rows: NDArray[np.int64] | slice) -> PackedRows:
-        """Some of the rows, in the order asked for."""
+        """The chosen rows, in the order of `rows`."""
         if isinstance(rows, slice) and rows.step in (None, 1):
             first, last, _ = rows.indices(len(self))
             here = slice(int(self.indptr[first]), int(self.indptr[last]))
@@ -45,9 +51,9 @@ NO_ROWS = PackedRows(np.zeros(0, np.int64), np.zeros(1, np.int64), np.zeros(0, n
 
 
 def unpack(ids: NDArray[np.int64], items: Iterable[bytes], values: Iterable[bytes]) -> PackedRows:
-    """Rows as they stand in the table.
+    """Compressed rows from the bytes of the table.
 
-    Raises ValueError where a row's items and values are not equally many.
+    Raises ValueError if a row has more or fewer values than items.
     """
     items, values = list(items), list(values)
     lengths = np.fromiter(map(len, items), np.int64, len(items))
@@ -63,9 +69,9 @@ def unpack(ids: NDArray[np.int64], items: Iterable[bytes], values: Iterable[byte
 
 
 def fold_in_and_heldout(rows: PackedRows, share: float, seed: int) -> tuple[PackedRows, PackedRows]:
-    """Each row cut in two by a hash of its entries: the given share, rounded, and the rest; at least one in each.
+    """Split each row by a hash of its entries: a rounded `share` to fold in, the rest held out; at least one in each.
 
-    A row of one entry is folded in whole.
+    A row of one entry has nothing held out.
     """
     counts = np.diff(rows.indptr)
     row_of = np.repeat(np.arange(len(rows)), counts)
@@ -94,7 +100,7 @@ def _hashed(numbers: NDArray[np.uint64], seed: int) -> NDArray[np.uint64]:
 
 
 def join(parts: list[PackedRows]) -> PackedRows:
-    """Rows one after the other."""
+    """The rows of all parts, concatenated."""
     if len(parts) == 1:
         return parts[0]
     if not parts:

@@ -1,6 +1,6 @@
-"""Interactions packed into a row a user or a row an item, in files that training deals out evenly.
+"""Packs interactions into one row per user or per item, in files that training distributes evenly over its processes.
 
-pairs ──dealt to files by index──▶ one row a user: indices and values as bytes ──▶ user_rows, a snapshot
+pairs ──to files, by index──▶ one row per user: indices and values as bytes ──▶ user_rows, a snapshot
 """
 
 from __future__ import annotations
@@ -23,10 +23,10 @@ from sparkcf.lake.tables import LakeTables
 from sparkcf.progress import step
 
 SIDES = {"user": "item", "item": "user"}
-LEAST_ROWS = 500  # in a file: fewer cost more to open than to read
+LEAST_ROWS = 500  # in a file: opening a smaller one takes longer than reading it
 MOST_ROWS = 16_384
 MOST_EXAMPLES = 131_072
-EVEN_FILES = 64  # as many where there are rows enough, so that they can be dealt to many ranks evenly
+EVEN_FILES = 64  # at least, where there are enough rows: then many ranks get even shares
 KEPT = 3  # snapshots beside the newest
 PACKED = "{side}_idx int, items binary, values binary, count int, split string"
 
@@ -43,16 +43,16 @@ class Snapshot:
 
 
 def snapshot_name(ds: dt.date, versions: Mapping[str, int], shaping: Mapping[str, Any]) -> str:
-    """The same for the same inputs and the same parameters that shape rows: logical date, version, digest."""
+    """Name of a snapshot: logical date, version, and a digest of the inputs and of the parameters that shape rows."""
     digest = hashlib.sha256(json.dumps([versions, shaping], sort_keys=True).encode()).hexdigest()[:12]
     return f"{ds}-v{versions['interactions']:06}-{digest}"
 
 
 @dataclass(frozen=True)
 class Packing:
-    """Packs what a fit trains on into the lake, under one snapshot name, and hands out its files.
+    """Packs the training data of a fit into the lake under one snapshot name, and lists the snapshot's files.
 
-    A snapshot is one commit, so it is there whole or not at all, and what is there already is not written again.
+    A snapshot is one commit: it exists in whole or not at all. An existing snapshot is not written again.
     """
 
     tables: LakeTables
@@ -60,28 +60,28 @@ class Packing:
     seed: int
 
     def rows(self, pairs: DataFrame, side: str, validation_share: float = 0.0) -> Snapshot:
-        """`user_rows` or `item_rows` of user_idx, item_idx, value; a share of the rows is kept for validation."""
+        """Pack pairs (user_idx, item_idx, value) into `user_rows` or `item_rows`, a share of them for validation."""
         if not self._exists(side):
             with step(f"pack {side} rows", self.tables.spark):
                 self._write(side, pack_rows(pairs, side, validation_share, self.seed))
         return self.find(side)
 
     def examples(self, examples: DataFrame, n: int) -> Snapshot:
-        """`example_rows` of user_idx, key, features, values, whose number is n.
+        """Pack n examples (user_idx, key, features, values) into `example_rows`.
 
-        `key` decides in which file and where in it a row stands.
+        `key` decides a row's file and its place in the file.
         """
         if not self._exists("example"):
             with step("pack examples", self.tables.spark):
                 files = max(-(-n // MOST_EXAMPLES), min(-(-n // LEAST_ROWS), EVEN_FILES), 1)
                 place = F.array(*map(F.lit, partition_keys(files)))[F.pmod("key", F.lit(files)).cast("int")]
-                dealt = examples.repartition(files, place).sortWithinPartitions("key")
-                packed = dealt.select("user_idx", "features", "values", F.lit("train").alias("split"))
+                in_files = examples.repartition(files, place).sortWithinPartitions("key")
+                packed = in_files.select("user_idx", "features", "values", F.lit("train").alias("split"))
                 self._write("example", packed.mapInArrow(_pack, PACKED.format(side="user")))
         return self.find("example")
 
     def find(self, side: str) -> Snapshot:
-        """The live files of the snapshot. Raises LakeError where it has no row to train on."""
+        """The live files of the snapshot. Raises LakeError if it has no row to train on."""
         version = self.tables.version(f"{side}_rows")
         files = self.tables.live_files(f"{side}_rows", {"snapshot": self.name}, version)
         train, validation = (tuple(sorted(f for f in files if f"/split={s}/" in f)) for s in ("train", "validation"))
@@ -92,14 +92,14 @@ class Packing:
         return Snapshot(side, self.name, version, train, validation)
 
     def read(self, snapshot: Snapshot) -> DataFrame:
-        """All rows of a snapshot, at its version of the table."""
+        """All rows of a snapshot, at the snapshot's version of the table."""
         return self._read(snapshot.side, snapshot.version)
 
     def count(self, side: str) -> int:
         return self._read(side).count()
 
     def drop(self) -> None:
-        """Remove the snapshot, of which nobody will train again."""
+        """Remove the snapshot."""
         for side in (*SIDES, "example"):
             if self._exists(side):
                 self.tables.replace(f"{side}_rows", self._read(side).limit(0), f"snapshot = '{self.name}'")
@@ -111,7 +111,7 @@ class Packing:
         return self.tables.exists(f"{side}_rows") and not self._read(side).isEmpty()
 
     def _write(self, side: str, rows: DataFrame) -> None:
-        """Write the snapshot and keep some beside it. Readers of older ones are safe: they pinned a table version."""
+        """Write the snapshot and remove all but KEPT others. Readers are safe: they pinned a table version."""
         table = f"{side}_rows"
         self.tables.replace(table, rows.withColumn("snapshot", F.lit(self.name)), f"snapshot = '{self.name}'")
         written = self.tables.read(table)
@@ -121,21 +121,22 @@ class Packing:
             self.tables.replace(table, written.limit(0), f"snapshot IN ({listed})")
 
 
-def pack_rows(packed: DataFrame, side: str, validation_share: float, seed: int) -> DataFrame:
-    """One row a user (or item): idx, items, values, count, split; each partition is to become a file a split.
+def pack_rows(pairs: DataFrame, side: str, validation_share: float, seed: int) -> DataFrame:
+    """One row per user (or item): idx, items, values, count, split; each partition becomes a file per split.
 
     Parameters
     ----------
-    packed : user_idx, item_idx, value, a row a pair. validation_share : of rows, by hash; only rows of two entries
-        and more, since one cannot be both folded in and looked for.
+    pairs : user_idx, item_idx, value, one row per pair.
+    validation_share : share of the rows, by hash; only rows of two or more entries, since validation folds some in and
+        ranks the rest.
     """
     idx, other = f"{side}_idx", f"{SIDES[side]}_idx"
-    n = packed.select(idx).distinct().count()
+    n = pairs.select(idx).distinct().count()
     files = max(-(-n // MOST_ROWS), min(-(-n // LEAST_ROWS), EVEN_FILES), 1)
     place = F.array(*map(F.lit, partition_keys(files)))[F.col(idx) % files]
     entry = F.struct(F.col(other).cast("int").alias("other"), F.col("value").cast("float").alias("value"))
-    # Grouped by file and row, so that Spark needs no second shuffle; files by index, so that they are of even length.
-    grouped = packed.withColumn("place", place).repartition(files, "place").groupBy("place", idx)
+    # Grouping by file and row avoids a second shuffle; files by index have even lengths.
+    grouped = pairs.withColumn("place", place).repartition(files, "place").groupBy("place", idx)
     listed = grouped.agg(F.sort_array(F.collect_list(entry)).alias("row"))
     held = held_out(side, validation_share, seed) & (F.size("row") > 1)
     split = F.when(held, "validation").otherwise("train").alias("split")

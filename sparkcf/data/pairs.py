@@ -1,4 +1,4 @@
-"""From events to (user, item) pairs: which of them count, and how much."""
+"""Turn events into (user, item) pairs with their values and weights."""
 
 from __future__ import annotations
 
@@ -11,15 +11,17 @@ from pyspark.sql import functions as F
 from sparkcf.config.root import Config
 from sparkcf.errors import ConfigError
 
-ENTRY = ("item_idx", "value", "weight")  # of a user's row
-ROW = ("row_items", "row_values", "row_weights")  # lists of these
+ENTRY = ("item_idx", "value", "weight")  # fields of a user's row
+ROW = ("row_items", "row_values", "row_weights")  # list columns of these fields
 
 
 @dataclass(frozen=True)
 class Texts:
-    """A column of texts that are features: `name` is what the dictionary files their numbers under.
+    """A column of texts that are features.
 
-    `table` : users, items or interactions. `column` : key of its map of texts; None: the items' categories.
+    name : the texts' field in the dictionary.
+    table : users, items or interactions.
+    column : key in the table's map of texts; None: the items' categories.
     """
 
     name: str
@@ -29,13 +31,13 @@ class Texts:
 
 @dataclass(frozen=True)
 class Reads:
-    """The interactions, and the tables beside them, that a model reads.
+    """The interactions and other tables that a model reads.
 
-    pairs : "positives": the pairs that say yes, with their weight; "values": every pair's latest value; "labels":
-        every pair, 1 where its latest value is from `preference.positive_from` up, else 0.
-    moments : the pairs also have `ts`, `context` and `previous`, see `in_their_moments`.
-    attributes : the tables of users and items are handed over too.
-    texts : columns of texts that need numbers in the dictionary before the fit.
+    pairs : "positives": pairs with a positive event, with their weight; "values": every pair's latest value; "labels":
+        every pair, 1 if its latest value is at least `preference.positive_from`, else 0.
+    moments : whether the pairs also have `ts`, `context` and `previous`, see `in_their_moments`.
+    attributes : whether the model also reads the tables of users and items.
+    texts : columns of texts that are numbered in the dictionary before the fit.
     """
 
     pairs: Literal["positives", "values", "labels"] = "positives"
@@ -45,22 +47,22 @@ class Reads:
 
     @property
     def predicts(self) -> bool:
-        """Whether a model that reads this predicts values or probabilities of pairs."""
+        """Whether the model predicts values or probabilities of pairs."""
         return self.pairs != "positives"
 
 
 def indexed(interactions: DataFrame, users: DataFrame, items: DataFrame) -> DataFrame:
-    """Interactions with dense indices for ids: user_idx, item_idx, event, value, ts, context."""
+    """Interactions with dense indices instead of ids: user_idx, item_idx, event, value, ts, context."""
     by_user = interactions.join(users.select("user_id", "user_idx"), on="user_id", how="inner")
     by_item = by_user.join(items.select("item_id", "item_idx"), on="item_id", how="inner")
     return by_item.select("user_idx", "item_idx", "event", "value", "ts", "context")
 
 
 def pairs(events: DataFrame, reads: Reads, config: Config) -> DataFrame:
-    """One row a (user, item): user_idx, item_idx, value, as the model reads them.
+    """One row per (user, item) pair, as the model reads it: user_idx, item_idx, value.
 
-    Values come with the weight of their event where `preference.weight` is event, as a column `weight`. Positives
-    have the weight that `PreferenceConfig` says as their value: 1 a pair, or the sum over its events.
+    For "values" with `preference.weight=event` a column `weight` has the weight of the pair's event. For "positives"
+    the value is the pair's weight as `PreferenceConfig` defines it: 1 per pair, or a sum over its events.
     """
     if reads.pairs == "labels":
         return _labels(events, reads, config)
@@ -83,74 +85,73 @@ def pairs(events: DataFrame, reads: Reads, config: Config) -> DataFrame:
 def _labels(events: DataFrame, reads: Reads, config: Config) -> DataFrame:
     threshold = config.preference.positive_from
     if threshold is None:
-        raise ConfigError("fm.task=classification needs preference.positive_from: the least value that is a yes")
+        raise ConfigError("fm.task=classification needs preference.positive_from: the least value of a positive pair")
     rated = in_their_moments(events) if reads.moments else latest_values(events)
     return rated.withColumn("value", (F.col("value") >= threshold).cast("float"))
 
 
 def in_their_moments(events: DataFrame) -> DataFrame:
-    """The latest value of every pair with its moment: ts, context, and `previous`, the item_idx that the user had
-    before it."""
-    comparable = events.withColumn("context", F.array_sort(F.map_entries("context")))  # which a map is not
+    """The latest value of every pair, with its ts, its context, and `previous`: item_idx of the user's pair before."""
+    comparable = events.withColumn("context", F.array_sort(F.map_entries("context")))  # maps cannot be compared
     order = Window.partitionBy("user_idx").orderBy("ts", "item_idx")
     rated = latest_values(comparable, "context", "ts").withColumn("previous", F.lag("item_idx").over(order))
     return rated.withColumn("context", F.map_from_entries("context"))
 
 
 def with_previous(rows: DataFrame, history: DataFrame) -> DataFrame:
-    """Rows (user_idx, item_idx, ts, …) with `previous`: the item of the user's last event in a history before them.
+    """Add `previous` to rows (user_idx, item_idx, ts, …): the item of the user's last pair in `history` before the row.
 
     Parameters
     ----------
     history : user_idx, item_idx, ts.
     """
-    had = latest_values(history.withColumn("value", F.lit(0.0)), "ts").select("user_idx", "item_idx", "ts")
-    told = F.when(F.col("held"), F.lit(None)).otherwise(F.col("item_idx"))
-    both = rows.withColumn("held", F.lit(True)).unionByName(had.withColumn("held", F.lit(False)), True)
+    earlier = latest_values(history.withColumn("value", F.lit(0.0)), "ts").select("user_idx", "item_idx", "ts")
+    history_item = F.when(F.col("held"), F.lit(None)).otherwise(F.col("item_idx"))
+    both = rows.withColumn("held", F.lit(True)).unionByName(earlier.withColumn("held", F.lit(False)), True)
     order = Window.partitionBy("user_idx").orderBy("ts", "item_idx").rowsBetween(Window.unboundedPreceding, -1)
-    placed = both.withColumn("previous", F.last(told, ignorenulls=True).over(order))
+    placed = both.withColumn("previous", F.last(history_item, ignorenulls=True).over(order))
     return placed.where("held").drop("held")
 
 
 def last_items(pairs: DataFrame) -> DataFrame:
-    """user_idx, previous: the item of every user's last pair in their moments."""
+    """user_idx, previous: the item of every user's last pair in time."""
     return pairs.groupBy("user_idx").agg(F.max(F.struct("ts", "item_idx"))["item_idx"].alias("previous"))
 
 
 def user_rows(pairs: DataFrame) -> DataFrame:
-    """One row a user: user_idx, row, the (item_idx, value, weight) of the user's pairs in order of the items."""
+    """One row per user: user_idx, and `row`, the (item_idx, value, weight) of the user's pairs in order of items."""
     weight = F.col("weight") if "weight" in pairs.columns else F.lit(1.0)
-    value, weight = (column.cast("float") for column in (F.col("value"), weight))  # as precise as training takes them
+    value, weight = (column.cast("float") for column in (F.col("value"), weight))  # the precision of training
     entry = F.struct("item_idx", value.alias("value"), weight.alias("weight"))
     return pairs.groupBy("user_idx").agg(F.sort_array(F.collect_list(entry)).alias("row"))
 
 
 def row_lists(pairs: DataFrame) -> DataFrame:
-    """user_idx and the columns ROW, lists: the same rows as a scorer takes them."""
+    """The rows of `user_rows` as the list columns ROW, which scorers read; and user_idx."""
     columns = (F.col(f"row.{name}").alias(column) for name, column in zip(ENTRY, ROW, strict=True))
     return user_rows(pairs).select("user_idx", *columns)
 
 
 def liked_pairs(events: DataFrame, config: Config) -> DataFrame:
-    """One row a pair with a positive event, whatever a model reads: user_idx, item_idx, value 1."""
+    """One row per pair with a positive event, for every model alike: user_idx, item_idx, value 1."""
     return positives(events, config).groupBy("user_idx", "item_idx").agg(F.lit(1.0).alias("value"))
 
 
 def popularity(pairs: DataFrame) -> DataFrame:
-    """item_idx, score: how many users have the item. Of liked pairs it is the baseline, and what users without a
-    vector get."""
+    """item_idx, score: number of users of each item. Of liked pairs: the baseline, and the fallback for users without
+    a vector."""
     return pairs.groupBy("item_idx").agg(F.count(F.lit(1)).cast("float").alias("score"))
 
 
 def latest_values(events: DataFrame, *more: str) -> DataFrame:
-    """The value, and more columns, of every pair's last event; of several at one moment, the largest."""
+    """The value, and more columns, of every pair's last event; of several at the same time, the largest."""
     last = F.max(F.struct("ts", "value", *(name for name in more if name != "ts"))).alias("last")
     columns = (f"last.{name}" for name in ("value", *more))
     return events.groupBy("user_idx", "item_idx").agg(last).select("user_idx", "item_idx", *columns)
 
 
 def positives(events: DataFrame, config: Config) -> DataFrame:
-    """The events that say yes."""
+    """The positive events: value at least `preference.positive_from`, or all of them."""
     threshold = config.preference.positive_from
     return events if threshold is None else events.where(F.col("value") >= threshold)
 
@@ -160,6 +161,6 @@ def _weight(config: Config) -> Column:
         return F.col("value")
     weights = config.input.events or {}
     weight = F.lit(1.0)
-    for event, its in weights.items():
-        weight = F.when(F.col("event") == event, its).otherwise(weight)
+    for event, event_weight in weights.items():
+        weight = F.when(F.col("event") == event, event_weight).otherwise(weight)
     return weight

@@ -1,10 +1,10 @@
-"""Where Spark lays a row: the keys by which hash partitioning becomes partitioning by number."""
+"""Keys with which Spark's hash partitioning becomes partitioning by number."""
 
 from __future__ import annotations
 
 
 def partition_keys(partitions: int) -> list[int]:
-    """Integers whose Spark hash falls on partition 0, 1, …: partitioning by them is partitioning by number."""
+    """One integer per partition: Spark's hash partitioner sends keys[p] to partition p."""
     keys: dict[int, int] = {}
     candidate = 0
     while len(keys) < partitions:

@@ -1,4 +1,4 @@
-"""Arrays for every executor: written to files once, handed out by Spark once, mapped into memory by the tasks."""
+"""Share arrays with every executor: written to files once, distributed by Spark once, memory-mapped by the tasks."""
 
 from __future__ import annotations
 
@@ -16,19 +16,19 @@ from numpy.typing import NDArray
 
 @dataclass(frozen=True)
 class SharedArrays:
-    """A name for some arrays that every executor can open."""
+    """Handle of shared arrays that every executor can open."""
 
     token: str
     names: tuple[str, ...]
 
     def open(self) -> tuple[NDArray[Any], ...]:
-        """The arrays in the order of their names; a process maps them once. What is written to them stays its own."""
+        """The arrays in the order of their names, mapped once per process. Writes stay private to the process."""
         return _open(self.token, self.names)
 
 
 @dataclass(frozen=True)
 class SharedState:
-    """A name for arrays with names of their own."""
+    """Handle of shared arrays with arbitrary names."""
 
     arrays: SharedArrays
     names: tuple[str, ...]
@@ -38,13 +38,13 @@ class SharedState:
 
 
 def share_state(spark: Any, state: dict[str, NDArray[Any]]) -> SharedState:
-    """Hand arrays by names that need not be fit for files to the executors."""
+    """Share arrays whose names need not be valid file names."""
     numbered = {f"part{number:03}": array for number, array in enumerate(state.values())}
     return SharedState(share(spark, **numbered), tuple(state))
 
 
 def share(spark: Any, **arrays: NDArray[Any]) -> SharedArrays:
-    """Hand the arrays to the executors as files."""
+    """Share arrays with the executors as files; names must be valid file names."""
     token = secrets.token_hex(6)
     for name, array in arrays.items():
         path = Path(_outbox().name, f"{token}-{name}.npy")
@@ -55,7 +55,7 @@ def share(spark: Any, **arrays: NDArray[Any]) -> SharedArrays:
 
 @cache
 def _outbox() -> tempfile.TemporaryDirectory[str]:
-    """A folder that lives as long as this process: an executor that starts late fetches every file ever shared."""
+    """Folder kept until this process ends: an executor that starts late fetches every file ever shared."""
     return tempfile.TemporaryDirectory(prefix="sparkcf-")
 
 
@@ -64,7 +64,7 @@ def _open(token: str, names: tuple[str, ...]) -> tuple[NDArray[Any], ...]:
     from pyspark import SparkFiles
 
     leave_out_jars()
-    # Mode c: writable to numpy, so that kernels need no second compilation for arrays that may only be read.
+    # Mode c: writable to numpy, so that kernels are not compiled a second time for read-only arrays.
     paths = (SparkFiles.get(f"{token}-{name}.npy") for name in names)
     return tuple(_mapped(path) for path in paths)
 
@@ -77,10 +77,10 @@ def _mapped(path: str) -> NDArray[Any]:
 
 
 def leave_out_jars() -> None:
-    """Take jars off this process's path of modules, where Spark puts its own for the worker processes.
+    """Remove Spark's jars from this process's module path.
 
-    No Python module lies in it, but every Python task begins with `importlib.invalidate_caches()`, which reads the
-    names of its 5,000 files anew: 0.02 s each time, twice.
+    They hold no Python module, but every Python task begins with `importlib.invalidate_caches()`, which reads the
+    names of their 5,000 files again: 0.02 s each time, twice.
     """
     sys.path[:] = [entry for entry in sys.path if not entry.endswith(".jar")]
     for entry in [entry for entry in sys.path_importer_cache if entry.endswith(".jar")]:

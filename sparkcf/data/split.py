@@ -1,10 +1,10 @@
-"""Train and held-out parts by the four protocols: by hash or by time, so the same rows on every run and cluster.
+"""Train and held-out parts by four protocols: by hash or by time, so the rows are the same in every run and cluster.
 
 Q1 strong generalisation: whole users are held out; most of their items are folded in, the rest are ranked.
+   Liang et al. (2018), "Variational autoencoders for collaborative filtering", section 4.1.
 Q2 weak generalisation: a share of each user's items is held out.
 Q3 ratings: a share of all pairs is held out.
-Q4 by time: what comes after a day trains nothing.
-Liang et al. (2018), "Variational autoencoders for collaborative filtering", section 4.1, for Q1.
+Q4 by time: events from a day on are held out.
 """
 
 from __future__ import annotations
@@ -20,21 +20,19 @@ from sparkcf.data.pairs import Reads, latest_values, liked_pairs, pairs, positiv
 from sparkcf.errors import GateRefused
 
 PAIR = ("user_idx", "item_idx")
-DAYS, USERS = 7, 100  # minima of a test by time, for evaluation.protocol=auto
+DAYS, USERS = 7, 100  # minima of the held-out part by time, for evaluation.protocol=auto
 
 
 @dataclass(frozen=True)
 class Split:
-    """Frames of pairs, user_idx and item_idx with what else is said.
+    """A split: frames of pairs with user_idx, item_idx and further columns.
 
-    Attributes
-    ----------
     train : pairs to fit on, as the model reads them.
-    rows : the tested users' pairs of the same kind that go into their fold-in (q1) or their scores.
-    seen : all pairs that the tested users had up to the split, liked or not: lists leave them out, as served ones do.
-    popular : the positives of what trains, whatever the model reads: the baseline counts them.
-    heldout : pairs to find, or (q3) to predict, with `value`.
-    note : where the cut is.
+    rows : the tested users' pairs, as the model reads them, that are folded in (q1) or scored.
+    seen : all pairs of the tested users up to the split, liked or not; lists exclude them, as published lists do.
+    popular : liked pairs of the training part, for the popularity baseline.
+    heldout : pairs to rank, or (q3) to predict, with `value`.
+    note : description of the cut.
     """
 
     train: DataFrame
@@ -46,7 +44,7 @@ class Split:
 
 
 def split(events: DataFrame, reads: Reads, config: Config) -> Split:
-    """Split indexed events by `config.evaluation.protocol`, which is one of the four."""
+    """Split indexed events by `config.evaluation.protocol`: q1, q2, q3 or q4."""
     protocols = {"q1": _strong, "q2": _weak, "q3": _ratings, "q4": _by_time}
     return protocols[config.evaluation.protocol](events, reads, config)
 
@@ -94,7 +92,7 @@ def _by_time(events: DataFrame, reads: Reads, config: Config) -> Split:
 
 
 def _of_rest(rest: DataFrame, heldout: DataFrame, note: str, reads: Reads, config: Config) -> Split:
-    """The split whose users train with all events that are not held out."""
+    """The split that trains on all events that are not held out."""
     fitted = pairs(rest, reads, config)
     return Split(fitted, fitted, _seen(rest), liked_pairs(rest, config), heldout, note)
 
@@ -108,15 +106,15 @@ def _without(rows: DataFrame, heldout: DataFrame) -> DataFrame:
 
 
 def at_cut(events: DataFrame, day: dt.date) -> tuple[DataFrame, DataFrame]:
-    """The events before a day (UTC) and those from it on."""
+    """The events before a day (UTC), and those from that day on."""
     cut = F.lit(day.isoformat() + "T00:00:00Z").cast("timestamp")
     return events.where(F.col("ts") < cut), events.where(F.col("ts") >= cut)
 
 
 def chosen_protocol(events: DataFrame, config: Config) -> tuple[str, str]:
-    """q4 where its held-out part spans `DAYS` days with events and tests `USERS` users who had events before, else q2.
+    """q4 if its held-out part has `DAYS` days with events and `USERS` users with earlier events, else q2.
 
-    Returns the protocol and what was seen.
+    Returns the protocol and the reason for it.
     """
     share = config.evaluation.holdout_share
     days = _days(events)
@@ -125,24 +123,24 @@ def chosen_protocol(events: DataFrame, config: Config) -> tuple[str, str]:
     at = _cut(days, share)
     held = sum(day >= at for day, _ in days)
     if held < DAYS:
-        return "q2", f"the last {share:.0%} of the events are of {held} days, by time it takes {DAYS}"
+        return "q2", f"the last {share:.0%} of the events are of {held} days, a split by time needs {DAYS}"
     before, after = at_cut(positives(events, config), at)
     users = after.select("user_idx").distinct().join(before.select("user_idx"), on="user_idx", how="left_semi").count()
     if users < USERS:
-        return "q2", f"{users:,} users have events before and in the last {share:.0%}, by time it takes {USERS}"
-    return "q4", f"the last {share:.0%} of the events are of {held} days and {users:,} users known before"
+        return "q2", f"{users:,} users have events before and in the last {share:.0%}, a split by time needs {USERS}"
+    return "q4", f"the last {share:.0%} of the events are of {held} days and {users:,} users with earlier events"
 
 
 def time_cut(events: DataFrame, share: float) -> dt.date:
-    """The first day (UTC) whose events, with all later ones, make no more than `share` of all; at least the last day.
+    """The first day (UTC) from which on at most `share` of all events follow; the last day at the latest.
 
-    Raises GateRefused where all events are of one day: nothing could be trained on.
+    Raises GateRefused if all events are of one day: nothing would be left to train on.
     """
     return _cut(_days(events), share)
 
 
 def _days(events: DataFrame) -> list[tuple[dt.date, int]]:
-    """The days (UTC) with events, in order, and how many each has."""
+    """The days (UTC) with events, in order, and their numbers of events."""
     days = events.groupBy(F.to_date("ts").alias("day")).count().orderBy("day").collect()
     return [(row["day"], row["count"]) for row in days]
 
@@ -161,7 +159,7 @@ def _cut(days: list[tuple[dt.date, int]], share: float) -> dt.date:
 
 
 def uniform(seed: int, salt: str, *columns: Column) -> Column:
-    """A number in [0, 1) that depends on the values alone."""
+    """A pseudo-random number in [0, 1): a hash of seed, salt and the columns' values."""
     return F.pmod(F.xxhash64(F.lit(seed), F.lit(salt), *columns), F.lit(2**40)) / F.lit(float(2**40))
 
 
@@ -171,7 +169,7 @@ def _with_enough(liked: DataFrame, evaluation: EvaluationConfig) -> DataFrame:
 
 
 def _share_of_each_user(liked: DataFrame, share: float, seed: int, salt: str) -> tuple[DataFrame, DataFrame]:
-    """The given share of each user's items in a hashed order, rounded; and the rest."""
+    """Split each user's items in a hashed order: a rounded share of them, and the rest."""
     order = Window.partitionBy("user_idx").orderBy(uniform(seed, salt, *map(F.col, PAIR)), "item_idx")
     whole = Window.partitionBy("user_idx").rowsBetween(Window.unboundedPreceding, Window.unboundedFollowing)
     first = F.row_number().over(order) <= F.round(F.count(F.lit(1)).over(whole) * share)

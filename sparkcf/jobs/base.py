@@ -1,4 +1,4 @@
-"""The base run of a job, the training data of a model, and a stored fit."""
+"""What several jobs need: the base run, a model's training data, and a stored fit."""
 
 from __future__ import annotations
 
@@ -22,13 +22,13 @@ from sparkcf.lake.tables import LakeTables
 from sparkcf.lake.weights import read_state
 from sparkcf.models.contract import Fitted, Model, TrainingData
 
-STATES = ("trained", "evaluated", "recommended", "refused", "published")  # of a run that has factors
+STATES = ("trained", "evaluated", "recommended", "refused", "published")  # states of a run that has factors
 
 
 def training_data(
     model: Model[Any], inputs: Inputs, events: DataFrame, config: Config, packing: Packing | None = None
 ) -> TrainingData:
-    """Training data of the model from indexed events and the other inputs."""
+    """Build the model's training data from indexed events and the other inputs."""
     data = TrainingData(pairs(events, model.reads, config), *inputs.sizes, packing=packing)
     if not model.reads.attributes:
         return data
@@ -37,11 +37,11 @@ def training_data(
 
 
 def packing_of(model: Model[Any], inputs: Inputs, config: Config, split: str = "") -> Packing:
-    """Packs the model's rows under a name that is the same for the same inputs and parameters.
+    """The packing of the model's rows; its name is the same for the same inputs and parameters.
 
     Parameters
     ----------
-    split : names the split of an evaluation, whose rows are not those of the whole.
+    split : name of an evaluation's split, whose rows need a snapshot of their own; empty: all rows.
     """
     named = {name: inputs.versions[name] for name in ("interactions", "users", "items")}
     if model.reads.texts:
@@ -53,35 +53,38 @@ def packing_of(model: Model[Any], inputs: Inputs, config: Config, split: str = "
 
 
 def base_run(tables: LakeTables, config: Config) -> Run:
-    """The run that `run_id` names, else the published one. Raises NotFoundError, or ConfigError for an earlier day."""
+    """The run named by `run_id`, else the published run.
+
+    Raises NotFoundError if there is none, ConfigError if `ds` is before the run's.
+    """
     if not config.run_id:
         row = published_run(tables, config.model)
         if row is None:
             raise NotFoundError(
-                f"no run of model {config.model} is published, so there are no items to fold users in against: "
+                f"no run of model {config.model} is published, so there are no item factors to start from: "
                 "run jobs/nightly.py or jobs/publish.py first, or name a trained run by run_id=…"
             )
         config = config.model_copy(update={"run_id": row["run_id"]})
     base = find_run(tables, config, STATES)
     if config.ds < base.row["ds"]:
         raise ConfigError(
-            f"ds={config.ds} is before run {base.run_id} of {base.row['ds']}, which knows what came later: "
+            f"ds={config.ds} is before run {base.run_id} of {base.row['ds']}, which was trained on later events: "
             f"set ds={base.row['ds']} or later, or name an earlier run by run_id=…"
         )
     return base
 
 
 def read_fitted(tables: LakeTables, model: Model[Any], run: Run, data: TrainingData) -> Fitted:
-    """A run's fit as it was stored.
+    """Read a run's fit from the lake.
 
     Parameters
     ----------
-    data : what the run was trained on; its sizes say which arrays there must be.
+    data : the run's training data; its sizes give the shapes of the stored arrays.
 
     Raises
     ------
     LakeError
-        The item factors, the mean that biases stand on, or the weights are no longer there, or are damaged.
+        The item factors, the mean (of a run with biases) or the weights are missing or damaged.
     """
     users, items = (read_factors(tables, side, model.name, run.run_id) for side in ("user", "item"))
     n_items, biased = one_row(items.agg(F.count(F.lit(1)), F.max(F.col("bias") != 0)))
@@ -89,7 +92,7 @@ def read_fitted(tables: LakeTables, model: Model[Any], run: Run, data: TrainingD
         raise LakeError(f"run {run.run_id} has no item factors in {tables.root}: name another by run_id=…")
     mean = fit_figure(tables, run.run_id, "mean")
     if mean is None and biased:
-        raise LakeError(f"run {run.run_id} has biases and was trained before their mean was kept: run jobs/train.py")
+        raise LakeError(f"run {run.run_id} has biases, but its mean was not stored: run jobs/train.py again")
     average = fit_figure(tables, run.run_id, "average")
     shapes = model.shapes(data)
     return Fitted(

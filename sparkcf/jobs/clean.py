@@ -1,4 +1,4 @@
-"""The clean job: read a day's input, clean it, and lay it into the lake without doubling anything."""
+"""The clean job: read a day's input, clean it, and merge it into the lake without duplicates."""
 
 from __future__ import annotations
 
@@ -32,12 +32,12 @@ def clean_day(spark: SparkSession, config: Config) -> dict[str, Any]:
     Returns
     -------
     dict
-        `counts` (read, clean, exact_duplicates, superseded, quarantined and what changed), `reasons`, `run_id`.
+        `counts` (read, clean, exact_duplicates, superseded, quarantined, and rows changed), `reasons`, `run_id`.
 
     Raises
     ------
     InputError, GateRefused
-        See `read_raw` and `clean`: nothing was written but the failed run's row.
+        See `read_raw` and `clean`; only the failed run's row is written then.
     """
     tables = LakeTables(spark, config.lake.root)
     run = start_run(tables, "clean", config, {"interactions": tables.version("interactions")})
@@ -53,21 +53,21 @@ def _load(spark: SparkSession, config: Config, tables: LakeTables, run: Run) -> 
     size_partitions(spark, raw)
     users = read_users(spark, config.input.users) if config.input.users else None
     items = read_items(spark, config.input.items) if config.input.items else None
-    with step(f"clean {config.ds}", spark) as shown:
+    with step(f"clean {config.ds}", spark) as progress:
         with explained(config.input_path):
             cleaned = clean(raw, config.input, config.clean, config.ds)
-        shown.note = summary(cleaned)
+        progress.note = summary(cleaned)
     for note in cleaned.notes:
         say(f"  note: {note}")
     note_unused(columns, config)
     try:
-        with step("give dense indices", spark):
+        with step("assign dense indices", spark):
             register(tables, "users", _seen("user", cleaned.interactions, users, config))
             register(tables, "items", _seen("item", cleaned.interactions, items, config))
-        with step("write quarantine and interactions", spark) as shown:
+        with step("write quarantine and interactions", spark) as progress:
             write_quarantine(tables, cleaned, config)
             changes = write_interactions(tables, cleaned.interactions, config)
-            shown.note = ", ".join(f"{n:,} {name}" for name, n in changes.items())
+            progress.note = ", ".join(f"{n:,} {name}" for name, n in changes.items())
     finally:
         cleaned.release()
     reasons = {f"reason:{name}": n for name, n in cleaned.reasons.items()}
@@ -76,7 +76,7 @@ def _load(spark: SparkSession, config: Config, tables: LakeTables, run: Run) -> 
 
 
 def summary(cleaned: Cleaned) -> str:
-    """The reconciliation in one line."""
+    """One line that reconciles the rows read with the clean, duplicate and quarantined rows."""
     c = cleaned.counts
     reasons = ", ".join(f"{reason} {n:,}" for reason, n in cleaned.reasons.items())
     return (
@@ -94,18 +94,18 @@ def note_unused(columns: list[str], config: Config) -> None:
         say(f"  note: input columns not used: {', '.join(unused)}")
 
 
-def _seen(side: str, interactions: DataFrame, given: DataFrame | None, config: Config) -> DataFrame:
-    """The ids of the interactions with their first event, and those of `given` with their attributes."""
+def _seen(side: str, interactions: DataFrame, listed: DataFrame | None, config: Config) -> DataFrame:
+    """The ids of the interactions with their first event, and those of the table `listed` with their attributes."""
     idc = f"{side}_id"
     table = TABLES[f"{side}s"]
     attributes = {name: table.schema[name].dataType for name in table.mutable}
     seen = interactions.groupBy(idc).agg(F.min("ts").alias("first_seen"))
-    if given is None:
+    if listed is None:
         return seen.select("*", *(F.lit(None).cast(dtype).alias(name) for name, dtype in attributes.items()))
-    known = given.withColumn(idc, normalized_id(F.col(idc), config.clean)).where(
+    known = listed.withColumn(idc, normalized_id(F.col(idc), config.clean)).where(
         F.col(idc).isNotNull() & (F.length(idc) <= config.clean.max_id_length)
     )
-    # One row an id, the same one on every run: an id that stands there twice has its largest texts.
+    # One row per id, the same in every run: of a repeated id the row with the largest texts is kept.
     maps = [name for name, dtype in attributes.items() if isinstance(dtype, MapType)]
     texts = [F.coalesce(name, F.lit("")) for name, dtype in attributes.items() if isinstance(dtype, StringType)]
     lists = [F.concat_ws("\u0000", name) for name, dtype in attributes.items() if isinstance(dtype, ArrayType)]
@@ -115,7 +115,7 @@ def _seen(side: str, interactions: DataFrame, given: DataFrame | None, config: C
 
 
 def write_quarantine(tables: LakeTables, cleaned: Cleaned, config: Config) -> None:
-    """Replace the day's rejected rows and check that each of them arrived."""
+    """Replace the day's rejected rows in the table `quarantine` and check their number."""
     day = F.lit(config.ds)
     raw = F.col("raw")
     rows = cleaned.quarantine.select(
@@ -134,14 +134,18 @@ def write_quarantine(tables: LakeTables, cleaned: Cleaned, config: Config) -> No
 
 
 def write_interactions(tables: LakeTables, clean_rows: DataFrame, config: Config) -> dict[str, int]:
-    """Make the day's partition equal to its clean rows, touching only what changes.
+    """Merge the day's clean rows into `interactions`; only rows that change are written.
 
-    A row shows what the latest day says of its event, and keeps what earlier days said in `replaced`. So a key that
-    an earlier day brought stays there with the same value, and moves to this day with a new one, which `replaced`
-    then remembers; of what a later day corrected only `replaced` changes. A key that this day brought before and
-    does not bring now goes back to the last earlier day that `replaced` knows, with that day's value; where there is
-    none it is removed. Two days that bring one value count as the one whose row it is: when that day no longer brings
-    it, the row goes, until the other is loaded again. A run that changes nothing makes no commit.
+    A row has the state of its event in the latest day's load; `replaced` has the states of earlier days.
+
+    - The event is in an earlier day's row with the same value: nothing changes. With another value: the row moves to
+      this day, and the earlier state is added to `replaced`.
+    - The event is in a later day's row: only `replaced` changes.
+    - This day's row is no longer in the input: the row gets the last state in `replaced` and that state's day; without
+      one the row is deleted.
+
+    If two days have the same value, the row belongs to only one of them; when that day's load drops the event, the row
+    is deleted until the other day is loaded again. A run that changes nothing makes no commit.
 
     Returns
     -------
@@ -160,7 +164,7 @@ def write_interactions(tables: LakeTables, clean_rows: DataFrame, config: Config
             span = one_row(source.agg(F.min("ts").cast("string"), F.max("ts").cast("string")))
             counts = {r["op"]: r["count"] for r in changes.groupBy("op").count().collect()}
             if span[0] is not None:
-                # The literal bounds let Delta skip the files of other times.
+                # Literal bounds let Delta skip the files of other times.
                 within = " AND ".join(
                     f"t.ts {op} TIMESTAMP'{at} UTC'" for op, at in zip((">=", "<="), span, strict=True)
                 )
@@ -175,8 +179,8 @@ def write_interactions(tables: LakeTables, clean_rows: DataFrame, config: Config
                     f"WHEN NOT MATCHED AND s.op = 'inserted' THEN INSERT ({', '.join(names)})"
                     f" VALUES ({', '.join(f's.{c}' for c in names)})"
                 )
-                done = merge_changes(tables, "interactions", source, f"{same} AND {within}", *clauses)
-                _check_merged(done, counts)
+                merged = merge_changes(tables, "interactions", source, f"{same} AND {within}", *clauses)
+                _check_merged(merged, counts)
         finally:
             changes.unpersist()
         return {name: counts.get(name, 0) for name in ("inserted", "updated", "deleted", "unchanged")}
@@ -185,34 +189,36 @@ def write_interactions(tables: LakeTables, clean_rows: DataFrame, config: Config
 
 
 def _changes(new: DataFrame, table: DataFrame, day: str) -> DataFrame:
-    """Key, `op` and new state of every row of the day's input, of its partition, and of what it brought elsewhere."""
-    # As text: a Python datetime would pass through the host's own time zone, where an hour a year comes twice.
+    """Key, `op` and new state of the rows of the day's input, of its partition, and with the day in `replaced`."""
+    # As text: a Python datetime would be converted to the host's time zone, where one hour a year is ambiguous.
     low, high = one_row(new.agg(F.min("ts").cast("string"), F.max("ts").cast("string")))
     within = f"ts BETWEEN TIMESTAMP'{low} UTC' AND TIMESTAMP'{high} UTC'"
     near = table.where(f"{within} OR ds = {day} OR (ds > {day} AND exists(replaced, r -> r.ds = {day}))")
     old = near.select(*KEY, *(F.col(name).alias(f"old_{name}") for name in STATE))
     both = new.select(*KEY, "value", "context", "source").join(old, on=list(KEY), how="full")
     both = both.withColumn("earlier", F.coalesce("old_replaced", F.array().cast(ArrayType(CLAIM))))
-    both = both.withColumn("mine", F.expr(f"filter(earlier, r -> r.ds = {day})[0]"))  # null: none of this day's
+    both = both.withColumn("of_day", F.expr(f"filter(earlier, r -> r.ds = {day})[0]"))  # null: no state of this day
 
-    brought, was_ours = F.col("value").isNotNull(), F.expr(f"old_ds = {day}")
+    in_input, of_this_day = F.col("value").isNotNull(), F.expr(f"old_ds = {day}")
     differs = _differs(F.col("old_value"), F.col("old_context"))
-    corrected_since = F.when(F.col("mine").isNotNull(), _differs(F.col("mine.value"), F.col("mine.context")))
+    replaced_differs = F.when(F.col("of_day").isNotNull(), _differs(F.col("of_day.value"), F.col("of_day.context")))
     op = (
         F.when(F.col("old_ds").isNull(), "inserted")
-        .when(~brought & was_ours & (F.size("earlier") == 0), "deleted")
-        .when(~brought, F.when(was_ours | F.col("mine").isNotNull(), "updated"))
-        .when(F.expr(f"old_ds > {day}"), F.when(F.coalesce(corrected_since, differs), "updated").otherwise("unchanged"))
+        .when(~in_input & of_this_day & (F.size("earlier") == 0), "deleted")
+        .when(~in_input, F.when(of_this_day | F.col("of_day").isNotNull(), "updated"))
+        .when(
+            F.expr(f"old_ds > {day}"), F.when(F.coalesce(replaced_differs, differs), "updated").otherwise("unchanged")
+        )
         .otherwise(F.when(differs, "updated").otherwise("unchanged"))
     )
-    ours = f"struct({day} AS ds, value, context, source)"
-    theirs = "struct(old_ds AS ds, old_value AS value, old_context AS context, old_source AS source)"
-    given = f"if(value IS NULL, array(), array({ours}))"
-    before_and_after = f"filter(earlier, r -> r.ds < {day}), {given}, filter(earlier, r -> r.ds > {day})"
+    new_state = f"struct({day} AS ds, value, context, source)"
+    old_state = "struct(old_ds AS ds, old_value AS value, old_context AS context, old_source AS source)"
+    new_if_any = f"if(value IS NULL, array(), array({new_state}))"
+    before_and_after = f"filter(earlier, r -> r.ds < {day}), {new_if_any}, filter(earlier, r -> r.ds > {day})"
     state = F.expr(f"""CASE
-        WHEN old_ds > {day} THEN struct({theirs} AS now, concat({before_and_after}) AS before)
-        WHEN old_ds < {day} THEN struct({ours} AS now, concat(earlier, array({theirs})) AS before)
-        WHEN value IS NOT NULL THEN struct({ours} AS now, earlier AS before)
+        WHEN old_ds > {day} THEN struct({old_state} AS now, concat({before_and_after}) AS before)
+        WHEN old_ds < {day} THEN struct({new_state} AS now, concat(earlier, array({old_state})) AS before)
+        WHEN value IS NOT NULL THEN struct({new_state} AS now, earlier AS before)
         ELSE struct(try_element_at(earlier, -1) AS now, slice(earlier, 1, greatest(size(earlier) - 1, 0)) AS before)
         END""")
     changed = both.select(*KEY, op.alias("op"), state.alias("state")).where("op IS NOT NULL")
@@ -221,13 +227,13 @@ def _changes(new: DataFrame, table: DataFrame, day: str) -> DataFrame:
 
 
 def _differs(value: Column, context: Column) -> Column:
-    """Whether the day's value or context differs from these."""
+    """Whether the columns `value` or `context` differ from these."""
     contexts = (F.array_sort(F.map_entries(column)) for column in (F.col("context"), context))
     return (F.col("value") != value) | ~next(contexts).eqNullSafe(next(contexts))
 
 
-def _check_merged(done: dict[str, int], counts: dict[str, int]) -> None:
-    """Other counts than expected: another writer's commit came between; what it left undone is done next time."""
-    for op, rows in done.items():
+def _check_merged(merged: dict[str, int], counts: dict[str, int]) -> None:
+    """Raise ConcurrentChangeError, which repeats the merge, if another writer's commit changed the expected counts."""
+    for op, rows in merged.items():
         if rows != counts.get(op, 0):
-            raise ConcurrentChangeError(f"interactions: {rows:,} rows {op}, {counts.get(op, 0):,} expected: {done}")
+            raise ConcurrentChangeError(f"interactions: {rows:,} rows {op}, {counts.get(op, 0):,} expected: {merged}")

@@ -1,4 +1,4 @@
-"""The evaluate job: a run's figures, measured on a split of what the run was trained on."""
+"""The evaluate job: measure a run's model on a split of the run's training data."""
 
 from __future__ import annotations
 
@@ -23,10 +23,10 @@ from sparkcf.ranking.evaluate import Evaluation, evaluate, settings_of
 
 
 def evaluate_run(spark: SparkSession, config: Config) -> dict[str, Any]:
-    """Measure the run's model by `config.evaluation` on its own input versions, and write `metrics`.
+    """Measure the run's model by `config.evaluation` on the run's input versions, and write `metrics`.
 
-    The model is fitted once more on the train part of the split: the run's own factors have seen the rest. Packed rows
-    and checkpoints are those of this very split: another's may have seen what is tested.
+    The model is fitted again on the train part of the split, since the run's factors were trained on the held-out part
+    too. Packed rows and checkpoints are kept apart for each split for the same reason.
     """
     tables = LakeTables(spark, config.lake.root)
     run = find_run(tables, config, STATES)
@@ -34,7 +34,7 @@ def evaluate_run(spark: SparkSession, config: Config) -> dict[str, Any]:
     model, inputs = model_of(config), Inputs(tables, run.row["inputs"])
     events = inputs.events(config.ds)
     config = with_protocol(tables, events, config)
-    with step(f"evaluate {config.model} by {config.evaluation.protocol}", spark) as shown:
+    with step(f"evaluate {config.model} by {config.evaluation.protocol}", spark) as progress:
         split = hashlib.sha256(config.evaluation.model_dump_json().encode()).hexdigest()[:12]
         packing = packing_of(model, inputs, config, split)
         data = training_data(model, inputs, events, config, packing)
@@ -43,7 +43,7 @@ def evaluate_run(spark: SparkSession, config: Config) -> dict[str, Any]:
             result = evaluate(events, model, data, config, fit_run)
         finally:
             packing.drop()
-        shown.note = headline(result, config)
+        progress.note = headline(result, config)
     write_figures(tables, run.run_id, result.protocol, settings_of(config), result.figures)
     if run.state == "trained":
         run.update("evaluated")
@@ -56,9 +56,9 @@ def evaluate_run(spark: SparkSession, config: Config) -> dict[str, Any]:
 
 
 def with_protocol(tables: LakeTables, events: DataFrame, config: Config) -> Config:
-    """The configuration with a protocol in the place of `auto`, which is said.
+    """The configuration with `auto` replaced by a protocol, which is printed.
 
-    That is the published run's, so that the gate can compare; else what the data allow.
+    The protocol of the published run, so that the gate can compare; without one `chosen_protocol`.
     """
     if config.evaluation.protocol != "auto":
         return config
@@ -72,7 +72,7 @@ def with_protocol(tables: LakeTables, events: DataFrame, config: Config) -> Conf
 
 
 def headline(result: Evaluation, config: Config) -> str:
-    """The gate's measure, with its bounds, beside the baseline's."""
+    """The gate's measure of the model and of the baseline, with bounds."""
     metric, k = config.gate_measure()
     shown = []
     for f in result.figures:

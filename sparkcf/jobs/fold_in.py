@@ -1,4 +1,4 @@
-"""The fold_in job: vectors of new and changed users against the items of an earlier run, without training.
+"""The fold_in job: solve the vectors of new and changed users with the items of an earlier run fixed.
 
 pairs now ─┐
 pairs then ─┴▶ rows that differ, rows without a vector ──solved, items fixed──┐
@@ -30,28 +30,29 @@ from sparkcf.models.registry import model_of
 from sparkcf.progress import say, step
 from sparkcf.ranking.scorers import SharedScorer, known_entries, rows_of, share_fitted
 
-BATCH = 10_000  # users that are solved at once
+BATCH = 10_000  # users solved at once
 SOLVED = "idx int, factor array<float>, bias float, kept boolean"
 
 
 def fold_in_users(spark: SparkSession, config: Config) -> dict[str, Any]:
-    """Write a new run: the vectors of `run_id`, else of the published run, brought up to the interactions of now.
+    """Write a new run: the vectors of a base run (`run_id`, else the published run), updated to today's interactions.
 
-    Users whose pairs are those of the run keep their vectors. New and changed ones are solved by the model's own row
-    solve with the run's parameters and items; an item without a factor is left out of their rows, and a user left with
-    none gets no vector. Users without pairs get none either. The items' factors are the run's. The new run's stored
-    configuration names the run that it stands on as its `run_id`.
+    Users with the same pairs as in the base run keep their vectors. New and changed users are solved by the model's row
+    solve with the base run's parameters and items. Items without a factor are left out of their rows. A user without
+    pairs, or without an item that has a factor, gets no vector. The items' factors are copied. The new run's stored
+    configuration names the base run as its `run_id`.
 
-    Returns the new run's id, its base's and counts. Whatever fails once the base is found good is written into `runs`.
+    Returns the ids of the new run and of the base run, and counts. A failure after the checks of the base run is
+    written into `runs`.
 
     Raises
     ------
     NotFoundError
-        Nothing of the model is published and no run is named, or there is no such run.
+        No run of the model is published and `run_id` is not set, or that run does not exist.
     LakeError
-        The base's factors, its mean or the table versions that it was trained on are no longer there.
+        The base run's factors, its mean or its table versions no longer exist.
     ConfigError
-        `ds` is earlier than the base's.
+        `ds` is before the base run's.
     """
     tables = LakeTables(spark, config.lake.root)
     base = base_run(tables, config)
@@ -64,7 +65,7 @@ def fold_in_users(spark: SparkSession, config: Config) -> dict[str, Any]:
         say(f"  against the items of run {base.run_id} of {base.row['ds']}")
         now = Inputs(tables, run.row["inputs"])
         paired = pairs(now.events(config.ds), model.reads, config)
-        with step("fold in users", spark) as shown:
+        with step("fold in users", spark) as progress:
             shared = share_fitted(spark, model, fitted, now.n_items)
             rows = marked(user_rows(paired), user_rows(data.pairs), fitted.user_factors)
             known = replace(data, pairs=paired.where(F.col("item_idx") < data.n_items))
@@ -77,30 +78,36 @@ def fold_in_users(spark: SparkSession, config: Config) -> dict[str, Any]:
             solved = solved.persist(StorageLevel.MEMORY_AND_DISK)  # counted, then written; released below
             vectors = solved.where("factor IS NOT NULL").select("idx", "factor", "bias")
             kept = {name: fitted.tables[name].drop("item_id", "model", "run_id") for name in model.item_tables}
-            brought = replace(fitted, user_factors=vectors, tables=kept, cached=solved)
+            updated = replace(fitted, user_factors=vectors, tables=kept, cached=solved)
             try:
                 counts = counted(solved, config)
-                counts["items"] = write_fitted(now, model, brought, run)["item"]
+                counts["items"] = write_fitted(now, model, updated, run)["item"]
             finally:
-                brought.release()
-            shown.note = (
+                updated.release()
+            progress.note = (
                 f"{counts['users_folded_in']:,} solved, {counts['users_kept']:,} kept, "
-                f"{counts['users_without_known_items']:,} without an item that the run knows"
+                f"{counts['users_without_known_items']:,} without an item known to the run"
             )
-        write_log(tables, run, brought)
+        write_log(tables, run, updated)
         run.update("trained", counts=counts)
     return {"run_id": run.run_id, "base_run_id": base.run_id, "counts": run.counts}
 
 
 def marked(now: DataFrame, before: DataFrame, factors: DataFrame) -> DataFrame:
-    """Users with factor and bias, where they still hold; else with the row to solve: user_idx, factor, bias, ROW.
+    """Users with their factor and bias if their row is unchanged, else with the row to solve.
 
-    Those are all users who have pairs, and those who had a vector without any (from attributes) and still have none.
-    Whose pairs are gone is left out.
+    Included are users who have pairs, and users without pairs before and now who had a vector (from attributes). Users
+    whose pairs are gone are left out.
 
     Parameters
     ----------
-    now, before : rows of users, see `user_rows`. factors : idx, factor, bias of the users who had a vector.
+    now, before : rows of users, see `user_rows`.
+    factors : idx, factor, bias of the users who had a vector.
+
+    Returns
+    -------
+    DataFrame
+        user_idx; factor and bias, or the columns ROW; the others are null.
     """
     then = before.withColumnRenamed("row", "before")
     vectors = factors.select(F.col("idx").alias("user_idx"), "factor", "bias")
@@ -114,7 +121,7 @@ def marked(now: DataFrame, before: DataFrame, factors: DataFrame) -> DataFrame:
 
 
 def solve_rows(users: DataFrame, shared: SharedScorer, width: int) -> DataFrame:
-    """`marked` users as SOLVED rows; factor is null for one without a known item and without features."""
+    """Solve the rows of `marked` users: SOLVED; factor is null for a user without known items and features."""
 
     def work(batches: Iterable[Any]) -> Iterator[Any]:
         for batch in batches:
@@ -145,9 +152,9 @@ def _solved_batch(batch: Any, shared: SharedScorer, width: int) -> Any:
 
 
 def counted(solved: DataFrame, config: Config) -> dict[str, int]:
-    """Users by what became of them; their sum is every user who has pairs. Solves the rows and fills the cache.
+    """Count the users folded in, kept and without known items. Runs the solves and fills the cache.
 
-    Raises TrainingError where a solved vector is not finite.
+    Raises TrainingError if a solved vector is not finite.
     """
     present = F.col("factor").isNotNull()
     wrong = F.exists("factor", lambda x: F.isnan(x) | (F.abs(x) == float("inf"))) | F.isnan("bias")

@@ -1,4 +1,4 @@
-"""Frame of every job: arguments, checks before Spark starts, exit codes, signals and the last JSON line."""
+"""Entry point of every job: arguments, checks before Spark starts, exit codes, signals, and the final JSON line."""
 
 from __future__ import annotations
 
@@ -22,13 +22,13 @@ Job = Callable[[Any, Config], dict[str, Any]]
 
 
 def run_job(name: str, function: Job, argv: Sequence[str] | None = None) -> int:
-    """Run `function(spark, config)` as a process would: the whole of a job file's `main`.
+    """Run a job from its command line arguments: load the configuration, call `function`, print the result as JSON.
 
     Parameters
     ----------
-    name : the job's name, for Spark's UI and the messages.
-    function : does the work; its dict becomes the last line of standard output.
-    argv : `--config FILE` (repeatable), `--dry-run` and `key=value` overrides; None: the process's own.
+    name : the job's name, for Spark's UI and messages.
+    function : (spark, config) -> dict, the last line of standard output.
+    argv : `--config FILE` (repeatable), `--dry-run` and `key=value` overrides; None: those of the process.
 
     Returns
     -------
@@ -49,7 +49,7 @@ def run_job(name: str, function: Job, argv: Sequence[str] | None = None) -> int:
             result |= {"status": "dry-run"}
             code = 0
         else:
-            say(f"{name}: configuration beside the defaults: {config.shown()}")
+            say(f"{name}: settings that differ from the defaults: {config.shown()}")
             result |= _run(name, function, config)
             code = 0
     except SparkcfError as error:
@@ -60,7 +60,7 @@ def run_job(name: str, function: Job, argv: Sequence[str] | None = None) -> int:
         code = 128 + (error.signal if isinstance(error, Terminated) else signal.SIGINT)
         result |= {"status": "terminated"}
         say(f"sparkcf {name}: stopped by {signal.Signals(code - 128).name}; nothing more was published")
-    except Exception as error:  # one line for people; SPARKCF_TRACE=1 shows the stack
+    except Exception as error:  # printed as one line; SPARKCF_TRACE=1 shows the stack
         if os.environ.get("SPARKCF_TRACE"):
             raise
         code = 1
@@ -73,7 +73,7 @@ def run_job(name: str, function: Job, argv: Sequence[str] | None = None) -> int:
 
 
 class Terminated(BaseException):
-    """SIGTERM arrived: what Airflow and a cluster's manager send to end a job."""
+    """SIGTERM was received, by which Airflow or a cluster manager ends a job."""
 
     def __init__(self, number: int) -> None:
         super().__init__(number)
@@ -101,10 +101,10 @@ def _run(name: str, function: Job, config: Config) -> dict[str, Any]:
 
 
 def _cancel(spark: Any, group: str) -> None:
-    """End the Spark jobs that are still running for this one; in a session that is not ours there may be others."""
+    """Cancel this job's running Spark jobs only: the session may belong to the caller."""
     try:
         spark.sparkContext.cancelJobGroup(group)
-    except Exception as error:  # the JVM may be gone already: it was signalled too
+    except Exception as error:  # the JVM gets the signal too and may have ended
         say(f"  jobs could not be cancelled: {first_line(error)}")
 
 

@@ -1,4 +1,4 @@
-"""The nightly pipeline: clean ▶ train ▶ evaluate ▶ recommend ▶ publish, then what a person wants to read."""
+"""The nightly pipeline: clean ▶ train ▶ evaluate ▶ recommend ▶ publish, then a report."""
 
 from __future__ import annotations
 
@@ -28,14 +28,13 @@ from sparkcf.ranking.evaluate import check_protocol
 
 
 def nightly(spark: SparkSession, config: Config) -> dict[str, Any]:
-    """Run the whole night. Each step reads what the one before wrote to the lake, as if run alone.
+    """Run the whole night. Each step reads its inputs from the lake, as the step's own job does.
 
-    A step that fails leaves what was published as it was, and a row in `runs` that says why. Of several models each
-    is published by itself: one that fails, for whatever reason, does not keep the others from their readers, but ends
-    the job in its error.
+    A failed step leaves the published run in place and writes the reason into `runs`. Several models are published
+    independently: if one fails, the others are still published, and the job ends with the error of the first failure.
     """
     nights = [config.model_copy(update={"model": model}) for model in config.models or (config.model,)]
-    check_wishes(spark, nights)
+    check_settings(spark, nights)
     cleaned = clean_day(spark, config)
     nights = settled(spark, nights)
     if not config.models:
@@ -45,21 +44,21 @@ def nightly(spark: SparkSession, config: Config) -> dict[str, Any]:
     for model, night in zip(config.models, nights, strict=True):
         try:
             done[model] = _night_of_model(spark, night, cleaned)
-        except Exception as error:  # a Spark or Python error of one model is no reason to give up the others
+        except Exception as error:  # any error of one model: go on with the others
             say(f"  {model}: {first_line(error)}")
             failed[model] = error
     if failed:
         first = next(iter(failed.values()))
         published = f"published: {', '.join(done) or 'none'}"
         kind = type(first) if isinstance(first, SparkcfError) else SparkcfError
-        raise kind(f"models {', '.join(failed)} failed, {published}; the first said: {first_line(first)}") from first
+        raise kind(f"models {', '.join(failed)} failed, {published}; the first error: {first_line(first)}") from first
     return {"counts": cleaned["counts"], "models": done, "lake": config.lake.root}
 
 
-def check_wishes(spark: SparkSession, nights: list[Config]) -> None:
-    """Raise, before the first step, what a later one would refuse whatever the input holds.
+def check_settings(spark: SparkSession, nights: list[Config]) -> None:
+    """Check, before the first step, settings that a later step would refuse for any input.
 
-    Raises ConfigError for a protocol that cannot measure a model, InputError for a table that cannot be read.
+    Raises ConfigError for a protocol that cannot measure a model, InputError if `topk.ineligible` cannot be read.
     """
     for night in nights:
         check_protocol(model_of(night), night)
@@ -68,10 +67,9 @@ def check_wishes(spark: SparkSession, nights: list[Config]) -> None:
 
 
 def settled(spark: SparkSession, nights: list[Config]) -> list[Config]:
-    """The nights with their protocols, once the day's events are in the lake.
+    """Replace the protocol `auto` of each night and check settings against the day's events in the lake.
 
-    Raises NotFoundError for users or categories of `topk` that do not exist, GateRefused for events that the protocol
-    cannot split.
+    Raises NotFoundError for users or categories of `topk` that do not exist, GateRefused if q4 cannot split the events.
     """
     tables = LakeTables(spark, nights[0].lake.root)
     inputs = Inputs(tables, newest_versions(tables))
@@ -117,7 +115,7 @@ def _report(
     evaluated: dict[str, Any],
     recommended: dict[str, Any],
 ) -> None:
-    """Rows, quality against the baseline, a sample user's history and list, and where to go on."""
+    """Print row counts, quality against the baseline, a sample user's history and list, and where the tables are."""
     counts = cleaned["counts"]
     say("")
     dropped = counts["exact_duplicates"] + counts["superseded"]
@@ -136,7 +134,7 @@ def _report(
 
 
 def _in_words(evaluated: dict[str, Any], config: Config) -> list[str]:
-    """The result of the evaluation in plain sentences."""
+    """The evaluation's result as lines of plain sentences."""
     figures: dict[str, float] = evaluated["figures"]
     warm = figures.get("model:warm_users")
     known = "" if warm is None else f"; the model knows {warm:.0%} of the tested users"
@@ -144,20 +142,20 @@ def _in_words(evaluated: dict[str, Any], config: Config) -> list[str]:
     recalls = sorted(k for k in config.evaluation.ks if f"model:recall_at_k@{k}" in figures)
     if recalls:
         k = next((k for k in recalls if k >= config.topk.k), recalls[-1])
-        found, usual = (figures[f"{system}:recall_at_k@{k}"] for system in ("model", "popularity"))
+        found, baseline = (figures[f"{system}:recall_at_k@{k}"] for system in ("model", "popularity"))
         lines.append(
-            f"    {config.model} finds {found:.1%} of the held-out items in lists of {k}, popularity {usual:.1%}"
+            f"    {config.model} finds {found:.1%} of the held-out items in lists of {k}, popularity {baseline:.1%}"
         )
     metric, at = config.gate_measure()
     key = f"{metric}@{at}" if at else metric
-    ours, theirs = figures[f"model:{key}"], figures[f"popularity:{key}"]
+    value, baseline = figures[f"model:{key}"], figures[f"popularity:{key}"]
     better = "less is better" if metric in RATING_MEASURES else "1 would be perfect"
-    lines.append(f"    {key.replace('_at_k', '')} {ours:.4f} against {theirs:.4f} of popularity ({better})")
+    lines.append(f"    {key.replace('_at_k', '')} {value:.4f} against {baseline:.4f} of popularity ({better})")
     return lines
 
 
 def _some_user(spark: SparkSession, config: Config) -> str:
-    """The first user, in the order of ids, with a list: one by the model where there is one."""
+    """The first user, by id, with a list by the model, else with any list."""
     rows = (
         LakeTables(spark, config.lake.root)
         .read("recommendations")
@@ -168,7 +166,7 @@ def _some_user(spark: SparkSession, config: Config) -> str:
 
 
 def _sample_user(folder: str, user: str, config: Config) -> None:
-    """Read back what was just published, the way a reader does."""
+    """Print a user's history and published list, read through `Lake` as readers do."""
     from sparkcf.lake.query import Lake
 
     lake = Lake(folder)

@@ -1,4 +1,4 @@
-"""The predict job: values, or probabilities, of a table of pairs by a run that predicts any."""
+"""The predict job: predict the values, or probabilities, of a table of pairs."""
 
 from __future__ import annotations
 
@@ -25,27 +25,25 @@ from sparkcf.ranking.predict import predicted
 from sparkcf.ranking.scorers import share_fitted
 
 ENDS = ("user_id", "item_id")
-ASKED = (*ENDS, "ts", "context")
 
 
 def predict_pairs(spark: SparkSession, config: Config) -> dict[str, Any]:
-    """Write `predictions` of the pairs in `predict.path`, by `run_id`, else by the published run.
+    """Write `predictions` of the pairs in `predict.path` by the run `run_id`, else by the published run.
 
-    What the run does not know of a pair adds nothing to its value, and is counted.
+    Unknown users, items and context values contribute 0 to a value; their numbers are counted. A factorization machine
+    with context fields reads the columns `ts` and `input.columns.context` from the table.
 
-    A machine with fields of the moment takes the columns `ts` and those of `input.columns.context` from the table.
-
-    Returns the run's id and counts: pairs, unknown_users, unknown_items, unknown_values (of moments), duplicates,
+    Returns the run's id and counts: pairs, unknown_users, unknown_items, unknown_values (of the context), duplicates,
     without_id.
 
     Raises
     ------
     ConfigError
-        No path, or a model that predicts no values.
+        `predict.path` is not set, or the model predicts no values.
     InputError
-        The pairs cannot be read, or have no column user_id or item_id.
+        The table cannot be read, or has no column user_id or item_id.
     NotFoundError
-        Nothing of the model is published and no run is named.
+        No run of the model is published and `run_id` is not set.
     """
     tables, model = LakeTables(spark, config.lake.root), model_of(config)
     if not model.reads.predicts:
@@ -55,16 +53,16 @@ def predict_pairs(spark: SparkSession, config: Config) -> dict[str, Any]:
     run = base_run(tables, config)
     config = run.fitted_with(config)
     model, inputs = model_of(config), Inputs(tables, run.row["inputs"])
-    asked = _asked(spark, model, config)
+    requested = _requested(spark, model, config)
     data = training_data(model, inputs, inputs.events(run.row["ds"]), config)
     fitted = read_fitted(tables, model, run, data)
-    with step("predict", spark) as shown:
-        pairs = asked.where("user_id IS NOT NULL AND item_id IS NOT NULL").distinct()
+    with step("predict", spark) as progress:
+        pairs = requested.where("user_id IS NOT NULL AND item_id IS NOT NULL").distinct()
         pairs = pairs.withColumn("context", F.map_from_entries("context"))
         whole = _with_vectors(pairs, inputs, model, data, fitted)
-        kept = ("user_id", "item_id", "asked_ts", "asked_context", "unknown", "known_user")
+        kept = ("user_id", "item_id", "own_ts", "own_context", "unknown", "known_user")
         values = predicted(whole, share_fitted(spark, model, fitted, data.n_items), model.width, *kept)
-        values = values.withColumnsRenamed({"asked_ts": "ts", "asked_context": "context", "predicted": "value"})
+        values = values.withColumnsRenamed({"own_ts": "ts", "own_context": "context", "predicted": "value"})
         values = values.persist(StorageLevel.MEMORY_AND_DISK)  # written, then counted; released below
         try:
             dated = values.withColumn("ds", F.lit(config.ds))
@@ -78,32 +76,32 @@ def predict_pairs(spark: SparkSession, config: Config) -> dict[str, Any]:
             counts = {name: int(n) for name, n in one_row(counted).asDict().items()}
         finally:
             values.unpersist()
-        read, usable = one_row(asked.agg(F.count(F.lit(1)), F.count(F.concat("user_id", "item_id"))))
+        read, usable = one_row(requested.agg(F.count(F.lit(1)), F.count(F.concat("user_id", "item_id"))))
         counts |= {"without_id": int(read - usable), "duplicates": int(usable) - counts["pairs"]}
-        shown.note = ", ".join(f"{n:,} {name.replace('_', ' ')}" for name, n in counts.items())
+        progress.note = ", ".join(f"{n:,} {name.replace('_', ' ')}" for name, n in counts.items())
     return {"run_id": run.run_id, "counts": counts}
 
 
-def _asked(spark: SparkSession, model: Model[Any], config: Config) -> DataFrame:
-    """ASKED of the pairs as they came, null where there is no usable id; the context as entries."""
+def _requested(spark: SparkSession, model: Model[Any], config: Config) -> DataFrame:
+    """The table's pairs: user_id, item_id (null if unusable), ts, context as an array of entries."""
     columns = config.input.columns
     names = columns.context if model.reads.moments else ()
     listed = read_listing(spark, "predict.path", config.predict.path or "", ENDS, ("ts", *names))
     entries = [F.struct(F.lit(name).alias("key"), F.nullif(F.trim(name), F.lit("")).alias("value")) for name in names]
-    told = F.filter(F.array(*entries), lambda entry: entry["value"].isNotNull())
+    present = F.filter(F.array(*entries), lambda entry: entry["value"].isNotNull())
     return listed.select(
         *(normalized_id(F.col(name), config.clean).alias(name) for name in ENDS),
         parsed_timestamp(F.trim("ts"), config.input.ts_formats).alias("ts"),
-        told.cast("array<struct<key: string, value: string>>").alias("context"),
+        present.cast("array<struct<key: string, value: string>>").alias("context"),
     )
 
 
 def _with_vectors(pairs: DataFrame, inputs: Inputs, model: Model[Any], data: TrainingData, fitted: Fitted) -> DataFrame:
-    """Pairs with indices, and the vectors of their users: in the moments asked for, where these change any."""
+    """Pairs with indices and the vectors of their users, in the pair's context if the model uses one."""
     ids = inputs.read("users").select("user_id", "user_idx")
     items = inputs.read("items").select("item_id", "item_idx")
     named = pairs.join(ids, on="user_id", how="left").join(items, on="item_id", how="left")
-    named = named.select("*", *(F.col(name).alias(f"asked_{name}") for name in ("ts", "context")))
+    named = named.select("*", *(F.col(name).alias(f"own_{name}") for name in ("ts", "context")))
     found = model.in_context(named, data, fitted)
     if found is None:
         users = fitted.user_factors.select(F.col("idx").alias("user_idx"), "factor", "bias")

@@ -1,4 +1,4 @@
-"""The prepare job: interactions packed into a row a user and a row an item."""
+"""The prepare job: pack interactions into one row per user and one row per item."""
 
 from __future__ import annotations
 
@@ -17,9 +17,9 @@ from sparkcf.models.registry import model_of
 
 
 def prepare(spark: SparkSession, config: Config) -> dict[str, Any]:
-    """Write `user_rows` and `item_rows` of the interactions up to `config.ds`. A second time nothing is written.
+    """Write `user_rows` and `item_rows` of the interactions up to `config.ds`, unless the snapshot exists.
 
-    Returns the snapshot's name and its rows by side.
+    Returns the run's id, the snapshot's name and its rows by side.
     """
     tables, model = LakeTables(spark, config.lake.root), model_of(config)
     with recorded_run(tables, "prepare", config, newest_versions(tables)) as run:

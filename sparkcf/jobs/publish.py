@@ -1,4 +1,4 @@
-"""The gate and the commit: what readers see changes by one row in `published`, or not at all."""
+"""The publish and rollback jobs: the gate, then one commit of one row in `published`, which readers follow."""
 
 from __future__ import annotations
 
@@ -17,30 +17,30 @@ from sparkcf.ranking.gate import OF_BOOTSTRAP, Measured, check_lists, check_qual
 
 
 def publish_run(spark: SparkSession, config: Config) -> dict[str, Any]:
-    """Publish a recommended run of the model and day, if the gate lets it.
+    """Publish a recommended run of the model and day, if the gate accepts it.
 
     Raises
     ------
     GateRefused
-        See `ranking.gate`. The run's row says why; what was published stays.
+        See `ranking.gate`. The run's row has the reason; the published run stays.
     NotFoundError
-        A figure that the gate compares is missing: nothing has changed.
+        A figure that the gate compares is missing; nothing is changed.
     ConflictError
-        Another run of the model and day was published since this one began.
+        Another run of the model and day was published since this run began.
     """
     tables = LakeTables(spark, config.lake.root)
     run = find_run(tables, config, ("recommended", "published"))
     if run.state == "published":
         raise NothingNew(f"run {run.run_id} is published already")
     before = published_run(tables, config.model)
-    with step("publish") as shown:
+    with step("publish") as progress:
         today = history(tables, config.model, config.ds)
         begun = int(run.row["inputs"].get("published", -1))
         since = [r for r in today if r["sequence"] > sequence_at(tables, config.model, config.ds, begun)]
         if since:
             reason = (
                 f"run {since[-1]['run_id']} of {config.model} was published for {config.ds} while "
-                f"run {run.run_id} worked: run again, or roll back to this one by its run_id"
+                f"run {run.run_id} was in progress: run again, or roll back to this run by its run_id"
             )
             run.update("recommended", reason=reason)
             raise ConflictError(reason)
@@ -52,23 +52,23 @@ def publish_run(spark: SparkSession, config: Config) -> dict[str, Any]:
         append_published(tables, config.model, config.ds, run.run_id, "publish", len(today) + 1)
         run.update("published")
         if today:
-            shown.note = (
+            progress.note = (
                 f"{config.ds} was published already by run {today[-1]['run_id']}; run {run.run_id} takes its place"
             )
         else:
-            shown.note = f"run {run.run_id} for {config.ds}"
+            progress.note = f"run {run.run_id} for {config.ds}"
     return {"run_id": run.run_id, "published": True, "replaced": today[-1]["run_id"] if today else None}
 
 
 def rollback(spark: SparkSession, config: Config) -> dict[str, Any]:
-    """Serve an earlier run again: `run_id`, or the one published before the present one.
+    """Publish an earlier run again: `run_id`, or the run published before the current one.
 
-    Raises NotFoundError where there is no earlier run, NothingNew where it is served already.
+    Raises NotFoundError if there is no earlier run, NothingNew if the run is the published one.
     """
     tables = LakeTables(spark, config.lake.root)
     now = published_run(tables, config.model)
     if now is None:
-        raise NotFoundError(f"nothing of model {config.model} is published yet: there is nothing to roll back")
+        raise NotFoundError(f"no run of model {config.model} is published yet: there is nothing to roll back")
     if config.run_id:
         target = find_run(tables, config, ("published", "recommended")).run_id
     else:
@@ -87,8 +87,8 @@ def rollback(spark: SparkSession, config: Config) -> dict[str, Any]:
 def check_gate(tables: LakeTables, run: Run, before: Row | None, config: Config) -> None:
     """Raise GateRefused unless the run may be published.
 
-    Raises NotFoundError where the run, or the published run under the same protocol and settings, is not measured yet:
-    that is no refusal.
+    Raises NotFoundError, which is no refusal, if the run is not measured yet, or if the published run is not measured
+    under the same protocol and settings.
     """
     check_lists(run.counts, config.gate)
     new, old = _to_compare(tables, run.run_id, before, config)
@@ -98,29 +98,29 @@ def check_gate(tables: LakeTables, run: Run, before: Row | None, config: Config)
 def _to_compare(
     tables: LakeTables, run_id: str, before: Row | None, config: Config
 ) -> tuple[Measured, Measured | None]:
-    """The figures of the run, and those of the published run unless any fall is allowed."""
+    """Figures of the run and of the published run; None for the latter if there is none or any fall is allowed."""
     metric, k = config.gate_measure()
     name = metric.replace("_at_k", f"@{k}")
-    asked: str = config.evaluation.protocol
-    mine = _measured(tables, run_id, metric, k)
-    theirs = _measured(tables, before["run_id"], metric, k) if before else {}
-    if asked == "auto":  # of several protocols one that the published run was measured by as well
-        asked = max(mine.keys() & theirs.keys() or mine, default="auto")
-    if asked not in mine:
-        measured = f"by {', '.join(sorted(mine))} only" if mine else "by none"
+    protocol: str = config.evaluation.protocol
+    run_figures = _measured(tables, run_id, metric, k)
+    published_figures = _measured(tables, before["run_id"], metric, k) if before else {}
+    if protocol == "auto":  # prefer a protocol by which the published run was measured too
+        protocol = max(run_figures.keys() & published_figures.keys() or run_figures, default="auto")
+    if protocol not in run_figures:
+        measured = f"by {', '.join(sorted(run_figures))} only" if run_figures else "by none"
         raise NotFoundError(
-            f"run {run_id} has no figure {name} by evaluation.protocol={asked}, it was measured {measured}: "
+            f"run {run_id} has no figure {name} by evaluation.protocol={protocol}, it was measured {measured}: "
             "run jobs/evaluate.py, then publish again"
         )
-    new = mine[asked]
+    new = run_figures[protocol]
     if before is None or config.gate.max_fall >= 1:
         return new, None
-    old = theirs.get(asked)
+    old = published_figures.get(protocol)
     if old is None or not new.tests_like(old):
-        how = "was not measured by it" if old is None else f"was measured by it with {_unlike(old, new)}"
+        how = "was not" if old is None else f"was measured by it with {_unlike(old, new)}"
         raise NotFoundError(
-            f"run {run_id} was measured by evaluation.protocol={asked}, the published run {before['run_id']} {how}: "
-            f"the two do not compare; run jobs/evaluate.py run_id={before['run_id']} with the settings of now, then "
+            f"run {run_id} was measured by evaluation.protocol={protocol}, the published run {before['run_id']} {how}: "
+            f"they cannot be compared; run jobs/evaluate.py run_id={before['run_id']} with the current settings, then "
             "publish again; or set gate.max_fall=1"
         )
     return new, old
@@ -129,13 +129,13 @@ def _to_compare(
 def _measured(tables: LakeTables, run_id: str, metric: str, k: int | None) -> dict[str, Measured]:
     found = read_figures(tables, run_id, metric, k)
     return {
-        protocol: Measured(run_id, protocol, of["settings"], of["figures"])
-        for protocol, of in found.items()
-        if ("model", None) in of["figures"]
+        protocol: Measured(run_id, protocol, entry["settings"], entry["figures"])
+        for protocol, entry in found.items()
+        if ("model", None) in entry["figures"]
     }
 
 
 def _unlike(old: Measured, new: Measured) -> str:
     names = sorted(n for n in {*old.settings, *new.settings} if old.settings.get(n) != new.settings.get(n))
-    told = [f"{name}={old.settings.get(name)} (now {new.settings.get(name)})" for name in names]
-    return ", ".join(name for name in told if not name.startswith(OF_BOOTSTRAP))
+    changes = [f"{name}={old.settings.get(name)} (now {new.settings.get(name)})" for name in names]
+    return ", ".join(change for change in changes if not change.startswith(OF_BOOTSTRAP))

@@ -1,4 +1,4 @@
-"""The recommend job: top-K lists and neighbours of a run, written under its id."""
+"""The recommend job: write the top-K lists and similar items of a run."""
 
 from __future__ import annotations
 
@@ -27,9 +27,9 @@ STATES = ("trained", "evaluated", "recommended", "refused")
 
 
 def recommend_run(spark: SparkSession, config: Config) -> dict[str, Any]:
-    """Write the top-K lists of all users (or of `topk.users`) and the items' neighbours for a trained run.
+    """Write the top-K lists of all users (or of `topk.users`) and the similar items of a trained run.
 
-    Returns the run's id and counts: users, by model and by fallback, and rows.
+    Returns the run's id and counts: rows, and users by model and by fallback.
     """
     tables = LakeTables(spark, config.lake.root)
     run = find_run(tables, config, STATES)
@@ -43,7 +43,7 @@ def recommend_run(spark: SparkSession, config: Config) -> dict[str, Any]:
     scorer = share_scorer(spark, model.open, saved)
     catalogue = Catalogue.of(popularity(liked_pairs(events, config)), data.n_items, banned_items(spark, items, config))
     labels = (F.lit(config.ds).alias("ds"),)
-    with step(f"recommend top {config.topk.k}", spark) as shown:
+    with step(f"recommend top {config.topk.k}", spark) as progress:
         wanted = wanted_users(users, config).select("user_idx", "user_id")
         known = wanted.join(fitted.user_factors.withColumnRenamed("idx", "user_idx"), on="user_idx", how="left")
         if model.scores_rows:
@@ -56,21 +56,21 @@ def recommend_run(spark: SparkSession, config: Config) -> dict[str, Any]:
             .select("user_id", "position", "item_id", "score", "reason", *labels)
         )
         counts = _write_lists(tables, named, model.name, run.run_id) | {"users": wanted.count()}
-        shown.note = (
+        progress.note = (
             f"{counts['recommendations']:,} rows, {counts['users']:,} users, {counts['users_fallback']:,} by fallback"
         )
     if config.topk.similar_items:
-        with step("find similar items", spark) as shown:
+        with step("find similar items", spark) as progress:
             alike = share_ranker(spark, share_similarity(spark, model, saved, scorer), catalogue)
             found = _similar(fitted.item_factors, items, alike, config).select("*", *labels)
             counts["similar_items"] = write_of_run(tables, "similar_items", found, model.name, run.run_id)
-            shown.note = f"{counts['similar_items']:,} rows"
+            progress.note = f"{counts['similar_items']:,} rows"
     run.update("recommended", counts=counts)
     return {"run_id": run.run_id, "counts": counts}
 
 
 def banned_items(spark: SparkSession, items: DataFrame, config: Config) -> DataFrame | None:
-    """item_idx of what may not be recommended, by table and by category; None where there is no such wish."""
+    """item_idx of the items that `topk` excludes, by table and by category; None if it excludes none."""
     banned = []
     if config.topk.ineligible:
         listed = read_listing(spark, "topk.ineligible", config.topk.ineligible, ("item_id",)).distinct()
@@ -101,7 +101,7 @@ def _check_categories(items: DataFrame, names: tuple[str, ...], key: str) -> Non
 
 
 def wanted_users(users: DataFrame, config: Config) -> DataFrame:
-    """The users who get lists. Raises NotFoundError for one of `topk.users` that does not exist."""
+    """The users who get lists: `topk.users`, or all. Raises NotFoundError for a user that does not exist."""
     if not config.topk.users:
         return users
     wanted = users.where(F.col("user_id").isin(*config.topk.users))
@@ -114,7 +114,7 @@ def wanted_users(users: DataFrame, config: Config) -> DataFrame:
 
 
 def _with_seen(users: DataFrame, events: DataFrame, config: Config) -> DataFrame:
-    """Users with the items that are not to be listed for them, as `seen`."""
+    """Add `seen`, the items to exclude from a user's list; null if `topk.exclude_seen` is false."""
     if not config.topk.exclude_seen:
         return users.withColumn("seen", F.lit(None).cast("array<int>"))
     seen = events.groupBy("user_idx").agg(F.sort_array(F.collect_set("item_idx")).alias("seen"))
@@ -122,7 +122,7 @@ def _with_seen(users: DataFrame, events: DataFrame, config: Config) -> DataFrame
 
 
 def _write_lists(tables: LakeTables, lists: DataFrame, model: str, run_id: str) -> dict[str, int]:
-    # Sorted by user, so that the file statistics lead a reader to one row group.
+    # Sorted by user, so that file statistics limit a query to one row group.
     ordered = lists.repartitionByRange("user_id").sortWithinPartitions("user_id", "position")
     ordered = ordered.persist(StorageLevel.MEMORY_AND_DISK)  # written, then counted; released below
     try:
@@ -142,7 +142,7 @@ def _write_lists(tables: LakeTables, lists: DataFrame, model: str, run_id: str) 
 
 
 def _similar(known: DataFrame, items: DataFrame, shared: SharedRanker, config: Config) -> DataFrame:
-    """item_id, position, similar_item_id, score of the items that the model knows."""
+    """item_id, position, similar_item_id, score for the items known to the model."""
     ranked = similar_items(known, shared, config.topk.similar_items)
     ids = items.select("item_idx", "item_id")
     named = ranked.join(ids, on="item_idx", how="inner").join(

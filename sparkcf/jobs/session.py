@@ -1,4 +1,4 @@
-"""The one Spark session: what the library needs, without touching what spark-submit was given."""
+"""The Spark session: the settings that the library needs; settings given to spark-submit are kept."""
 
 from __future__ import annotations
 
@@ -16,9 +16,9 @@ from sparkcf.runtime import java_problem
 
 DELTA_EXTENSION = "io.delta.sql.DeltaSparkSessionExtension"
 
-PARTITION_BYTES = 16 << 20  # of a shuffle, and half of what a task reads: a few hundred thousand rows in a small heap
+PARTITION_BYTES = 16 << 20  # of a shuffle, half of a file split: a few hundred thousand rows, which fit a small heap
 MOST_PARTITIONS = 4000
-# Only where neither spark-submit nor spark-defaults.conf say otherwise.
+# Set unless spark-submit or spark-defaults.conf set them.
 DEFAULTS = {
     "spark.sql.execution.arrow.pyspark.enabled": "true",
     "spark.sql.execution.arrow.maxRecordsPerBatch": "100000",
@@ -27,7 +27,7 @@ DEFAULTS = {
     "spark.ui.showConsoleProgress": "false",
     "spark.sql.debug.maxToStringFields": "200",
 }
-# Correctness depends on these: days begin and end in UTC on every host.
+# Always set, since results depend on them: days begin and end in UTC on every host.
 REQUIRED = {
     "spark.sql.session.timeZone": "UTC",
     "spark.sql.ansi.enabled": "false",
@@ -46,7 +46,7 @@ def open_session(config: SparkConfig | None = None, run_name: str = "") -> tuple
     Raises
     ------
     ConfigError
-        No Java that runs Spark, or Delta's jars are not on the class path.
+        There is no Java that runs Spark, or Delta's jars are not on the class path.
     """
     config = config or SparkConfig()
     if problem := java_problem():
@@ -59,7 +59,7 @@ def open_session(config: SparkConfig | None = None, run_name: str = "") -> tuple
     from pyspark.sql import SparkSession
 
     started = SparkContext._active_spark_context is None
-    if ".whl" not in SparkContext.PACKAGE_EXTENSIONS:  # else executors get a wheel of --py-files but do not import it
+    if ".whl" not in SparkContext.PACKAGE_EXTENSIONS:  # else executors do not import wheels of --py-files
         SparkContext.PACKAGE_EXTENSIONS = (*SparkContext.PACKAGE_EXTENSIONS, ".whl")
     builder = SparkSession.builder
     if started:
@@ -78,26 +78,26 @@ def open_session(config: SparkConfig | None = None, run_name: str = "") -> tuple
 
 
 def size_partitions(spark: Any, frame: Any = None) -> None:
-    """Shuffles of a few partitions a slot, or of about PARTITION_BYTES each where the frame's files are large.
+    """Set shuffle partitions: a few per slot, or about PARTITION_BYTES each if the frame's files are large.
 
-    What the user gave is left alone.
+    Settings of the user are kept.
     """
-    given = spark.sparkContext.getConf()
-    if given.get("spark.sql.shuffle.partitions") is None:
+    user_conf = spark.sparkContext.getConf()
+    if user_conf.get("spark.sql.shuffle.partitions") is None:
         least = max(8, 3 * spark.sparkContext.defaultParallelism)
         by_size = -(-_input_bytes(frame) // PARTITION_BYTES) if frame is not None else 0
         spark.conf.set("spark.sql.shuffle.partitions", max(least, min(by_size, MOST_PARTITIONS)))
     sizes = {
-        "spark.sql.adaptive.advisoryPartitionSizeInBytes": PARTITION_BYTES,  # or Spark joins small ones to 64 MB
+        "spark.sql.adaptive.advisoryPartitionSizeInBytes": PARTITION_BYTES,  # Spark's default merges up to 64 MB
         "spark.sql.files.maxPartitionBytes": 2 * PARTITION_BYTES,
     }
     for key, value in sizes.items():
-        if given.get(key) is None:
+        if user_conf.get(key) is None:
             spark.conf.set(key, value)
 
 
 def _input_bytes(frame: Any) -> int:
-    """The size of the files that a frame reads, as Spark's planner knows it."""
+    """Size in bytes of the files that a frame reads, by Spark's plan."""
     leaves = frame._jdf.queryExecution().optimizedPlan().collectLeaves()
     return sum(int(leaves.apply(i).stats().sizeInBytes()) for i in range(leaves.size()))
 
@@ -111,18 +111,18 @@ def _configured(builder: Any, app_name: str) -> Any:
         from pyspark import SparkContext
 
         SparkContext._ensure_initialized(gateway=launch_gateway())
-        given = dict(SparkConf().getAll())
+        submitted = dict(SparkConf().getAll())
     else:
-        given = {}
+        submitted = {}
     for key, value in DEFAULTS.items():
-        if key not in given:
+        if key not in submitted:
             builder = builder.config(key, value)
-    if "spark.app.name" not in given or given["spark.app.name"].endswith(".py"):
+    if "spark.app.name" not in submitted or submitted["spark.app.name"].endswith(".py"):
         builder = builder.appName(app_name)
-    extensions = [e for e in given.get("spark.sql.extensions", "").split(",") if e]
+    extensions = [e for e in submitted.get("spark.sql.extensions", "").split(",") if e]
     if DELTA_EXTENSION not in extensions:
         builder = builder.config("spark.sql.extensions", ",".join([*extensions, DELTA_EXTENSION]))
-    if "spark.sql.catalog.spark_catalog" not in given:
+    if "spark.sql.catalog.spark_catalog" not in submitted:
         builder = builder.config("spark.sql.catalog.spark_catalog", "org.apache.spark.sql.delta.catalog.DeltaCatalog")
     if not by_submit and not delta_is_installed():
         from delta import configure_spark_with_delta_pip
@@ -132,7 +132,7 @@ def _configured(builder: Any, app_name: str) -> Any:
 
 
 def delta_is_installed() -> bool:
-    """Whether Delta's jars lie among Spark's own, so that nothing has to be resolved at the start."""
+    """Whether Delta's jars are in Spark's own folder of jars, so that no download is needed."""
     return any((spark_home() / "jars").glob("delta-spark_*.jar"))
 
 
@@ -143,7 +143,7 @@ def spark_home() -> Path:
 
 
 def install_delta() -> None:
-    """Resolve Delta's jars through Ivy once and lay them among Spark's own (part of `make setup`)."""
+    """Download Delta's jars through Ivy and copy them into Spark's folder of jars (part of `make setup`)."""
     if delta_is_installed():
         return
     from delta import configure_spark_with_delta_pip
@@ -168,7 +168,7 @@ def _check_delta(spark: Any) -> None:
 
 
 def _quiet(spark: Any, level: str) -> None:
-    """Silence the loggers that complain at ERROR about things that we survive and report ourselves."""
+    """Silence loggers that report at level ERROR failures which the jobs handle and report themselves."""
     if level in ("OFF", "ERROR"):
         log4j = spark._jvm.org.apache.logging.log4j
         off = log4j.Level.OFF
@@ -183,9 +183,9 @@ def _quiet(spark: Any, level: str) -> None:
 
 
 def stop_session(spark: Any) -> None:
-    """Stop a session that we started, and what would keep its JVM alive.
+    """Stop a session, and the timer thread that would keep its JVM alive.
 
-    A barrier stage in local mode leaves a timer thread that is no daemon: spark-submit would wait for it for ever.
+    A barrier stage in local mode leaves a timer thread that is no daemon; spark-submit would wait for it for ever.
     """
     jvm = spark._jvm
     spark.stop()

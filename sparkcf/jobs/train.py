@@ -1,4 +1,4 @@
-"""The train job: a model fitted on the interactions up to a day, and written under a new run."""
+"""The train job: fit a model on the interactions up to a day and write it as a new run."""
 
 from __future__ import annotations
 
@@ -31,9 +31,9 @@ LOGGED = (
 
 
 def train_model(spark: SparkSession, config: Config) -> dict[str, Any]:
-    """Fit `config.model` on the interactions up to `config.ds` and write its factors under a new run.
+    """Fit `config.model` on the interactions up to `config.ds` and write its factors as a new run.
 
-    Returns the run's id, counts and last objective. Whatever fails is written into `runs`.
+    Returns the run's id, counts and last objective. A failure is written into `runs`.
     """
     tables, model = LakeTables(spark, config.lake.root), model_of(config)
     register_texts(tables, model.reads.texts)
@@ -41,9 +41,9 @@ def train_model(spark: SparkSession, config: Config) -> dict[str, Any]:
         inputs = Inputs(tables, run.row["inputs"])
         fitted = _fitted(model, inputs, config)
         try:
-            with step("write factors") as shown:
+            with step("write factors") as progress:
                 counts = write_fitted(inputs, model, fitted, run)
-                shown.note = ", ".join(f"{n:,} {side}s" for side, n in counts.items())
+                progress.note = ", ".join(f"{n:,} {side}s" for side, n in counts.items())
         finally:
             fitted.release()
         write_log(tables, run, fitted)
@@ -54,29 +54,29 @@ def train_model(spark: SparkSession, config: Config) -> dict[str, Any]:
 
 def _fitted(model: Model[Any], inputs: Inputs, config: Config) -> Fitted:
     data = training_data(model, inputs, inputs.events(config.ds), config, packing_of(model, inputs, config))
-    base, starts = _warm_start(inputs.tables, config) if config.train.warm_start else (None, None)
-    with step(f"train {model.name}") as shown:
+    base, warm_start = _warm_start(inputs.tables, config) if config.train.warm_start else (None, None)
+    with step(f"train {model.name}") as progress:
         folder = progress_folder(inputs, config, base)
-        fitted = model.fit(data, FitRun(starts, progress_of(shown, model.rounds), folder))
+        fitted = model.fit(data, FitRun(warm_start, progress_of(progress, model.rounds), folder))
         if fitted.log:
-            shown.note = log_line(fitted.log[-1])
+            progress.note = log_line(fitted.log[-1])
     return fitted
 
 
-def progress_of(shown: Step, rounds: int) -> Any:
+def progress_of(progress: Step, rounds: int) -> Any:
     """A callback that shows a fit's log entries and notes."""
 
     def on_progress(entry: dict[str, Any]) -> None:
         if "note" in entry:
             say(f"  note: {entry['note']}")
         else:
-            shown.update(log_line(entry), entry.get("sweep") or entry["epoch"], rounds)
+            progress.update(log_line(entry), entry.get("sweep") or entry["epoch"], rounds)
 
     return on_progress
 
 
 def log_line(entry: dict[str, Any]) -> str:
-    """A sweep's or an epoch's log entry, for people."""
+    """A sweep's or an epoch's log entry as one line of text."""
     if "sweep" in entry:
         return f"sweep {entry['sweep']}: objective {entry['objective']:,.1f}, {entry['seconds']:.2f} s"
     ndcg = f", validation NDCG@100 {entry['ndcg_at_100']:.4f}" if "ndcg_at_100" in entry else ""
@@ -85,15 +85,15 @@ def log_line(entry: dict[str, Any]) -> str:
 
 
 def progress_folder(inputs: Inputs, config: Config, base: str | None = None, split: str = "") -> str | None:
-    """Where a fit saves its progress: the same for every run of the same parameters on the same inputs.
+    """Folder of a fit's checkpoints: the same for every run with the same parameters and inputs.
 
     Parameters
     ----------
-    base : the run whose factors the fit starts from. split : names the split of an evaluation, whose progress is no
-        other fit's.
+    base : the run whose factors the fit starts from.
+    split : name of an evaluation's split, whose checkpoints are kept apart.
 
-    Returns None where it would lie under a lake to which workers cannot write; raises ConfigError where the user chose
-    the address.
+    Returns None, with a note, if the lake's address is one that workers cannot write. Raises ConfigError if
+    `train.progress` is such an address.
     """
     read = {name: version for name, version in inputs.versions.items() if name != "published"}
     shaping = [config.shaping(), read, str(config.ds), base]
@@ -111,7 +111,7 @@ def progress_folder(inputs: Inputs, config: Config, base: str | None = None, spl
 
 
 def _warm_start(tables: LakeTables, config: Config) -> tuple[str | None, dict[str, DataFrame] | None]:
-    """The published run of the model and its factors, where there is one."""
+    """The model's published run and its factors by side; None if there is no published run."""
     row = published_run(tables, config.model)
     if row is None:
         say(f"  note: train.warm_start: no published run of {config.model} yet, starting from random factors")
@@ -121,7 +121,7 @@ def _warm_start(tables: LakeTables, config: Config) -> tuple[str | None, dict[st
 
 
 def write_fitted(inputs: Inputs, model: Model[Any], fitted: Fitted, run: Run) -> dict[str, int]:
-    """Write a fit's factors, arrays and tables under the run; returns the number of factors by side."""
+    """Write a fit's factors, arrays and tables; returns the number of factors by side."""
     tables, of_run, counts = inputs.tables, (model.name, run.run_id), {}
     for side, factors in (("user", fitted.user_factors), ("item", fitted.item_factors)):
         counts[side] = write_factors(tables, side, factors, inputs.read(f"{side}s"), *of_run)
@@ -135,7 +135,7 @@ def write_fitted(inputs: Inputs, model: Model[Any], fitted: Fitted, run: Run) ->
 
 
 def write_log(tables: LakeTables, run: Run, fitted: Fitted) -> None:
-    """Write the figures of the sweeps or epochs, and the means that predictions add."""
+    """Write the figures of the sweeps or epochs, and the means that predictions add; warn of singular rows."""
     logged: list[tuple[str, int | None, float, str | None]] = []
     for entry in fitted.log:
         number = entry.get("sweep") or entry["epoch"]

@@ -1,17 +1,17 @@
-"""The row problem that every solver of alternating least squares solves, the other side's factors fixed.
+"""The row problem of alternating least squares, with the other side's factors fixed.
 
-For every row u with entries e (weight a_e, target b_e, fixed vector y_e, offset o_e) a solver lowers
+For every row u with entries e (weight a_e, target b_e, fixed vector y_e, offset o_e) a solver minimises or lowers
 
     x^T G x + sum_e [ a_e (x·y_e)^2 - 2 (b_e - a_e o_e) x·y_e ] + reg_u |x|^2 = x^T A x - 2 b·x
 
 with A = G + sum_e a_e y_e y_e^T + reg_u I and b = sum_e (b_e - a_e o_e) y_e. G is the weighted Gramian of all fixed
 vectors (implicit) or zero (explicit). `sparkcf.models.als.objective` gives a, b, G and reg of each objective.
 
-The value reached, `loss_u`, comes for nothing: the objective of a sweep is the sum over the rows of the side solved
-last, plus what does not depend on that side. A row without entries gets zeros.
+The value reached, `loss_u`, is a by-product of the solve: the objective after a sweep is the sum over the rows of the
+side solved last, plus terms that do not depend on that side. A row without entries gets zeros.
 
-`solve_cholesky` (exact), `solve_cg`, `solve_subspace` and `solve_hals` solve rows of a block, one call a thread; here
-is what they share, and `solve_summed` for rows whose A and b are summed over all workers.
+`solve_cholesky` (exact), `solve_cg`, `solve_subspace` and `solve_hals` solve rows of a block, one call per thread. This
+module has their common functions, and `solve_summed` for rows whose A and b are summed over all workers.
 """
 
 from __future__ import annotations
@@ -25,11 +25,11 @@ from sparkcf.kernels.cholesky import solve_nonnegative
 
 F32 = NDArray[np.float32]
 F64 = NDArray[np.float64]
-SLICE = 4096  # rows of one float32 product: sums over more rows go on in float64
+SLICE = 4096  # rows of one float32 product; the products are summed in float64
 
 
 def work_order(counts: NDArray[np.int64]) -> NDArray[np.int64]:
-    """Rows from the longest to the shortest: dealt to threads in strides, so that all end together. int64 (n,)."""
+    """Rows from the longest to the shortest, int64 (n,): threads take them in strides and end at the same time."""
     return np.argsort(-counts, kind="stable")
 
 
@@ -58,12 +58,13 @@ def _slices(n: int) -> Iterator[slice]:
 
 
 def solve_summed(a: F64, b: F64, x: F64, solver: str, steps: int, nonnegative: bool) -> tuple[F64, float]:
-    """One row from its whole A and b, by the same steps as the row kernels take.
+    """Solve one row from its summed A and b, by the same steps as the row kernels.
 
     Parameters
     ----------
-    x : where to begin. solver : cholesky, cg, subspace or hals.
-    steps : of conjugate gradient; dimensions of a subspace block; passes of coordinate descent.
+    x : initial vector.
+    solver : cholesky, cg, subspace or hals.
+    steps : steps of conjugate gradient; dimensions of a subspace block; passes of coordinate descent.
 
     Returns
     -------

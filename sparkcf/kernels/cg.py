@@ -1,10 +1,10 @@
-"""Row solves by conjugate gradient; the problem and its notation stand in `sparkcf.kernels.als`.
+"""Row solves by conjugate gradient; see `sparkcf.kernels.als` for the problem and its notation.
 
 Takács, Pilászy, Tikk (2011), "Applications of the conjugate gradient method for implicit feedback".
 
-What costs is memory, not arithmetic: every step reads all fixed vectors of a row twice. So the vectors of some rows are
-packed into one buffer that stays in the core's cache through all steps, and these rows share one matrix product with
-the Gramian.
+The solve is bound by memory, not by arithmetic: every step reads all fixed vectors of a row twice. So the vectors of
+several rows are packed into one buffer that stays in the core's cache through all steps, and these rows share one
+matrix product with the Gramian.
 """
 
 from __future__ import annotations
@@ -13,17 +13,17 @@ import numpy as np
 
 from sparkcf.kernels.jit import kernel
 
-ROWS = 64  # at most so many rows share a product with the Gramian
-PACKED_BYTES = 256 << 10  # of vectors in the buffer, so that they stay in a core's second cache; one row may be longer
+ROWS = 64  # most rows that share a product with the Gramian
+PACKED_BYTES = 256 << 10  # of vectors in the buffer, so that they stay in a core's L2 cache; a single row may be longer
 
 
 @kernel(fastmath={"reassoc", "contract", "arcp", "nsz"})  # NaN and infinity must be seen
 def solve_cg(
     indptr, indices, weights, targets, fixed, offsets, gramian, reg, order, first, threads, steps, scale, out, loss
 ):
-    """`steps` of conjugate gradient from `out`; arrays as in `sparkcf.kernels.cholesky.solve_cholesky`.
+    """Run `steps` of conjugate gradient from `out`; arrays as in `sparkcf.kernels.cholesky.solve_cholesky`.
 
-    `scale`: the mean squared norm of the fixed vectors. Returns 0: no row is singular to it.
+    `scale`: mean squared norm of the fixed vectors. Returns 0, since the method has no singular rows.
     """
     k = fixed.shape[1]
     room = max(1, PACKED_BYTES // (4 * k))
@@ -86,7 +86,7 @@ def solve_cg(
             old[m] = residual
             if not np.isfinite(residual):
                 value[m] = np.nan
-            # Below it the residual is rounding noise: in a singular system a step along it would lead anywhere.
+            # A residual below `noise` is rounding: in a singular system a step along it would be arbitrary.
             noise[m] = max(max(residual, size_b * scale) * np.float32(1e-12), np.float32(1e-20))
         for step in range(steps):
             np.dot(p[:n], gramian, ap[:n])
@@ -99,7 +99,7 @@ def solve_cg(
                 curvature = np.float32(0.0)
                 for i in range(k):
                     product[i] += reg[row] * pm[i]
-                if step == steps - 1:  # only how far to go is still to be found
+                if step == steps - 1:  # the last step needs the step length only
                     curvature = _quadratic(packed, weights[begin:end], pm)
                 else:
                     _add_product(packed, weights[begin:end], pm, product)
@@ -129,7 +129,7 @@ def solve_cg(
 def _gather(fixed, indices, weights, targets, offsets, x, y, r):
     """y_e = the entry's fixed vector; r += sum_e (b_e - a_e s_e) y_e, s_e = x·y_e; returns sum_e a_e s_e^2 - 2 b_e s_e.
 
-    Four entries at a time: their sums run side by side, and r is read and written once for four.
+    Four entries at a time: their sums are independent, and r is read and written once for four.
     """
     k, n = x.size, indices.size
     value = 0.0
@@ -168,7 +168,7 @@ def _gather(fixed, indices, weights, targets, offsets, x, y, r):
 
 @kernel(fastmath=True)
 def _scores(x, y0, y1, y2, y3):
-    """The products of x with four vectors, side by side."""
+    """Inner products of x with four vectors."""
     s0, s1, s2, s3 = np.float32(0.0), np.float32(0.0), np.float32(0.0), np.float32(0.0)
     for i in range(x.size):
         v = x[i]
@@ -180,7 +180,7 @@ def _scores(x, y0, y1, y2, y3):
 
 
 @kernel(fastmath=True)
-def _copy(source, target):  # a slice assignment would check and broadcast for each of the short rows
+def _copy(source, target):  # a slice assignment would check shapes and broadcast for every short row
     for i in range(target.size):
         target[i] = source[i]
 

@@ -1,6 +1,6 @@
 """Exact row solves by Cholesky: of whole rows, of non-negative rows, of blocks of a row's dimensions.
 
-The problem and its notation stand in `sparkcf.kernels.als`.
+See `sparkcf.kernels.als` for the problem and its notation.
 """
 
 from __future__ import annotations
@@ -9,27 +9,32 @@ import numpy as np
 
 from sparkcf.kernels.jit import kernel
 
-CHUNK = 128  # entries that are gathered for one matrix product
-PASSES = 10  # of coordinate descent over a non-negative row, at most, before the active set is solved for
+CHUNK = 128  # entries gathered for one matrix product
+PASSES = 10  # most passes of coordinate descent over a non-negative row before the active set method
 
 
 @kernel(fastmath=True)
 def solve_cholesky(
     indptr, indices, weights, targets, fixed, offsets, gramian, reg, order, first, threads, nonnegative, out, loss
 ):
-    """Exact row solves. Every array float32 but indptr, order (int64), indices (int32), loss (float64).
+    """Solve rows exactly. All arrays are float32 except indptr, order (int64), indices (int32), loss (float64).
 
     Parameters
     ----------
-    fixed : (m, k); offsets : (m,) or (0,); gramian : (k, k); reg : (n,).
+    indptr, indices, weights, targets : compressed rows; a_e and b_e of each entry.
+    fixed : (m, k).
+    offsets : (m,), or (0,) if there are none.
+    gramian : (k, k).
+    reg : (n,).
     order : rows to solve; this call solves order[first::threads].
     nonnegative : minimise over x >= 0, from `out`.
-    out : (n, k), overwritten; loss : (n,), overwritten.
+    out : (n, k), overwritten.
+    loss : (n,), overwritten.
 
     Returns
     -------
     int
-        Rows whose matrix was singular in float32 and got a larger diagonal.
+        Number of rows whose matrix was singular in float32 and got a larger diagonal.
     """
     k = fixed.shape[1]
     singular = 0
@@ -79,10 +84,10 @@ def solve_cholesky(
 
 @kernel(fastmath={"reassoc", "contract", "arcp", "nsz"})
 def solve_nonnegative(a, b, x):
-    """min x^T a x - 2 b·x over x >= 0 from x, in place; returns the minimum. All of one float type.
+    """min x^T a x - 2 b·x over x >= 0 from x, in place; returns the minimum. a, b and x have the same float type.
 
-    A few passes of coordinate descent find most of the unknowns that are 0; where they have not converged, the active
-    set method of Lawson and Hanson (1974), in the form of Bro and De Jong (1997), goes on from there.
+    A few passes of coordinate descent find most of the unknowns that are 0. If they have not converged, the active set
+    method of Lawson and Hanson (1974), in the form of Bro and De Jong (1997), continues from there.
     """
     k = b.size
     gradient = np.empty_like(b)  # half of it: a x - b
@@ -125,11 +130,11 @@ def solve_nonnegative(a, b, x):
 
 @kernel(fastmath={"reassoc", "contract", "arcp", "nsz"})
 def _solve_active_set(a, b, x):
-    """min x^T a x - 2 b·x over x >= 0 from x, in place: exact up to rounding, and never above where it starts.
+    """min x^T a x - 2 b·x over x >= 0 from x, in place: exact up to rounding, and never above the initial value.
 
-    The positive unknowns are solved for with the others at 0. Where a solution leaves x >= 0, x goes toward it as far
-    as it may, and the unknown that stops it joins those at 0. Then the unknown at 0 that lowers the objective most is
-    let go, until none lowers it by a share of 1e-9.
+    The positive unknowns (free) are solved for with the others at 0. If the solution violates x >= 0, x moves toward it
+    up to the boundary, and the unknown that reached the boundary is fixed at 0. Then the unknown at 0 that lowers the
+    objective most is freed, until none lowers it by a relative 1e-9.
     """
     k = b.size
     free, barred = x > 0.0, np.zeros(k, np.bool_)
@@ -164,7 +169,7 @@ def _solve_active_set(a, b, x):
                 break
             x[at[stop]] = 0.0
             free[at[stop]] = False
-            barred[at[stop]] = barred[at[stop]] or share == 0.0  # let go in vain: rounding
+            barred[at[stop]] = barred[at[stop]] or share == 0.0  # freed without effect, by rounding
         value, best, gain = 0.0, -1, 0.0
         for i in range(k):
             value += np.float64(x[i]) * np.float64(b[i])
@@ -183,9 +188,9 @@ def _solve_active_set(a, b, x):
 def solve_subspace(
     indptr, indices, weights, targets, fixed, offsets, gramian, reg, order, first, threads, size, out, loss
 ):
-    """`size` of a row's dimensions at a time, the others held, each block exactly; the rest as `solve_cholesky`.
+    """Solve each block of `size` dimensions of a row exactly, with the others fixed; arrays as in `solve_cholesky`.
 
-    iALS++: Rendle, Krichene, Zhang, Koren (2021), algorithm 2. The entries' residuals are kept, so that a row costs
+    iALS++: Rendle, Krichene, Zhang, Koren (2021), algorithm 2. The entries' residuals are updated, so that a row costs
     entries·k·size instead of entries·k^2. Starts from `out`, and never raises a row's loss.
     """
     k = fixed.shape[1]
@@ -193,7 +198,7 @@ def solve_subspace(
     longest = 0
     for place in range(first, order.size, threads):
         longest = max(longest, indptr[order[place] + 1] - indptr[order[place]])
-    y = np.empty(longest * k, np.float32)  # one row's vectors, block after block
+    y = np.empty(longest * k, np.float32)  # one row's vectors, block by block
     weighted = np.empty(longest * size, np.float32)
     residual = np.empty(longest, np.float32)
     x = np.empty(k, np.float32)
@@ -260,10 +265,10 @@ def solve_subspace(
 
 @kernel(fastmath={"reassoc", "contract", "arcp", "nsz"})  # NaN and infinity must be seen
 def _cholesky_solve(a, b, x):
-    """Solve a x = b by the lower triangle of a, which is overwritten; 1 where a pivot was lost in rounding, else 0.
+    """Solve a x = b by the lower triangle of a, which is overwritten; returns 1 if rounding lost a pivot, else 0.
 
-    A lost pivot gets a diagonal so large that its unknown becomes 0; the others are solved as if it were not there.
-    Raised to something small instead, it would turn the noise in its column into factors of any size.
+    A lost pivot gets a diagonal so large that its unknown becomes 0; the others are solved without it. A small diagonal
+    would turn the rounding noise in the pivot's column into factors of arbitrary size.
     """
     k = b.size
     raised = 0
@@ -277,7 +282,7 @@ def _cholesky_solve(a, b, x):
     noise = np.float32(5e-7) * np.float32(np.sqrt(k))
     for i in range(k):
         fours = i - i % 4
-        for j in range(0, fours, 4):  # four columns at a time: their sums run side by side over the same row
+        for j in range(0, fours, 4):  # four columns at a time: independent sums over the same row
             s0, s1, s2, s3 = np.float32(0.0), np.float32(0.0), np.float32(0.0), np.float32(0.0)
             for s in range(j):
                 v = a[i, s]

@@ -45,7 +45,7 @@ def build_csr(
     if len(rows) and (rows.min() < 0 or rows.max() >= n_rows or cols.min() < 0 or cols.max() >= n_cols):
         seen = f"rows {rows.min()}..{rows.max()} of {n_rows}, cols {cols.min()}..{cols.max()} of {n_cols}"
         raise ValueError(f"indices out of range: {seen}")
-    place = np.int32 if len(rows) < 2**31 else np.int64  # half the memory where it will do
+    place = np.int32 if len(rows) < 2**31 else np.int64  # half the memory if 32 bits suffice
     by_col = _stable_order(cols, n_cols, np.empty(len(cols), place))
     order = _stable_order(rows[by_col], n_rows, np.empty(len(cols), place))
     order = by_col[order]
@@ -53,11 +53,11 @@ def build_csr(
 
 
 def take_rows(indptr: NDArray[np.int64], rows: NDArray[Any]) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
-    """Some rows of compressed rows, in the order asked for.
+    """Select rows of compressed rows, in the order of `rows`.
 
     Returns
     -------
-    The offsets of the taken rows, int64 (len(rows) + 1,), and the places of their entries in the old arrays.
+    The offsets of the selected rows, int64 (len(rows) + 1,), and the places of their entries in the old arrays.
     """
     counts = np.diff(indptr)[rows]
     taken = np.concatenate([[0], np.cumsum(counts)]).astype(np.int64)
@@ -68,7 +68,7 @@ def take_rows(indptr: NDArray[np.int64], rows: NDArray[Any]) -> tuple[NDArray[np
 
 @kernel()
 def _stable_order(keys, n_keys, order):
-    """Fill `order` with the positions of `keys` in ascending order, equal keys in the order they came."""
+    """Fill `order` with the positions of `keys` in ascending order, stable for equal keys."""
     start = np.zeros(n_keys + 1, np.int64)
     for key in keys:
         start[key + 1] += 1
@@ -90,7 +90,7 @@ def _merge_sorted(rows, cols, values, n_rows):
     place = 0
     while place < rows.size:
         row, col = rows[place], cols[place]
-        total = 0.0  # float64: the sum must not depend on the order in which the shuffle brought the parts
+        total = 0.0  # float64, so that the sum does not depend on the order of the shuffle
         while place < rows.size and rows[place] == row and cols[place] == col:
             total += values[place]
             place += 1

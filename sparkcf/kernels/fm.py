@@ -2,23 +2,24 @@
 
     a(x) = w_0 + sum_j w_j x_j + sum_{j<l, pair allowed} <v_j, v_l> x_j x_l          Rendle (2010), eq. 1 and 5
 
-Rows are compressed: `rowptr` int64 (n + 1,), `feat` int32 (nnz,) into `table`, `val` float32 (nnz,). `table` float32
-(m, k + 1) holds [v_j, w_j]; `field` int16 (m,) the field of each feature; `pairs` bool (F, F), symmetric, says which
-fields interact, a field with itself included.
+    rowptr   int64 (n + 1,), feat int32 (nnz,) into `table`, val float32 (nnz,): compressed rows
+    table    float32 (m, k + 1), [v_j, w_j] of each feature
+    field    int16 (m,), field of each feature
+    pairs    bool (F, F), symmetric, which fields interact, also with themselves
 
-With all features of a row but j held, a(x) = g + <h, theta_j> with theta_j = [v_j, w_j] and h = x_j [c, 1]: c sums the
-vectors that j interacts with, and g does not depend on j. Features of which no row has two are independent given the
-rest (all of a one-hot field are), so each of them is a least-squares problem over its own rows, and solving them at
+With all features of a row but j fixed, a(x) = g + <h, theta_j> with theta_j = [v_j, w_j] and h = x_j [c, 1]: c sums the
+vectors that j interacts with, and g does not depend on j. Features of which no row has two (such as all features of a
+one-hot field) are independent given the others. Each is a least-squares problem over its own rows, and solving them at
 once is exact.
 
 A solve is a step from the current parameters: with the residuals r = y - a(x), A = sum of h h^T and b = sum of h r,
 
     theta += M^-1 (alpha b + diag(lambda) (mu - theta)),   M = alpha A + diag(lambda) + E
 
-A and b are sums of float32 products. E is a diagonal that is larger than their rounding: ROUNDING times (the root of
-the width times the matrix's own diagonal, and its largest entry). M bounds the true curvature from above, so that a
-step never raises the objective, for any lambda from 0. Where the curvature is well above rounding, the step is the
-exact solution; in a direction without curvature it is short instead of arbitrary.
+A and b are sums of float32 products. E is a diagonal above their rounding errors: ROUNDING · (sqrt(width) · diagonal of
+the matrix + largest entry of that diagonal). M bounds the true curvature from above, so that a step never raises the
+objective, for any lambda >= 0. If the curvature is well above rounding, the step is the exact solution; in a direction
+without curvature the step is short instead of arbitrary.
 """
 
 from __future__ import annotations
@@ -32,14 +33,14 @@ from sparkcf.kernels.jit import kernel
 CHUNK = 128  # rows of one matrix product
 IDENTITY, PROBIT, LOGISTIC = 0, 1, 2  # links of `fold_in_users`
 NEWTON_STEPS = 50  # at most
-NEWTON_TOLERANCE = 1e-10  # of Newton's decrement: the step that falls below it is the last, and squares the error
+NEWTON_TOLERANCE = 1e-10  # of Newton's decrement: a step below it is the last one, and squares the error
 FAST = {"reassoc", "contract", "arcp", "nsz"}  # NaN and infinity must be seen
-ROUNDING = 5e-7  # of sums of float32 products, relative
+ROUNDING = 5e-7  # relative rounding error of sums of float32 products
 
 
 @kernel(fastmath=FAST)
 def predict_rows(rowptr, feat, val, table, field, pairs, w0, first, threads, out):
-    """a(x) of the rows of one of `threads` equal parts, into `out` float64 (n,)."""
+    """Write a(x) of part `first` of `threads` equal parts of the rows into `out`, float64 (n,)."""
     k = table.shape[1] - 1
     whole = pairs.all()
     sums = np.zeros((1 if whole else pairs.shape[0], k), np.float32)
@@ -54,13 +55,16 @@ def predict_rows(rowptr, feat, val, table, field, pairs, w0, first, threads, out
 
 @kernel(fastmath=FAST)
 def sum_features(visits, entries, groups, y, rows, table, field, pairs, w0, own, a, b):
-    """Add A = sum of h h^T and b = sum of h (y - a(x)) of features of the one-hot field `own` over some visits of rows.
+    """Add A = sum of h h^T and b = sum of h (y - a(x)) of features of the one-hot field `own`, over visits of rows.
 
     Parameters
     ----------
-    visits : int64 (v,), rows; entries : int64 (v,), where in feat and val the feature stands that is solved for.
-    groups : int64 (v,), ascending: the place of its sums in `a` float64 (g, k + 1, k + 1) and `b` float64 (g, k + 1).
-    y : float32 (n,), targets. rows : (rowptr, feat, val).
+    visits : int64 (v,), rows.
+    entries : int64 (v,), entry of the solved feature in feat and val.
+    groups : int64 (v,), ascending, place of the feature in `a` and `b`.
+    y : float32 (n,), targets.
+    rows : (rowptr, feat, val).
+    a, b : float64 (g, k + 1, k + 1) and (g, k + 1).
     """
     begin = 0
     while begin < visits.size:
@@ -74,37 +78,40 @@ def sum_features(visits, entries, groups, y, rows, table, field, pairs, w0, own,
 
 @kernel(fastmath=FAST)
 def draw_features(a, b, noise_precision, precision, mean, normal, theta):
-    """Draw each feature's parameters from their Gaussian conditional: its mean, and `normal` standard deviations more.
+    """Draw each feature's parameters from their Gaussian conditional.
 
     theta += m + L^-T z,  L L^T = M,  L L^T m = alpha b + diag(lambda) (mu - theta)
 
     Parameters
     ----------
-    a, b : float64 (g, K, K) and (g, K), the sums of h h^T and of h (y - a(x)). noise_precision : alpha.
-    precision, mean : float64 (K,), lambda and mu. normal : float32 (g, K), z; zeros give the minimum (ALS).
+    a, b : float64 (g, K, K) and (g, K), the sums of h h^T and of h (y - a(x)).
+    noise_precision : alpha.
+    precision, mean : float64 (K,), lambda and mu.
+    normal : float32 (g, K), z; zeros give the minimum (ALS).
     theta : float32 (g, K), the current parameters; overwritten.
 
     Returns
     -------
     int
-        Features whose matrix is singular in float32: in some direction E alone limits the step.
+        Number of features whose matrix is singular in float32: in some direction only E limits the step.
     """
     singular = 0
     factor = np.empty(a.shape[1:])
     for feature in range(len(b)):
-        given = (noise_precision, precision, mean, normal[feature])
-        singular += _draw(a[feature], b[feature], given, factor, theta[feature])
+        drawn = (noise_precision, precision, mean, normal[feature])
+        singular += _draw(a[feature], b[feature], drawn, factor, theta[feature])
     return singular
 
 
 @kernel(fastmath=FAST)
 def solve_features(starts, visits, entries, y, rows, table, field, pairs, w0, own, drawn, normal, theta):
-    """`sum_features` and `draw_features` of features all of whose visits are here, one feature after the other.
+    """`sum_features` and `draw_features`, feature by feature, for features all of whose visits are at this worker.
 
     Parameters
     ----------
-    starts : int64 (g + 1,), where each feature's visits begin and end. drawn : (noise_precision, precision, mean).
-    The other parameters and the result are those of these two.
+    starts : int64 (g + 1,), start and end of each feature's visits.
+    drawn : (noise_precision, precision, mean).
+    The other parameters and the result are those of the two functions.
     """
     singular = 0
     width = table.shape[1]
@@ -115,14 +122,14 @@ def solve_features(starts, visits, entries, y, rows, table, field, pairs, w0, ow
         b[:] = 0.0
         at = visits[begin:end], entries[begin:end]
         _sum_visits(at, y, rows, table, field, pairs, w0, own, a, b)
-        given = (drawn[0], drawn[1], drawn[2], normal[feature])
-        singular += _draw(a, b, given, factor, theta[feature])
+        with_normal = (drawn[0], drawn[1], drawn[2], normal[feature])
+        singular += _draw(a, b, with_normal, factor, theta[feature])
     return singular
 
 
 @kernel(fastmath=FAST)
 def _sum_visits(at, y, rows, table, field, pairs, w0, own, a, b):
-    """Add the normal equations of one feature over its visits: `at` has their rows and entries."""
+    """Add the normal equations of one feature over its visits; `at` : (rows, entries) of the visits."""
     visits, entries = at
     rowptr, feat, val = rows
     width = table.shape[1]
@@ -140,7 +147,7 @@ def _sum_visits(at, y, rows, table, field, pairs, w0, own, a, b):
             row, entry = visits[start + s], entries[start + s]
             begin, end = rowptr[row], rowptr[row + 1]
             x, slope = val[entry], h[s]
-            if whole and end - begin == 2:  # one other feature, which interacts with this one alone
+            if whole and end - begin == 2:  # a single other feature in the row
                 other = begin if entry > begin else begin + 1
                 vector, scale = table[feat[other]], val[other]
                 g = w0 + np.float64(scale * vector[k])
@@ -164,9 +171,9 @@ def _sum_visits(at, y, rows, table, field, pairs, w0, own, a, b):
 
 
 @kernel(fastmath=FAST)
-def _draw(a, b, given, factor, theta):
-    """One feature of `draw_features`; `given` is (alpha, lambda, mu, z), `factor` room for a's factor."""
-    noise_precision, precision, mean, normal = given
+def _draw(a, b, drawn, factor, theta):
+    """One feature of `draw_features`. `drawn` : (alpha, lambda, mu, z). `factor` : memory for the Cholesky factor."""
+    noise_precision, precision, mean, normal = drawn
     width = b.size
     x = np.empty(width)  # the step
     floor = np.empty(width)
@@ -193,12 +200,12 @@ def _draw(a, b, given, factor, theta):
 
 @kernel(fastmath=FAST)
 def _factorize(factor, floor):
-    """Cholesky factor of the lower triangle, in place; pivots are raised to `floor`. Returns 1 if one was, else 0."""
+    """Cholesky factor of the lower triangle, in place, with pivots raised to `floor`; returns 1 if any was, else 0."""
     raised = 0
     for i in range(len(factor)):
         row = factor[i]
         fours = i - i % 4
-        for j in range(0, fours, 4):  # four columns at a time: their sums run side by side over the same row
+        for j in range(0, fours, 4):  # four columns at a time: independent sums over the same row
             f0, f1, f2, f3 = factor[j], factor[j + 1], factor[j + 2], factor[j + 3]
             s0, s1, s2, s3 = 0.0, 0.0, 0.0, 0.0
             for s in range(j):
@@ -247,8 +254,8 @@ def _backward(factor, x):
 
 
 @kernel(fastmath=FAST)
-def fold_in_users(indptr, indices, values, items, rest, parts, contexts, given, link, out):
-    """The parameters theta = [v, w] of users' ids with all other parameters held: the mode of their posterior.
+def fold_in_users(indptr, indices, values, items, rest, parts, contexts, prior, link, out):
+    """Parameters theta = [v, w] of users' ids with all other parameters fixed: the mode of their posterior.
 
     F(theta) = alpha sum_r loss(y_r, g_r + <h_r, theta>) + 1/2 sum_d lambda_d (theta_d - mu_d)^2,   h_r = [c_r, 1]
 
@@ -261,10 +268,11 @@ def fold_in_users(indptr, indices, values, items, rest, parts, contexts, given, 
     indptr : int64 (n + 1,), indices : int32 and values : float32, the users' rows: items and y.
     items : float32 (m, p) and rest : float32 (n, p), whose inner product is g.
     parts : float64 (m, k) and contexts : float64 (n, k), whose sum is c.
-    given : (alpha, lambda float64 (k + 1,), mu float64 (k + 1,)).
-    out : float64 (n, k + 1), overwritten: zeros for a user without rows.
+    prior : (alpha, lambda float64 (k + 1,), mu float64 (k + 1,)).
+    link : IDENTITY, PROBIT or LOGISTIC.
+    out : float64 (n, k + 1), overwritten; zeros for a user without rows.
     """
-    noise_precision, precision, mean = given
+    noise_precision, precision, mean = prior
     width = out.shape[1]
     k = width - 1
     factor, floor = np.empty((width, width)), np.empty(width)
@@ -350,9 +358,10 @@ def _loss(y, a, link):
 
 @kernel(fastmath=FAST)
 def fill_state(rowptr, feat, val, table, field, pairs, w0, own, y, first, threads, contexts, residual):
-    """Inputs of `sum_several` and `move_several`, for field `own` and one of `threads` equal parts of the rows.
+    """Fill inputs of `sum_several` and `move_several` for field `own` and part `first` of `threads` parts of the rows.
 
-    contexts : float32 (n, k), the sum of the vectors that the field interacts with; residual : float64 (n,), y - a(x).
+    contexts : float32 (n, k), the sum of the vectors that the field interacts with.
+    residual : float64 (n,), y - a(x).
     """
     k = table.shape[1] - 1
     whole = pairs.all()
@@ -369,13 +378,17 @@ def fill_state(rowptr, feat, val, table, field, pairs, w0, own, y, first, thread
 
 @kernel(fastmath=FAST)
 def sum_several(features, starts, visits, x, theta, within, contexts, residual, a, b):
-    """Add A and b of some features of a field of which rows may have several, from what `fill_state` made.
+    """Add A and b of features of a field of which rows may have several features.
 
     Parameters
     ----------
-    features : int64 (g,), no two of one row. starts : int64 (m + 1,), where each feature's visits begin and end.
-    visits : int64 (v,), rows, and x : float32 (v,), the values there. theta : float32 (m, k + 1).
-    within : whether the field interacts with itself. a : float64 (g, k + 1, k + 1). b : float64 (g, k + 1).
+    features : int64 (g,), no two of them in the same row.
+    starts : int64 (m + 1,), start and end of each feature's visits.
+    visits, x : int64 (v,) and float32 (v,), rows and values of the visits.
+    theta : float32 (m, k + 1).
+    within : whether the field interacts with itself.
+    contexts, residual : see `fill_state`.
+    a, b : float64 (g, k + 1, k + 1) and (g, k + 1).
     """
     width = theta.shape[1]
     h = np.empty((CHUNK, width), np.float32)
@@ -395,7 +408,7 @@ def sum_several(features, starts, visits, x, theta, within, contexts, residual, 
 
 @kernel(fastmath=FAST)
 def move_several(features, starts, visits, x, theta, new, within, contexts, residual):
-    """Replace `theta` of the features by `new`, float32 (g, k + 1), and bring contexts and residual up to date."""
+    """Replace `theta` of the features by `new`, float32 (g, k + 1), and update contexts and residual."""
     width = theta.shape[1]
     h, moved = np.empty(width, np.float32), np.empty(width, np.float32)
     for place in range(features.size):
@@ -419,7 +432,7 @@ def move_several(features, starts, visits, x, theta, new, within, contexts, resi
 
 @kernel()
 def list_keys(rows, features, out):
-    """Add a hash of each feature to its row, uint64 (n,): rows of the same features have the same key."""
+    """Add a hash of each feature to its row's key, uint64 (n,): rows with the same features get the same key."""
     for place in range(rows.size):
         z = (np.uint64(features[place]) + np.uint64(1)) * np.uint64(0x9E3779B97F4A7C15)
         z = (z ^ (z >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
@@ -429,21 +442,21 @@ def list_keys(rows, features, out):
 
 @kernel()
 def group_features(order, starts, lists, indptr, features):
-    """Groups of features of which no list has two, greedily: each feature gets the first group that it may have.
+    """Greedy groups of features of which no list has two: each feature gets the first group that has no conflict.
 
     Parameters
     ----------
-    order : int64 (p,), the features in the order in which they choose.
-    indptr : int64 (n + 1,) and features : int64 (e,), the lists; starts : int64 (m + 1,) and lists : int64 (e,), the
-        same by feature: the lists that a feature stands in.
+    order : int64 (p,), the features in the order of assignment.
+    indptr, features : int64 (n + 1,) and (e,), the features of each list.
+    starts, lists : int64 (m + 1,) and (e,), the lists of each feature.
 
     Returns
     -------
     int64 (m,)
-        The group of each feature, from 0; -1 where it is not in `order`.
+        The group of each feature, from 0; -1 if it is not in `order`.
     """
     group = np.full(starts.size - 1, -1, np.int64)
-    taken = np.full(order.size + 1, -1, np.int64)  # by whom a group was last found taken
+    taken = np.full(order.size + 1, -1, np.int64)  # the last feature for which a group has a conflict
     for place in range(order.size):
         feature = order[place]
         for at in range(starts[feature], starts[feature + 1]):
@@ -460,7 +473,7 @@ def group_features(order, starts, lists, indptr, features):
 
 @kernel(fastmath=FAST)
 def _add_products(h, t, product, a, b):
-    """a += h^T h and b += h^T t of up to CHUNK rows, summed in float32 by BLAS and a loop over neighbours."""
+    """a += h^T h and b += h^T t of up to CHUNK rows, summed in float32."""
     np.dot(h.T, h, product)
     total = np.zeros(h.shape[1], np.float32)
     for s in range(h.shape[0]):
@@ -476,7 +489,7 @@ def _add_products(h, t, product, a, b):
 
 @kernel(fastmath=FAST)
 def _slope(context, value, theta, within, h):
-    """How a(x) changes with the parameters of a feature of value `value`."""
+    """h: the derivative of a(x) by the parameters of a feature with value `value`."""
     k = theta.size - 1
     for d in range(k):
         own = value * theta[d] if within else np.float32(0.0)
@@ -486,7 +499,7 @@ def _slope(context, value, theta, within, h):
 
 @kernel(fastmath=FAST)
 def _add_entries(begin, end, left_out, feat, val, table, field, whole, sums, squares):
-    """Add a row's vectors up by field (all to the first where `whole`); returns its linear part."""
+    """Sum a row's vectors by field (into the first if `whole`); returns the row's linear part."""
     k = table.shape[1] - 1
     linear = 0.0
     for e in range(begin, end):

@@ -17,12 +17,14 @@ def add_gram(
     first: int,
     out: NDArray[np.float64],
 ) -> None:
-    """out[i - first, j] += sum_u weights[u] x_ui x_uj for the columns i from `first` on that `out` has rows for.
+    """out[i - first, j] += sum_u weights[u] x_ui x_uj, for the columns i from `first` on for which `out` has rows.
 
     Parameters
     ----------
-    indptr (n + 1,), indices (nnz,), values (nnz,) : compressed rows x_u. weights (n,) : of the rows.
-    first : the column of the first row of `out`, (rows, columns).
+    indptr, indices, values : (n + 1,), (nnz,), (nnz,), compressed rows x_u.
+    weights : (n,), of the rows.
+    first : column of the first row of `out`.
+    out : (rows, columns), added to.
     """
     last = first + out.shape[0]
     for u in range(indptr.size - 1):

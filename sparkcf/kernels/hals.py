@@ -1,11 +1,11 @@
-"""Row solves one dimension at a time: hierarchical alternating least squares. Notation: `sparkcf.kernels.als`.
+"""Row solves by hierarchical ALS: coordinate descent, one dimension at a time. Notation: `sparkcf.kernels.als`.
 
     x_d += (sum_e r_e y_ed - (G x)_d - reg x_d) / (G_dd + sum_e a_e y_ed^2 + reg),  r_e = b_e - a_e x·y_e
 
 Cichocki, Phan (2009), "Fast local algorithms for large scale nonnegative matrix and tensor factorizations"; implicit
-through the Gramian as in Pilászy, Zibriczky, Tikk (2010), "Fast ALS-based matrix factorization". Residuals and G x
-are kept, not computed again, and a row's vectors are copied once, dimension by dimension, so that all inner loops run
-over neighbours in memory.
+feedback through the Gramian as in Pilászy, Zibriczky, Tikk (2010), "Fast ALS-based matrix factorization". Residuals and
+G x are updated, not recomputed. A row's vectors are copied once, transposed, so that all inner loops read contiguous
+memory.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ import numpy as np
 
 from sparkcf.kernels.jit import kernel
 
-LANES = 16  # rows solved side by side: what one waits for hides behind the others
+LANES = 16  # rows solved side by side, so that their memory and arithmetic latencies overlap
 
 
 @kernel(fastmath={"reassoc", "contract", "arcp", "nsz"})  # NaN and infinity must be seen
@@ -35,9 +35,9 @@ def solve_hals(
     out,
     loss,
 ):
-    """`passes` over all dimensions of each row of order[first::threads], from `out`; arrays as in `solve_cholesky`.
+    """Run `passes` over all dimensions of each row of order[first::threads], from `out`; see `solve_cholesky`.
 
-    Returns 0: no row is singular to it. A dimension without curvature stays as it is.
+    Returns 0, since the method has no singular rows: a dimension without curvature is not changed.
     """
     k = fixed.shape[1]
     longest = 0
@@ -98,10 +98,10 @@ def solve_hals(
 def solve_hals_unweighted(
     indptr, indices, targets, fixed, gramian, reg, order, first, threads, passes, nonnegative, out, loss
 ):
-    """The same where every weight a_e and every offset is 0: all zeros observed, plain least squares.
+    """`solve_hals` for plain least squares with all zeros observed: every weight a_e and every offset is 0.
 
-    The entries' part of the numerator is then the same in every pass and is summed once; what is left has no inner
-    loop over entries, so LANES rows are solved side by side, a dimension of all of them at a time.
+    The entries' part of the numerator is then the same in every pass and is summed once. The passes have no loop over
+    entries, so LANES rows are solved side by side, one dimension of all of them at a time.
     """
     k = fixed.shape[1]
     numerator = np.zeros((LANES, k), np.float32)
@@ -160,7 +160,7 @@ def _times_gramian(gramian, x, gx):
 
 @kernel(fastmath=True)
 def _turn(fixed, indices, weights, targets, offsets, x, y, residual):
-    """y = the entries' vectors, dimension by dimension; residual; returns sum_e a_e s_e^2 - 2 b_e s_e."""
+    """y = the entries' vectors, transposed; residual = r_e; returns sum_e a_e s_e^2 - 2 b_e s_e."""
     k, n = x.size, indices.size
     value = 0.0
     for e in range(n):
@@ -183,7 +183,7 @@ def _turn(fixed, indices, weights, targets, offsets, x, y, residual):
 
 @kernel(fastmath=True)
 def _turn_eight(fixed, rows, n, y):
-    """y[i n + e] = fixed[rows[e], i] for eight rows, just read: eight neighbours are written at once."""
+    """y[i n + e] = fixed[rows[e], i] for eight rows that are still in the cache; writes eight adjacent values."""
     f0, f1, f2, f3 = fixed[rows[0]], fixed[rows[1]], fixed[rows[2]], fixed[rows[3]]
     f4, f5, f6, f7 = fixed[rows[4]], fixed[rows[5]], fixed[rows[6]], fixed[rows[7]]
     for i in range(fixed.shape[1]):

@@ -1,4 +1,4 @@
-"""How every kernel is compiled: without the GIL, and with numba's disk cache wherever that can work."""
+"""Compile kernels with numba: without the GIL, and with numba's disk cache if it can work."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ Function = TypeVar("Function", bound=Callable[..., Any])
 
 
 def _use_wide_vectors() -> None:
-    """Let LLVM use 512-bit vectors where there are any: by default it does not, which costs the kernels a tenth."""
+    """Let LLVM use 512-bit vectors if the CPU has them; without them, LLVM's default, kernels are a tenth slower."""
     features = get_host_cpu_features()
     if "+avx512f" in features.split(",") and numba.config.CPU_FEATURES is None:
         numba.config.CPU_FEATURES = f"{features},-prefer-256-bit"
@@ -25,24 +25,21 @@ _use_wide_vectors()
 def kernel(**options: Any) -> Callable[[Function], Function]:
     """Make a decorator that compiles a function with `numba.njit`.
 
-    A kernel runs without the GIL, so that a caller may run several in threads. Its machine code is kept on
-    disk, because each Python worker of Spark is a new process that would otherwise compile it again.
+    A kernel runs without the GIL, so that a caller may run several in threads. Its machine code is cached on disk,
+    because each Python worker of Spark is a new process that would otherwise compile the kernel again.
 
-    The disk cache is asked for only where the function's source is a regular file. numba stamps a cached
-    function with the time and size of its source file; a package imported from a zip or a wheel on
-    `sys.path`, or a function typed at a prompt, has no such file, and numba then refuses to define the
-    function at all. It refuses likewise where neither the folder of the source nor the user's cache folder
-    can be written, as in some containers. In both cases the function is compiled anew in each process:
-    slower to start, equal in result.
+    numba can cache a function only if its source is a regular file (not part of a zip or wheel, nor typed at a prompt),
+    and if the folder of the source or the user's cache folder can be written. Otherwise numba refuses to define a
+    cached function; the kernel is then compiled in each process: slower to start, equal in result.
 
-    The stamp is that of the function's own file only. A kernel should therefore call compiled functions of
-    its own file and no others: a change in another file would not be noticed.
+    numba checks the time and size of the function's own source file only. A kernel must therefore call only compiled
+    functions of its own file: a change in another file would not be noticed.
 
     Parameters
     ----------
     **options
-        Options of `numba.njit`, such as `fastmath=True` or `parallel=True`. `nogil` and `cache` may be
-        overridden; `cache=True` still means "where it can work".
+        Options of `numba.njit`, such as `fastmath=True` or `parallel=True`. `nogil` and `cache` may be overridden;
+        `cache=True` means "if it can work".
 
     Returns
     -------

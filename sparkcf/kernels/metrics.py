@@ -1,4 +1,4 @@
-"""Measures of ranked lists and of predicted ratings, and sums of them that merge in any grouping."""
+"""Measures of ranked lists and of predicted ratings, and summaries of them that merge in any grouping."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ MEASURES = (
 )
 # The distribution function of Poisson(1) times 2^64. A weight above 17 has a probability below 1e-16.
 POISSON_STEPS = (np.cumsum([math.exp(-1) / math.factorial(w) for w in range(17)]) * 2.0**64).astype(np.uint64)
-# How many steps lie at or below a number, as far as its first 8 bits tell: where the search starts.
+# Number of steps at or below the smallest number with the same first 8 bits: the start of the search.
 POISSON_START = np.searchsorted(POISSON_STEPS, np.arange(256, dtype=np.uint64) << np.uint64(56), side="right")
 PERCENTILES = (2.5, 97.5)
 WEIGHTS_BYTES = 4 << 20  # of bootstrap weights held at a time
@@ -49,11 +49,10 @@ def ranking_measures(
         map_at_k        Σ_{p≤k} rel(p) precision_at_p / min(k, h)
         mrr_at_k        1 / (the least p ≤ k with rel(p) = 1), or 0
         hit_rate_at_k   1 if any rel(p) = 1 for p ≤ k, else 0
-        novelty_at_k    mean of -log2(share) over the items listed at p ≤ k; 0 where nothing is listed
+        novelty_at_k    mean of -log2(share) over the items listed at p ≤ k; 0 for an empty list
 
-    Positions that are -1 or beyond the list are misses. An item listed again counts the first time only.
-    An item of share 0 counts as if it had half of the least share above 0: more novel than any other, but
-    finite.
+    Positions that are -1 or beyond the list are misses. A repeated item counts the first time only. An item of share 0
+    gets half of the least share above 0: more novel than any other item, but finite.
 
     Parameters
     ----------
@@ -61,23 +60,23 @@ def ranking_measures(
         Items, best first, padded with -1.
     heldout_indptr : int64 array (n + 1,)
     heldout_indices : int32 array (heldout_indptr[-1],) or longer
-        Row u of this compressed-sparse matrix holds the items held out for user u; repeated ones count once.
+        Row u of this compressed sparse matrix has the items held out for user u; repeated items count once.
     ks : sequence of int
-        Different lengths at which to measure, each at least 1; may exceed K.
+        Distinct list lengths, each at least 1; may exceed K.
     item_share : float64 array (m,), optional
-        Share of the training users that have the item, in 0..1. Without it there is no novelty.
+        Share of the training users who have the item, in 0..1. Without it novelty is not measured.
 
     Returns
     -------
     names : list of (measure, k)
-        What the columns of `values` are.
+        The columns of `values`.
     values : float64 array (n, len(names))
-        NaN throughout for a user with no held-out item.
+        All NaN for a user without held-out items.
 
     Raises
     ------
     ValueError
-        If a k is below 1 or given twice, or the arrays do not fit together.
+        If a k is below 1 or repeated, or the arrays do not fit together.
 
     References
     ----------
@@ -147,7 +146,7 @@ def _measure_rows(
     n, width = ranked.shape
     depth = min(width, ks.max())
     relevant = np.empty(depth, dtype=np.bool_)
-    awaited = np.full(n_items, -1, dtype=np.int64)  # the last user for whom an item is held out and not yet listed
+    awaited = np.full(n_items, -1, dtype=np.int64)  # by item: the last user for whom it is held out and not yet listed
     for u in range(n):
         heldout = 0
         for p in range(indptr[u], indptr[u + 1]):
@@ -201,7 +200,7 @@ def _measure_list(
 
 @dataclass(frozen=True)
 class Summary:
-    """Sums over users (or rows) of q values and of their bootstrap replicates; two of them add up to one.
+    """Sums over users (or rows) of q values and of their bootstrap replicates; summaries merge by addition.
 
     Attributes
     ----------
@@ -221,14 +220,14 @@ class Summary:
     replicate_sums: Float64
 
     def pack(self) -> Float64:
-        """One float64 array (2 + q + replicates + replicates q,); such arrays merge by addition."""
+        """The summary as one float64 array (2 + q + replicates + replicates q,); such arrays merge by addition."""
         counts = np.array([self.counted, self.left_out], dtype=np.float64)
         return np.concatenate([counts, self.sums, self.replicate_weights, self.replicate_sums.ravel()])
 
     def among(self, which: int, values: slice) -> Summary:
-        """The summary of some of the values over the rows only in which value `which` is 1, and not 0.
+        """The summary of the columns `values` over the rows in which column `which`, an indicator, is 1.
 
-        The values must be summed as their products with that one: they are 0 in the other rows.
+        The columns must have been summed as products with the indicator, so that they are 0 in the other rows.
         """
         return Summary(
             round(self.sums[which]),
@@ -246,8 +245,8 @@ class Summary:
     def result(self) -> tuple[Float64, Float64, Float64]:
         """Mean, lower and upper bound, each float64 (q,).
 
-        The bounds are the 2.5 and 97.5 percentiles of the replicate means; NaN without replicates. The mean
-        is NaN where no row was counted.
+        The bounds are the 2.5 and 97.5 percentiles of the replicate means; NaN without replicates. The mean is NaN if
+        no row was counted.
         """
         mean = self.sums / self.counted if self.counted else np.full(self.sums.size, np.nan)
         lower, upper = _bounds(self.replicate_means())
@@ -255,7 +254,7 @@ class Summary:
 
 
 def unpack(array: Float64, q: int, replicates: int) -> Summary:
-    """Undo Summary.pack; ValueError if the array is not of the length that q and replicates ask for."""
+    """Undo `Summary.pack`. Raises ValueError if the array's length does not match q and replicates."""
     if array.shape != (2 + q + replicates + replicates * q,):
         raise ValueError(f"an array {array.shape} is no summary of {q} values with {replicates} replicates")
     sums, weights, replicate_sums = np.split(np.asarray(array[2:], dtype=np.float64), [q, q + replicates])
@@ -263,10 +262,10 @@ def unpack(array: Float64, q: int, replicates: int) -> Summary:
 
 
 def summarize(values: Float64, user_idx: Int64, seed: int, replicates: int) -> Summary:
-    """Sum the rows of `values`, once as they are and once for each replicate with bootstrap weights.
+    """Sum the rows of `values`, unweighted and for each replicate with bootstrap weights.
 
-    A row that is NaN throughout is left out and counted. Several rows of one user get the same weight
-    wherever they are summed, so the bootstrap is over users, whatever a row is.
+    Rows that are all NaN are left out and counted. All rows of a user get the same weight, wherever they are summed, so
+    the bootstrap is over users.
 
     Parameters
     ----------
@@ -309,10 +308,10 @@ def summarize(values: Float64, user_idx: Int64, seed: int, replicates: int) -> S
 
 
 def merge(summaries: Iterable[Summary]) -> Summary:
-    """The summary of all rows behind `summaries`: one or more, all of as many values and replicates."""
+    """Merge one or more summaries with the same numbers of values and replicates."""
     parts = list(summaries)
     if not parts or len({part.replicate_sums.shape for part in parts}) > 1:
-        raise ValueError("merge needs one summary or more, all of as many values and replicates")
+        raise ValueError("merge needs one or more summaries, all with the same numbers of values and replicates")
     replicates, q = parts[0].replicate_sums.shape
     return unpack(np.sum([part.pack() for part in parts], axis=0), q, replicates)
 
@@ -320,8 +319,7 @@ def merge(summaries: Iterable[Summary]) -> Summary:
 def rating_errors(actual: NDArray[np.floating], predicted: NDArray[np.floating]) -> Float64:
     """Squared and absolute error of each predicted rating: float64 (n, 2), to be summarized by user.
 
-    Raises ValueError if the two do not have the same length, or hold a value that is not finite: to leave
-    such a row out would flatter the model.
+    Raises ValueError if the lengths differ or a value is not finite: leaving such a row out would flatter the model.
     """
     if actual.ndim != 1 or actual.shape != predicted.shape:
         raise ValueError(f"actual {actual.shape} and predicted {predicted.shape} do not fit together")
@@ -357,8 +355,8 @@ def _bounds(replicate_means: Float64) -> Float64:
 def poisson_weights(seed: int, replicates: int, user_idx: Int64) -> Float64:
     """Bootstrap weights, float64 (n, replicates): Poisson(1) by hashing (seed, replicate, user_idx).
 
-    So a user has the same weights on every machine and in every partition. The hash is a uniform 64-bit
-    number; the weight is how many steps of the Poisson distribution function lie at or below it.
+    So a user has the same weights on every machine and in every partition. The hash is a uniform 64-bit number; the
+    weight is the number of steps of the Poisson distribution function at or below it.
 
     References
     ----------

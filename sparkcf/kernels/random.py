@@ -1,4 +1,4 @@
-"""Random numbers by counter: a row's draws depend on (seed, row) alone, not on the block that it lies in."""
+"""Counter-based random numbers: a row's draws depend only on (seed, row), not on the block that has the row."""
 
 from __future__ import annotations
 
@@ -11,9 +11,9 @@ from sparkcf.kernels.jit import kernel
 
 
 def normal_rows(seed: int, stream: int, rows: NDArray[np.int64], width: int, sd: float) -> NDArray[np.float32]:
-    """Normal draws, float32 (len(rows), width), mean 0: the same for the same (seed, stream, row, column).
+    """Normal draws with mean 0, float32 (len(rows), width), a function of (seed, stream, row, column).
 
-    `stream` keeps the draws of different things apart. Box-Muller over splitmix64 counters.
+    `stream` separates draws for different purposes. Box-Muller over splitmix64 counters.
     """
     out = np.empty((len(rows), width), np.float32)
     _fill_normal(_key(seed, stream), rows.astype(np.int64), sd, out)
@@ -21,7 +21,7 @@ def normal_rows(seed: int, stream: int, rows: NDArray[np.int64], width: int, sd:
 
 
 def uniform_rows(seed: int, stream: int, rows: NDArray[np.int64]) -> NDArray[np.float64]:
-    """A draw from (0, 1) for every row number, float64 (len(rows),): the same for the same (seed, stream, row)."""
+    """Uniform draws from (0, 1), float64 (len(rows),), a function of (seed, stream, row)."""
     out = np.empty(len(rows))
     _fill_uniform(_key(seed, stream), rows.astype(np.int64), out)
     return out

@@ -10,7 +10,7 @@ T = TypeVar("T")
 
 
 def in_threads(threads: int, work: Callable[[int], T]) -> list[T]:
-    """work(0), …, work(threads - 1), at once. Kernels and BLAS run without the GIL."""
+    """Run work(0), …, work(threads - 1) in parallel; returns their results. Kernels and BLAS run without the GIL."""
     if threads == 1:
         return [work(0)]
     with ThreadPoolExecutor(threads) as pool:

@@ -1,4 +1,4 @@
-"""Exact top-k of scores: of the rows of a matrix, and of the inner products of users with all items."""
+"""Exact top-k: of the rows of a score matrix, and of the inner products of users with all items."""
 
 from __future__ import annotations
 
@@ -14,14 +14,14 @@ Int32 = NDArray[np.int32]
 Int64 = NDArray[np.int64]
 
 SCORE_BYTES = 16 << 20
-GROUPS = 512  # at least so many group maxima, so that the loop over them is long enough for vector instructions
-GROUPS_PER_K = 4  # and so many for each wanted item: about 15 % more candidates than wanted pass the first cut
+GROUPS = 512  # least number of groups, so that loops over the maxima are long enough for vector instructions
+GROUPS_PER_K = 4  # groups for each wanted item: about 15 % more candidates than wanted pass the first cut
 NEG_INF = np.float32(-np.inf)
-NEG_INF_KEY = -0x7F800001  # what _to_keys makes of -inf
+NEG_INF_KEY = -0x7F800001  # the key of -inf, see _to_keys
 
 
 def select_top(scores: Float32, k: int) -> tuple[Int32, Float32]:
-    """Take the k best entries of each row, best first; of equal scores the smaller index comes first.
+    """Select the k best entries of each row, best first; of equal scores the smaller index comes first.
 
     Parameters
     ----------
@@ -33,7 +33,7 @@ def select_top(scores: Float32, k: int) -> tuple[Int32, Float32]:
     Returns
     -------
     indices : int32 array (n, k)
-        Columns of the best entries, padded with -1 where a row has fewer than k.
+        Columns of the best entries, padded with -1 if a row has fewer than k.
     best : float32 array (n, k)
         Their scores, padded with -inf.
 
@@ -44,10 +44,9 @@ def select_top(scores: Float32, k: int) -> tuple[Int32, Float32]:
 
     Notes
     -----
-    A row is dealt into 4 k groups or more; the k-th largest of the groups' maxima is a bound that at least k
-    entries reach. Only those that reach it (about 1.2 k where the order is random) are looked at one by one.
-    Their buffer is bounded: when full it is cut to the best k, which raises the bound, so that many ties cost
-    no more than a cut or two.
+    A row is divided into at least 4 k groups; the k-th largest of the groups' maxima is a bound that at least k entries
+    reach. Only the entries that reach it (about 1.2 k in random order) are compared one by one. Their buffer is
+    bounded: when full, it is cut to the best k, which raises the bound, so that many ties cost only a few cuts.
     """
     _check_k(k)
     _check_float32("scores", scores, 2)
@@ -84,24 +83,24 @@ def rank_block(
     user_vectors : float32 array (n, r)
     item_vectors : float32 array (m, r)
     item_bias : float32 array (m,), optional
-        A bias of the user would not change the order, and is left to the caller.
+        A user's bias would not change the order and is left to the caller.
     eligible : bool array (m,), optional
         Items that may be listed; all, if None.
     seen_indptr : int64 array (n + 1,)
     seen_indices : int32 array (seen_indptr[-1],) or longer
-        Row u of this compressed-sparse matrix holds the items not to be listed for user u, in any order.
+        Row u of this compressed sparse matrix has the items not to be listed for user u, in any order.
     k : int
         Length of the lists, at least 1; may exceed m.
     score_bytes : int
-        Users are scored so many at a time that the buffer of scores keeps below this (but one user at least).
+        Size of the buffer of scores, which limits how many users are scored at a time (at least one).
 
     Returns
     -------
     indices : int32 array (n, k)
         Items, best first, ties by the smaller index, padded with -1.
     scores : float32 array (n, k)
-        Their scores, padded with -inf, never NaN. A user whose vector is not finite gets padding alone; an
-        item whose vector or bias is not finite is not listed.
+        Their scores, padded with -inf, never NaN. A user whose vector is not finite gets padding only; an item whose
+        vector or bias is not finite is not listed.
 
     Raises
     ------
@@ -135,11 +134,11 @@ def rank_scores(
     k: int,
     score_bytes: int = SCORE_BYTES,
 ) -> tuple[Int32, Float32]:
-    """Rank all items for n users by whatever scores there are, such as of a model whose items have a context each.
+    """Rank all items for n users by scores of any kind.
 
     Parameters
     ----------
-    score_block : gives a slice of the users the scores float32 (users, m), in memory that may be written to.
+    score_block : (slice of users) -> scores, float32 (users, m), in memory that may be written to.
     eligible, seen_indptr, seen_indices, k, score_bytes : see `rank_block`.
 
     Returns
@@ -177,7 +176,7 @@ def _rank(
     k: int,
     rows: int,
 ) -> tuple[Int32, Float32]:
-    """Lists of all users, `rows` of them at a time."""
+    """Lists of all users, computed for `rows` users at a time."""
     n = len(scorable)
     indices, best = _padding(n, k)
     for start in range(0, n if m else 0, rows):
@@ -200,7 +199,7 @@ def _padding(n: int, k: int) -> tuple[Int32, Float32]:
 
 
 def _item_offset(item_vectors: Float32, item_bias: Float32 | None, eligible: NDArray[np.bool_] | None) -> Float32:
-    """Offset of each item's score: its bias, or -inf if it may not be listed; empty where all are 0."""
+    """Offset of each item's score: the item's bias, or -inf if it may not be listed; empty if all are 0."""
     m = item_vectors.shape[0]
     listed = np.isfinite(item_vectors).all(axis=1)
     if item_bias is not None:
@@ -229,7 +228,7 @@ def _check_float32(name: str, array: np.ndarray, ndim: int) -> None:
 
 
 def _check_seen(indptr: Int64, indices: Int32, n: int, m: int) -> None:
-    """The kernel writes where these point, so a wrong one must be found here."""
+    """Check indices before the kernel writes to the places they name."""
     if indptr.dtype != np.int64 or indptr.shape != (n + 1,):
         raise ValueError(f"seen_indptr must be int64 ({n + 1},), not {indptr.dtype} {indptr.shape}")
     if indices.dtype != np.int32 or indices.ndim != 1:
@@ -251,7 +250,7 @@ def _select_rows(
     indices: Int32,
     best: Float32,
 ) -> None:
-    """Fill the lists of all rows. Scores are changed only where something is seen or an offset is given."""
+    """Fill the lists of all rows. Scores are overwritten at seen items, and everywhere if there are offsets."""
     n, m = scores.shape
     k = min(indices.shape[1], m)
     maxima = np.empty(min(m, max(GROUPS, GROUPS_PER_K * k)), dtype=np.float32)
@@ -307,7 +306,7 @@ def _group_maxima(row: Float32, offset: Float32, maxima: Float32) -> None:
 
 @kernel()
 def _to_keys(values: Float32) -> Int32:
-    """Integers in the order of the floats, in the same memory; 0.0 and -0.0 become one. No NaN."""
+    """Convert floats in place to integer keys of the same order; 0.0 and -0.0 get the same key. No NaN."""
     for j in range(values.size):
         values[j] = values[j] + np.float32(0)  # -0.0 + 0.0 is 0.0
     keys = values.view(np.int32)
@@ -328,7 +327,7 @@ def _to_value(key: np.int64) -> np.float32:
 
 @kernel()
 def _count_from(keys: Int32, lowest: np.int32) -> np.int32:
-    """How many keys are at least `lowest`; all in 32 bits, so that the loop becomes vector instructions."""
+    """Number of keys that are at least `lowest`; computed in 32 bits, so that the loop is vectorised."""
     n = np.int32(0)
     for j in range(keys.size):
         n += np.int32(keys[j] >= lowest)
@@ -337,7 +336,7 @@ def _count_from(keys: Int32, lowest: np.int32) -> np.int32:
 
 @kernel()
 def _cut(keys: Int32, k: int, slack: int) -> np.int64:
-    """A key that k to k + slack keys reach, found by bisection; with ties there, the k-th largest key."""
+    """A key that k to k + slack keys reach, by bisection; with ties at it, the k-th largest key."""
     low = np.int64(keys[0])
     high = low
     for j in range(keys.size):
@@ -357,19 +356,19 @@ def _cut(keys: Int32, k: int, slack: int) -> np.int64:
 
 @kernel()
 def _below(key: np.int64) -> np.float32:
-    """The float just below that of a key; -inf stays."""
+    """The next smaller float than the key's; -inf for -inf."""
     if key <= NEG_INF_KEY:
         return NEG_INF
-    # The integer below that of 0.0 stands for -0.0, which is no smaller.
+    # The key below that of 0.0 is -0.0, which is not smaller.
     return _to_value(key - 2 if key == 0 else key - 1)
 
 
 @kernel()
 def _keep_best(row: Float32, candidates: Int32, values: Float32, count: int, k: int) -> tuple[int, np.float32]:
-    """Keep k of the candidates, in the order they stand; return k and the least score kept.
+    """Keep the best k candidates in their order; returns k and the least score kept.
 
-    Candidates stand by index, so of those tied at the cut the first ones stay, and a later entry has to
-    exceed it.
+    Candidates are in order of their indices, so of those tied at the cut the first are kept, and a later entry must
+    exceed the cut.
     """
     for c in range(count):
         values[c] = row[candidates[c]]
@@ -392,7 +391,7 @@ def _keep_best(row: Float32, candidates: Int32, values: Float32, count: int, k: 
 def _write_sorted(
     row: Float32, candidates: Int32, values: Float32, packed: Int64, indices: Int32, best: Float32
 ) -> None:
-    """Sort by falling score, then rising index: one integer each, the inverted key above the index."""
+    """Sort by descending score, then ascending index, packed into one integer: the inverted key above the index."""
     for c in range(candidates.size):
         values[c] = row[candidates[c]]
     keys = _to_keys(values)

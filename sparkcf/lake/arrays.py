@@ -1,7 +1,7 @@
-"""Arrays in a folder that describe themselves: NAME.safetensors, and NAME.json with the sha256 of it.
+"""Named arrays in a folder: NAME.safetensors, and the manifest NAME.json with its sha256.
 
-Whatever stands in such a folder is data: nothing in it can run, and nothing is read before its size and header fit what
-is expected.
+The files hold data only: no code is loaded from them, and no array is read before the file's size and header match the
+expected ones.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ LONGEST_HEADER = 1 << 20
 
 
 def write_arrays(folder: Folder, name: str, arrays: Arrays, notes: dict[str, Any]) -> None:
-    """Write the arrays, then what makes them count: the manifest, with `notes` in it."""
+    """Write the arrays, then the manifest with `notes`; without a manifest the arrays do not count."""
     data = save({key: np.ascontiguousarray(array) for key, array in arrays.items()})
     folder.write(f"{name}.safetensors", data)
     manifest = {"sha256": hashlib.sha256(data).hexdigest(), "bytes": len(data), "notes": notes}
@@ -33,18 +33,18 @@ def write_arrays(folder: Folder, name: str, arrays: Arrays, notes: dict[str, Any
 
 
 def read_arrays(folder: Folder, name: str, shapes: Shapes) -> tuple[Arrays, dict[str, Any]]:
-    """The arrays and the notes.
+    """Read the arrays and the manifest's notes.
 
     Parameters
     ----------
-    shapes : the arrays that must be there, and no others.
+    shapes : name and shape of every expected array.
 
     Raises
     ------
     LakeError
-        A file is missing, damaged, no safetensors file or holds other arrays than these.
+        A file is missing, damaged, not a safetensors file, or holds other arrays than `shapes`.
     """
-    where = f"{folder.address}/{name}"
+    path = f"{folder.address}/{name}"
     try:
         manifest = folder.read_json(f"{name}.json")
         _check_header(folder, f"{name}.safetensors", int(manifest["bytes"]), shapes)
@@ -54,7 +54,7 @@ def read_arrays(folder: Folder, name: str, shapes: Shapes) -> tuple[Arrays, dict
         return load(data), dict(manifest["notes"])
     except (OSError, ValueError, KeyError, TypeError, SafetensorError) as error:
         first = (str(error).splitlines() or [type(error).__name__])[0]
-        raise LakeError(f"{where}.safetensors cannot be used: {first}") from None
+        raise LakeError(f"{path}.safetensors cannot be used: {first}") from None
 
 
 def _check_header(folder: Folder, name: str, size: int, shapes: Shapes) -> None:

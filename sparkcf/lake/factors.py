@@ -1,4 +1,4 @@
-"""The vectors of runs: `user_factors`, `item_factors` and whatever tables a model writes beside them."""
+"""Tables of a run's fit: `user_factors`, `item_factors` and the further tables of a model."""
 
 from __future__ import annotations
 
@@ -11,16 +11,16 @@ SIDES = ("user", "item")
 
 
 def of_run(model: str, run_id: str) -> str:
-    """The literal partition predicate of a run; both names are checked by the configuration."""
+    """Partition predicate of a run, as SQL text; the configuration has checked both names."""
     return f"model = '{model}' AND run_id = '{run_id}'"
 
 
 def write_factors(tables: LakeTables, side: str, factors: DataFrame, ids: DataFrame, model: str, run_id: str) -> int:
-    """Write a side's vectors with their external ids; returns their number.
+    """Write a side's factors with their external ids; returns their number.
 
     Parameters
     ----------
-    factors : idx, factor, bias and, where the factor is not the latent vector itself, latent.
+    factors : idx, factor, bias, and latent if the factor is not the latent vector itself.
     ids : the table `users` or `items` at the version that the run was trained on.
     """
     frame = factors.withColumnRenamed("idx", f"{side}_idx")
@@ -30,18 +30,18 @@ def write_factors(tables: LakeTables, side: str, factors: DataFrame, ids: DataFr
 
 
 def write_of_run(tables: LakeTables, name: str, rows: DataFrame, model: str, run_id: str) -> int:
-    """Replace a run's rows in a table that is partitioned by model and run; returns their number."""
+    """Replace a run's rows in a table partitioned by model and run; returns their number."""
     labelled = rows.select("*", F.lit(model).alias("model"), F.lit(run_id).alias("run_id"))
     tables.replace(name, labelled, of_run(model, run_id))
-    return read_of_run(tables, name, model, run_id).count()  # of this run: another's commit may be newer than ours
+    return read_of_run(tables, name, model, run_id).count()  # this run's rows only: another run may have committed
 
 
 def read_of_run(tables: LakeTables, name: str, model: str, run_id: str) -> DataFrame:
-    """A run's rows of such a table."""
+    """Read a run's rows of a table partitioned by model and run."""
     return tables.read(name).where(of_run(model, run_id))
 
 
 def read_factors(tables: LakeTables, side: str, model: str, run_id: str) -> DataFrame:
-    """idx, factor, bias of a run's users or items."""
+    """Read idx, factor, bias of a run's users or items."""
     rows = read_of_run(tables, f"{side}_factors", model, run_id)
     return rows.select(F.col(f"{side}_idx").alias("idx"), "factor", "bias")

@@ -1,4 +1,4 @@
-"""A folder on a disk or an object store, by its address, for files that are not tables."""
+"""A folder on a disk or an object store, for files that are not tables."""
 
 from __future__ import annotations
 
@@ -10,21 +10,21 @@ from pyarrow import fs
 from sparkcf.errors import ConfigError
 from sparkcf.lake.roots import local_folder
 
-SCHEMES = {"s3": "s3", "s3a": "s3", "s3n": "s3", "gs": "gs", "hdfs": "hdfs"}  # ours and Hadoop's names: Arrow's
+SCHEMES = {"s3": "s3", "s3a": "s3", "s3n": "s3", "gs": "gs", "hdfs": "hdfs"}  # Hadoop's schemes: Arrow's
 LONGEST_JSON = 16 << 20
 
 
 class Folder:
-    """Files by their names relative to an address. Failures of the file system are OSErrors.
+    """Reads and writes files by their names relative to an address. Failures of the file system are OSErrors.
 
     Parameters
     ----------
-    address : a path (relative ones and `~` are resolved), or an address that starts with file, s3, gs or hdfs.
+    address : a path (relative paths and `~` are resolved), or an address that starts with file, s3, gs or hdfs.
 
     Raises
     ------
     ConfigError
-        An address that Arrow cannot write.
+        Arrow cannot write to the address.
     """
 
     def __init__(self, address: str) -> None:
@@ -47,13 +47,13 @@ class Folder:
             return bytes(stream.read())
 
     def read_json(self, name: str) -> Any:
-        """Raises ValueError for what is no JSON, or longer than any of ours."""
+        """Read a JSON file. Raises ValueError if it is not JSON or longer than LONGEST_JSON."""
         if self.size(name) > LONGEST_JSON:
             raise ValueError(f"{name} is longer than {LONGEST_JSON} bytes")
         return json.loads(self.read(name))
 
     def write(self, name: str, data: bytes) -> None:
-        """The file is there whole or not at all: written under another name, then renamed."""
+        """Write a file atomically: under a temporary name, then renamed."""
         path = f"{self._path}/{name}"
         self._files.create_dir(path.rpartition("/")[0], recursive=True)
         with self._files.open_output_stream(f"{path}.part") as stream:
@@ -61,15 +61,15 @@ class Folder:
         self._files.move(f"{path}.part", path)
 
     def open(self, name: str) -> Any:
-        """A file to read from any place of, to be closed by the caller."""
+        """Open a file for random access; the caller closes it."""
         return self._files.open_input_file(f"{self._path}/{name}")
 
     def size(self, name: str) -> int:
-        """Bytes; 0 where there is no such file."""
+        """Size of a file in bytes; 0 if it does not exist."""
         return self._files.get_file_info(f"{self._path}/{name}").size or 0
 
     def names(self) -> list[str]:
-        """Names of the entries of the folder; empty where there is no folder."""
+        """Names of the folder's entries, sorted; empty if the folder does not exist."""
         selector = fs.FileSelector(self._path, allow_not_found=True)
         return sorted(info.base_name for info in self._files.get_file_info(selector))
 
@@ -78,7 +78,7 @@ class Folder:
         fs.copy_files(f"{self._path}/{name}", path, self._files, fs.LocalFileSystem())
 
     def delete(self, name: str = "") -> None:
-        """Remove a file, a folder or, without a name, everything; nothing happens where there is none."""
+        """Remove a file or a folder, or everything without a name; a missing one is ignored."""
         path = f"{self._path}/{name}".rstrip("/")
         kind = self._files.get_file_info(path).type
         if kind == fs.FileType.Directory:

@@ -1,7 +1,7 @@
-"""Dense indices: an id gets the next free one when it is first seen, and keeps it for ever.
+"""Dense indices: a new id gets the next free index and keeps it for ever.
 
-The new ids are counted by hash bucket, a bucket's offset is the sum of those before it, and inside a bucket the ids
-stand in order: no id map is collected, and a task that is run again gives the same indices.
+New ids are counted by hash bucket. A bucket's offset is the sum of the counts before it, and ids are ordered within a
+bucket. So no id map is collected, and a repeated task gives the same indices.
 """
 
 from __future__ import annotations
@@ -24,12 +24,12 @@ MOST = 2**31 - 1
 
 
 def register(tables: LakeTables, name: str, rows: DataFrame) -> None:
-    """Merge ids, their first events and attributes into `users` or `items`; known ids keep their index.
+    """Merge ids, their first events and attributes into a table with dense indices; known ids keep their index.
 
     Parameters
     ----------
-    rows : the table's columns without its index, one row an id. `first_seen` only ever gets earlier; an attribute
-        that is null leaves the one in the table.
+    rows : the table's columns without its index, one row per id. `first_seen` only gets earlier; a null attribute
+        keeps the attribute in the table.
     """
     table = TABLES[name]
     (id_column,), idx_column = table.key, table.index
@@ -44,11 +44,11 @@ def register(tables: LakeTables, name: str, rows: DataFrame) -> None:
             if changed.isEmpty():
                 return
             numbered = _numbered(changed, id_column, idx_column, last + 1)
-            # Inside the merge `target` is what its transaction reads: where another writer has numbered ids since
-            # we read the last index, nothing is merged and all is done again.
+            # The merge's transaction reads `target`: if another writer has numbered ids since `last` was read,
+            # nothing is merged and everything is repeated.
             numbered = numbered.crossJoin(target.agg(last_idx)).where(f"last_idx = {last}").drop("last_idx")
             names = ", ".join(table.schema.names)
-            done = merge_changes(
+            merged = merge_changes(
                 tables,
                 name,
                 numbered,
@@ -56,7 +56,7 @@ def register(tables: LakeTables, name: str, rows: DataFrame) -> None:
                 f"WHEN MATCHED THEN UPDATE SET {_updates(table)}",
                 f"WHEN NOT MATCHED THEN INSERT ({names}) VALUES ({', '.join(f's.{c}' for c in table.schema.names)})",
             )
-            if not any(done.values()):
+            if not any(merged.values()):
                 raise ConcurrentChangeError(f"{name} has ids after index {last}")
         finally:
             changed.unpersist()
@@ -65,7 +65,7 @@ def register(tables: LakeTables, name: str, rows: DataFrame) -> None:
 
 
 def _updates(table: Table) -> str:
-    """Assignments for a known id: its attributes and first event, never its index."""
+    """SQL assignments for a known id: its attributes and first event, never its index."""
     changes = [f"{c} = coalesce(s.{c}, t.{c})" for c in table.mutable]
     if table.earliest:
         changes.append(f"{table.earliest} = least(s.{table.earliest}, t.{table.earliest})")
@@ -73,11 +73,11 @@ def _updates(table: Table) -> str:
 
 
 class ConcurrentChangeError(Exception):
-    """Another writer's commit came between our reading and our writing: `retry_conflicts` does both again."""
+    """Another writer committed between our read and our write; `retry_conflicts` repeats both."""
 
 
 def merge_changes(tables: LakeTables, name: str, source: DataFrame, same: str, *clauses: str) -> dict[str, int]:
-    """MERGE `source` (s) into a table (t) and return this merge's own counts: rows inserted, updated and deleted."""
+    """MERGE `source` (s) into a table (t); returns the rows that this merge inserted, updated and deleted."""
     view = f"changes_{uuid.uuid4().hex}"
     source.createOrReplaceTempView(view)
     path = tables.path(name).replace("`", "``")
@@ -90,7 +90,7 @@ def merge_changes(tables: LakeTables, name: str, source: DataFrame, same: str, *
 
 
 def _changed(table: Table, rows: DataFrame, known: DataFrame) -> DataFrame:
-    """Ids that are new (index null) or have an earlier first event or another attribute."""
+    """Ids that are new (index null), or have an earlier first event or a different attribute than in the table."""
     (id_column,), idx_column = table.key, table.index
     old = known.select(F.col(id_column), *(F.col(c).alias(f"old_{c}") for c in known.columns if c != id_column))
     both = rows.join(old, on=id_column, how="left")

@@ -1,4 +1,4 @@
-"""The table of measures: figures of evaluations, and what a fit logged (protocol `fit`)."""
+"""The table `metrics`: figures of evaluations, and the log of a fit (protocol `fit`)."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from sparkcf.lake.tables import LakeTables
 
 
 class Figure(NamedTuple):
-    """A measured value, with its bounds and bootstrap replicates where it has them: columns of `metrics`."""
+    """A measured value with its bounds and bootstrap replicates, if any: columns of `metrics`."""
 
     system: str
     metric: str
@@ -29,14 +29,14 @@ class Figure(NamedTuple):
 def write_figures(
     tables: LakeTables, run_id: str, protocol: str, settings: dict[str, Any], figures: Iterable[Figure]
 ) -> None:
-    """Replace a run's figures of one protocol. `settings` : what decided the test, see `ranking.evaluate`."""
-    told = json.dumps(settings, sort_keys=True)
-    rows = [(run_id, f.system, protocol, *f[1:8], told, f.replicates) for f in figures]
+    """Replace a run's figures of one protocol. `settings` : settings of the test, see `ranking.evaluate`."""
+    settings_json = json.dumps(settings, sort_keys=True)
+    rows = [(run_id, f.system, protocol, *f[1:8], settings_json, f.replicates) for f in figures]
     tables.replace("metrics", _frame(tables, rows), f"run_id = '{run_id}' AND protocol = '{protocol}'")
 
 
 def write_fit_log(tables: LakeTables, run_id: str, logged: Iterable[tuple[str, int | None, float, str | None]]) -> None:
-    """Append what a fit logged: metric, number of the sweep or epoch, value, segment."""
+    """Append the log of a fit: (metric, number of the sweep or epoch, value, segment) rows."""
     rows = [
         (run_id, "model", "fit", metric, k, value, *[None] * 3, segment, None, None)
         for metric, k, value, segment in logged
@@ -45,23 +45,23 @@ def write_fit_log(tables: LakeTables, run_id: str, logged: Iterable[tuple[str, i
 
 
 def read_figures(tables: LakeTables, run_id: str, metric: str, k: int | None) -> dict[str, dict[str, Any]]:
-    """By protocol its `settings`, and `figures`: {(system, segment): Figure} of one measure of a run."""
+    """One measure of a run: {protocol: {"settings": ..., "figures": {(system, segment): Figure}}}."""
     rows = tables.read("metrics").where(F.col("run_id") == run_id).where("protocol <> 'fit'")
     found: dict[str, dict[str, Any]] = {}
     for row in rows.where((F.col("metric") == metric) & F.col("k").eqNullSafe(F.lit(k))).collect():
-        of = found.setdefault(row["protocol"], {"settings": json.loads(row["settings"] or "{}"), "figures": {}})
-        of["figures"][row["system"], row["segment"]] = Figure(*(row[name] for name in Figure._fields))
+        entry = found.setdefault(row["protocol"], {"settings": json.loads(row["settings"] or "{}"), "figures": {}})
+        entry["figures"][row["system"], row["segment"]] = Figure(*(row[name] for name in Figure._fields))
     return found
 
 
 def measured_protocols(tables: LakeTables, run_id: str) -> list[str]:
-    """The protocols of ranked lists for known users (q2, q4) by which a run was measured, in order."""
+    """The protocols among q2 and q4 (ranked lists for known users) by which a run was measured, sorted."""
     rows = tables.read("metrics").where(F.col("run_id") == run_id).where("protocol IN ('q2', 'q4')")
     return sorted(row["protocol"] for row in rows.select("protocol").distinct().collect())
 
 
 def fit_figure(tables: LakeTables, run_id: str, metric: str) -> float | None:
-    """A figure of the fit as a whole, such as the mean that predictions add; None where it was not stored."""
+    """A figure of the whole fit, such as the mean that predictions add; None if it was not stored."""
     of_fit = tables.read("metrics").where(F.col("run_id") == run_id).where("protocol = 'fit' AND k IS NULL")
     row = of_fit.where(F.col("metric") == metric).first()
     return None if row is None else float(row["value"])

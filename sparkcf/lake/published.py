@@ -1,4 +1,4 @@
-"""The table `published`: which run readers see, of every model and day. The newest row of a day wins."""
+"""The table `published`: the run that readers see, by model and day. The newest row of a day wins."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from pyspark.sql import functions as F
 
 from sparkcf.errors import ConflictError
 from sparkcf.lake.frames import one_row
-from sparkcf.lake.runs import who
+from sparkcf.lake.runs import user_name
 from sparkcf.lake.schemas import TABLES
 from sparkcf.lake.tables import LakeTables, retry_conflicts, sql_date
 
@@ -17,16 +17,19 @@ SERVED = ("recommendations", "similar_items", "user_factors", "item_factors", "m
 
 
 def published_run(tables: LakeTables, model: str) -> Row | None:
-    """The row of `published` that readers follow: the newest one of the latest day."""
+    """The row of `published` that readers follow: the newest row of the latest day."""
     rows = tables.read("published").where(F.col("model") == model)
     return rows.orderBy(F.desc("ds"), F.desc("sequence")).first()
 
 
 def append_published(tables: LakeTables, model: str, ds: dt.date, run_id: str, action: str, sequence: int) -> None:
-    """The one commit of publishing. Of two that take the same sequence number, the second gets a ConflictError."""
+    """Append a row to `published`, the only commit of publishing.
+
+    Raises ConflictError if another run took the same sequence number.
+    """
     versions = {name: tables.version(name) for name in SERVED}
     now = dt.datetime.now(dt.UTC).replace(tzinfo=None)
-    values = [(model, ds, sequence, run_id, action, who(), now, versions)]
+    values = [(model, ds, sequence, run_id, action, user_name(), now, versions)]
     row = tables.spark.createDataFrame(values, TABLES["published"].schema)
     same = f"t.model = '{model}' AND t.ds = {sql_date(ds)} AND t.sequence = s.sequence"
 
@@ -51,7 +54,7 @@ def newest_first(tables: LakeTables, model: str) -> list[Row]:
 
 
 def sequence_at(tables: LakeTables, model: str, ds: dt.date, version: int) -> int:
-    """The newest sequence number of the model and day at a version of the table."""
+    """The newest sequence number of a model and day at a version of the table; 0 if there is none."""
     if version < 0:
         return 0
     rows = tables.read("published", version).where((F.col("model") == model) & (F.col("ds") == F.lit(ds)))

@@ -1,7 +1,7 @@
 """Queries of the lake without Spark: published lists, histories, runs and measures.
 
-Delta's log is read by delta-rs, the parquet files by pyarrow. Of a table partitioned by run only that run's
-files are opened, and of these only the row groups are read whose statistics allow the key.
+delta-rs reads Delta's log, pyarrow the parquet files. In a table partitioned by run only that run's files are opened,
+and only the row groups whose statistics allow the key are read.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ TABLE_NAMES = tuple(
     "interactions quarantine users items features user_rows item_rows example_rows user_factors item_factors"
     " feature_factors item_concepts recommendations predictions similar_items runs metrics published".split()
 )
-# The columns that queries need; where a table is not named here, all of them.
+# The columns that queries read; of a table that is not listed here, all columns.
 COLUMNS = {
     "interactions": ("user_id", "item_id", "event", "value", "ts"),
     "users": ("user_id",),
@@ -41,14 +41,14 @@ COLUMNS = {
     "similar_items": ("item_id", "position", "similar_item_id", "score"),
     "published": ("model", "ds", "sequence", "run_id", "action", "published_by", "published_at"),
 }
-DEFAULT_MODEL = "als"  # as in the configuration
+DEFAULT_MODEL = "als"  # the configuration's default
 CURE = "run `make nightly` or jobs/nightly.py first"
 DOCTOR = "run `sparkcf doctor` to see its last good version"
-PLAIN_FEATURES = {"timestampNtz"}  # reader features that leave the parquet files readable as they are
+PLAIN_FEATURES = {"timestampNtz"}  # reader features that do not change the meaning of the parquet files
 Day = str | dt.date | None
 Partition = Mapping[str, str]  # values of partition columns
-Wanted = tuple[str, list[str]]  # a column and the values wanted of it
-SAMPLE = 10_000  # rows among which ids close to an unknown one are looked for
+Wanted = tuple[str, list[str]]  # a column and its wanted values
+SAMPLE = 10_000  # rows that are searched for ids similar to an unknown one
 
 
 @dataclass(frozen=True)
@@ -74,13 +74,13 @@ class PublishedRun:
 class Lake:
     """Read-only view of a lake. Every call sees the newest state of the tables.
 
+    A method that returns a DataFrame has a twin ending in `_rows` that returns an arrow table, without pandas.
+    `frame.attrs` (or the arrow table's metadata) names the run that the rows come from: model, run_id, ds.
+
     Parameters
     ----------
     root : folder, `file:` address or address of an object store (`s3://…`, `abfss://…`).
-    storage_options : credentials and settings of the object store, as delta-rs takes them.
-
-    A method that returns a DataFrame has a twin ending in `_rows` that returns an arrow table: no pandas.
-    The run that answered stands in `frame.attrs` (or the table's metadata): model, run_id, ds.
+    storage_options : credentials and settings of the object store for delta-rs.
     """
 
     def __init__(self, root: str | Path = "./lake", storage_options: dict[str, str] | None = None) -> None:
@@ -97,9 +97,9 @@ class Lake:
         Raises
         ------
         NotFoundError
-            No such user, model or day, or nothing is published yet.
+            The user, model or day does not exist, or nothing is published yet.
         LakeError
-            There is no lake, or a table of it cannot be read.
+            There is no lake, or one of its tables cannot be read.
         """
         return _frame(self.recommend_rows(user_id, k, model, ds))
 
@@ -112,11 +112,11 @@ class Lake:
         return _frame(self.history_rows(user_id, limit))
 
     def runs(self, limit: int = 20, model: str | None = None) -> pd.DataFrame:
-        """The newest runs of all jobs, failed ones too; of one model where it is named."""
+        """The newest runs of all jobs, failed ones included; with `model` only the runs of that model."""
         return _frame(self.run_rows(limit, model))
 
     def metrics(self, run_id: str | None = None, model: str | None = None) -> pd.DataFrame:
-        """The measures of a run, the fit's log last; without `run_id` of the published run (of `model`)."""
+        """The measures of a run, the fit's log last. Default: the published run (of `model`)."""
         return _frame(self.metric_rows(run_id, model))
 
     def published(self, model: str | None = None, ds: Day = None) -> PublishedRun:
@@ -124,8 +124,8 @@ class Lake:
 
         Parameters
         ----------
-        model : by default the only published one, or `als` where there are several, or the first by name.
-        ds : logical date; by default the greatest that is published. Its newest row wins.
+        model : default: `als` if it is published, else the first published model by name.
+        ds : logical date; default: the latest published one. Its newest row wins.
         """
         day = _day(ds)
         rows = self._read("published").to_pylist()
@@ -183,7 +183,7 @@ class Lake:
         if not rows.num_rows:
             raise NotFoundError(self._without_metrics(run_id))
         rows = rows.append_column("fit", pc.is_in(rows["protocol"], value_set=_strings(["fit"])))
-        if "segment" not in rows.column_names:  # a lake in which nothing was measured since there are segments
+        if "segment" not in rows.column_names:  # a lake written before segments were introduced
             rows = rows.append_column("segment", pa.nulls(rows.num_rows, pa.string()))
         rows = rows.append_column("some", pc.is_valid(rows["segment"]))
         rows = rows.sort_by([(name, "ascending") for name in ("fit", "protocol", "some", "system", "metric", "k")])
@@ -191,11 +191,11 @@ class Lake:
         return _answered_by(rows.drop(inner), run)
 
     def address(self, name: str) -> str:
-        """Where a table is, as delta-rs wants it."""
+        """Address of a table, in the form that delta-rs takes."""
         return os.path.join(self.folder, name) if self.folder else f"{self.root.rstrip('/')}/{name}"
 
     def open(self, name: str) -> DeltaTable:
-        """The newest version of a table. Raises LakeError, or NotFoundError where it is not made yet."""
+        """Open the newest version of a table. Raises LakeError, or NotFoundError if the table does not exist yet."""
         what = f"table {name} of lake {self.root}"
         try:
             table = DeltaTable(self.address(name), storage_options=self.storage_options)
@@ -226,10 +226,10 @@ class Lake:
         return pa.schema([(c, declared.field(c).type) for c in wanted])
 
     def files(self, table: DeltaTable, wanted: Wanted | None = None, partition: Partition | None = None) -> list[str]:
-        """Files that may hold such rows, relative to the table. Values travel typed, never as SQL text."""
+        """Files that may hold the wanted rows, relative to the table. Values are passed typed, never as SQL text."""
         filters: list = [(column, "=", value) for column, value in (partition or {}).items()]
         filters += [(wanted[0], "in", wanted[1])] if wanted else []
-        # delta-rs gives the table's root percent-encoded and the rest as the file is named.
+        # delta-rs returns the table's root percent-encoded, and the rest as the file's plain name.
         root = table.table_uri.removeprefix("file://")
         return [uri.removeprefix(root) for uri in table.file_uris(file_pruning_predicate=filters or None)]
 
@@ -244,7 +244,7 @@ class Lake:
 
                 handler = DeltaStorageHandler(self.address(name), self.storage_options)
                 source = PyFileSystem(handler).open_input_file(path)
-            # Spark writes INT96 timestamps, which as nanoseconds would overflow beyond the year 2262.
+            # Spark writes INT96 timestamps, which would overflow as nanoseconds beyond the year 2262.
             with pq.ParquetFile(source, coerce_int96_timestamp_unit="us") as file:
                 yield file
         except (OSError, pa.ArrowException) as error:
@@ -281,9 +281,10 @@ class Lake:
         if not self.files(self.open(name), None, run.partition):
             return NotFoundError(f"{run} has no rows in table {name}: run its recommend step again")
         seen = self._read(f"{kind}s", (f"{kind}_id", [key])).num_rows
-        story = "the lake knows it, the run made no list for it" if seen else f"the lake never saw this {kind}"
+        known, unknown = f"the {kind} is in the lake, but the run made no list for it", f"the lake has no such {kind}"
         hint = self._examples(kind, key, name, run.partition)
-        return NotFoundError(f"{kind} {_quoted(key)} has no {name.replace('_', ' ')} in {run}: {story}{hint}")
+        reason = known if seen else unknown
+        return NotFoundError(f"{kind} {_quoted(key)} has no {name.replace('_', ' ')} in {run}: {reason}{hint}")
 
     def _without_metrics(self, run_id: str) -> str:
         states = {run["run_id"]: run["state"] for run in self.run_rows(limit=2**31).to_pylist()}
@@ -292,7 +293,7 @@ class Lake:
         return f"no run {_quoted(run_id)} in lake {self.root}: the newest runs are {_listed(list(states))}"
 
     def _examples(self, kind: str, key: str, name: str, partition: Partition) -> str:
-        """The end of a message: ids close to the wanted one, and ids that are there."""
+        """End of a message: existing ids similar to the wanted one, and examples of ids."""
         import difflib
 
         sample = list(dict.fromkeys(islice(self._ids(f"{kind}_id", name, partition), SAMPLE)))
@@ -308,7 +309,7 @@ class Lake:
 
 
 def foreign_features(table: DeltaTable) -> str:
-    """The Delta features of a table that change what its parquet files mean; empty where there are none."""
+    """Names of a table's Delta features that change the meaning of its parquet files; empty if there are none."""
     protocol = table.protocol()
     if protocol.min_reader_version >= 3:
         return ", ".join(sorted(set(protocol.reader_features or ()) - PLAIN_FEATURES))
@@ -316,8 +317,8 @@ def foreign_features(table: DeltaTable) -> str:
 
 
 def _matching_rows(file: pq.ParquetFile, schema: pa.Schema, wanted: Wanted | None) -> list[pa.Table]:
-    """A piece for each row group that holds such rows. The key column is read first, the rest on a hit."""
-    here = [name for name in schema.names if name in file.schema_arrow.names]
+    """The wanted rows, a table per row group that has any. The key column is read first, the others on a hit."""
+    present = [name for name in schema.names if name in file.schema_arrow.names]
     pieces = []
     for number in range(file.metadata.num_row_groups):
         mask = None
@@ -329,16 +330,16 @@ def _matching_rows(file: pq.ParquetFile, schema: pa.Schema, wanted: Wanted | Non
             mask = pc.is_in(keys, value_set=_strings(values))
             if not pc.any(mask).as_py():
                 continue
-        rows = file.read_row_group(number, columns=here)
+        rows = file.read_row_group(number, columns=present)
         rows = rows if mask is None else rows.filter(mask)
-        nulls = pa.nulls(rows.num_rows)  # of a column that an older file lacks
-        columns = [(rows[f.name] if f.name in here else nulls).cast(f.type) for f in schema]
+        nulls = pa.nulls(rows.num_rows)  # for a column that an older file lacks
+        columns = [(rows[f.name] if f.name in present else nulls).cast(f.type) for f in schema]
         pieces.append(pa.table(columns, schema=schema))
     return pieces
 
 
 def _may_hold(group: pq.RowGroupMetaData, column: str, values: list[str]) -> bool:
-    """Whether a row group's statistics allow one of the values. They can be absent, never too narrow."""
+    """Whether a row group's statistics allow one of the values; without statistics every value is allowed."""
     chunks = (group.column(i) for i in range(group.num_columns))
     stats = next((c.statistics for c in chunks if c.path_in_schema == column), None)
     if stats is None or not stats.has_min_max:
@@ -350,7 +351,7 @@ def _may_hold(group: pq.RowGroupMetaData, column: str, values: list[str]) -> boo
 
 
 def _strings(values: list[str]) -> pa.Array:
-    """An arrow array of text. Here `pa.array` would import pandas, a quarter of the time of a query."""
+    """An arrow array of text. `pa.array` would import pandas, which takes a quarter of a query's time."""
     data = [value.encode() for value in values]
     offsets = np.cumsum([0, *map(len, data)], dtype=np.int32)
     return pa.StringArray.from_buffers(len(data), pa.py_buffer(offsets), pa.py_buffer(b"".join(data)))

@@ -1,7 +1,7 @@
-"""The lake's root: a folder or an address, and whether it can be written. No Spark, no delta-rs.
+"""The lake's root, a folder or an address: resolve it and check that it can be written. No Spark, no delta-rs.
 
-A local folder is written as a path, taken as it stands, or as a `file:` address, which may be percent-encoded. Both
-name the same folder for Spark, for delta-rs and for pyarrow.
+A local folder is given as a plain path or as a `file:` address, which may be percent-encoded. Both name the same
+folder for Spark, delta-rs and pyarrow.
 """
 
 from __future__ import annotations
@@ -14,13 +14,13 @@ from urllib.parse import unquote
 
 from sparkcf.errors import LakeError
 
-UNREADABLE = r"%[0-9A-Fa-f]{2}|[\\`]"  # delta-rs decodes the first two, Delta does not quote the last
+UNREADABLE = r"%[0-9A-Fa-f]{2}|[\\`]"  # delta-rs decodes the first two; Delta does not quote the last
 
 
 def resolve_root(root: str) -> str:
-    """The address that Hadoop takes: of a local folder `file:` and its absolute path, not encoded.
+    """The root as an address for Hadoop; a local folder becomes `file:` and its absolute path, not encoded.
 
-    Resolving an address again gives the same address. Raises LakeError as `check_name`.
+    Resolving a resolved address does not change it. Raises LakeError as `check_name`.
     """
     check_name(root)
     folder = local_folder(root)
@@ -28,14 +28,14 @@ def resolve_root(root: str) -> str:
 
 
 def check_name(root: str) -> None:
-    """Raise LakeError for a local folder whose name not every reader of Delta can handle."""
+    """Raise LakeError for a local folder whose name some Delta readers cannot handle."""
     if found := re.search(UNREADABLE, local_folder(root) or ""):
         kind = "%XX" if found[0].startswith("%") else found[0]
         raise LakeError(f"lake {root}: rename the folder: Delta's readers cannot read a path with {kind}")
 
 
 def check_writable(root: str) -> None:
-    """Raise LakeError unless a local root can be made, written and read again; costs no Spark."""
+    """Raise LakeError unless a local root can be created and written; needs no Spark."""
     check_name(root)
     folder = local_folder(root)
     if folder is None:
@@ -47,7 +47,7 @@ def check_writable(root: str) -> None:
         raise LakeError(f"lake.root={root}: {existing} is not a folder: choose another root")
     if not os.access(existing, os.W_OK | os.X_OK):
         raise LakeError(f"lake.root={root}: {existing} is not writable: change its rights or choose another root")
-    try:  # root may do anything by its rights, and still not here
+    try:  # os.access allows everything to the user root, also on a read-only disk
         os.rmdir(tempfile.mkdtemp(prefix=".sparkcf-", dir=existing))
     except OSError as error:
         reason = error.strerror or str(error)

@@ -1,4 +1,4 @@
-"""The history of runs: one row each in `runs`, from its start to what became of it."""
+"""The table `runs`: one row per run, from its start to its end."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ FITS = ("train", "fold_in")  # jobs whose runs have factors
 
 @dataclass
 class Run:
-    """A run in progress: `update` writes its row."""
+    """A run and its row in `runs`; `update` writes the row."""
 
     tables: LakeTables
     row: dict[str, Any]
@@ -40,25 +40,25 @@ class Run:
         return str(self.row["state"])
 
     def fitted_with(self, config: Config) -> Config:
-        """The configuration with everything that shaped the run's fit taken from the run itself.
+        """The configuration with all settings that shape a fit replaced by the run's own.
 
-        So `evaluate` and `recommend` cannot be asked about another model than the one that was trained.
+        So `evaluate` and `recommend` always use the model that was trained.
 
-        Raises LakeError where this version of the code does not know the run's parameters.
+        Raises LakeError if this version of the code does not accept the run's parameters.
         """
         try:
             own = config.with_shaping(json.loads(self.row["config"]))
         except ConfigError as error:
             raise LakeError(
-                f"run {self.run_id} was trained with parameters that this version does not take: {error}; train again"
+                f"run {self.run_id} was trained with parameters that this version does not accept: {error}; train again"
             ) from None
         before, after = config.shaping(), own.shaping()
         if changed := [name for name, value in after.items() if value != before[name]]:
-            say(f"  note: {', '.join(changed)} as run {self.run_id} was trained with")
+            say(f"  note: using {', '.join(changed)} of run {self.run_id} instead of the configured values")
         return own
 
     def update(self, state: str, reason: str | None = None, counts: dict[str, int] | None = None) -> None:
-        """Write the run's new state; counts are added to those it has."""
+        """Write the run's new state; `counts` are added to the run's counts."""
         self.counts.update({name: int(n) for name, n in (counts or {}).items()})
         self.row |= {"state": state, "reason": reason, "updated_at": _now(), "counts": self.counts}
         new = {name: F.lit(self.row[name]) for name in ("state", "reason", "updated_at")}
@@ -67,7 +67,7 @@ class Run:
 
 
 def start_run(tables: LakeTables, job: str, config: Config, inputs: Mapping[str, int]) -> Run:
-    """A new run with its row written. `inputs`: the version of every table that it reads."""
+    """Start a run and write its row. `inputs`: the version of every table that the run reads."""
     model = None if job == "clean" else config.model
     row = {
         "run_id": new_run_id(model or job, config.ds),
@@ -92,7 +92,7 @@ def start_run(tables: LakeTables, job: str, config: Config, inputs: Mapping[str,
 
 @contextmanager
 def recorded_run(tables: LakeTables, job: str, config: Config, inputs: Mapping[str, int]) -> Iterator[Run]:
-    """A new run; whatever is raised inside is written into its row, and raised again."""
+    """Start a run; an exception in the block is written into the run's row and raised again."""
     run = start_run(tables, job, config, inputs)
     with failures_recorded(run):
         yield run
@@ -112,9 +112,9 @@ def new_run_id(name: str, ds: dt.date) -> str:
 
 
 def find_run(tables: LakeTables, config: Config, states: tuple[str, ...]) -> Run:
-    """The run that the configuration names, or the newest one of the model and day in one of the states.
+    """The run named by `run_id`, or the newest run of the model and day; it must be in one of the states.
 
-    Raises NotFoundError where there is none.
+    Raises NotFoundError if there is none.
     """
     runs = tables.read("runs").where(F.col("job").isin(*FITS) & (F.col("model") == config.model))
     if config.run_id:
@@ -124,11 +124,11 @@ def find_run(tables: LakeTables, config: Config, states: tuple[str, ...]) -> Run
             raise NotFoundError(f"no run {config.run_id!r} of model {config.model}: the newest are {newest}")
         if found[0]["state"] not in states:
             raise NotFoundError(
-                f"run {config.run_id} is {found[0]['state']}: needed is one that is {' or '.join(states)}"
+                f"run {config.run_id} is {found[0]['state']}: a run that is {' or '.join(states)} is needed"
             )
     else:
-        here = runs.where(f"ds = {sql_date(config.ds)}").where(F.col("state").isin(*states))
-        found = here.orderBy(F.desc("started_at"), F.desc("run_id")).limit(1).collect()
+        of_day = runs.where(f"ds = {sql_date(config.ds)}").where(F.col("state").isin(*states))
+        found = of_day.orderBy(F.desc("started_at"), F.desc("run_id")).limit(1).collect()
         if not found:
             raise NotFoundError(
                 f"no run of model {config.model} for {config.ds} that is {' or '.join(states)}: run jobs/train.py first"
@@ -137,7 +137,7 @@ def find_run(tables: LakeTables, config: Config, states: tuple[str, ...]) -> Run
     return Run(tables, row, dict(row["counts"] or {}))
 
 
-def who() -> str:
+def user_name() -> str:
     return os.environ.get("USER") or os.environ.get("LOGNAME") or "unknown"
 
 

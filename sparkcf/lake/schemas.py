@@ -1,6 +1,6 @@
-"""Every table of the lake: its columns with a comment each, its key, partitions and constraints.
+"""Schema of every table of the lake: columns with their comments, key, partitions and constraints.
 
-The one place where a table's shape is written. Writers select exactly these columns, in this order.
+Table schemas are defined only here. Writers select exactly these columns, in this order.
 """
 
 from __future__ import annotations
@@ -32,9 +32,10 @@ VECTOR = ArrayType(FloatType())
 class Table:
     """One Delta table.
 
-    key : the columns that a row is known by. index : of a table that gives ids dense indices, the index's column.
-    earliest : the column of which a known id keeps the smallest value. mutable : the columns that a known id may
-    change.
+    key : columns that identify a row.
+    index : column of the dense index, in a table that gives ids dense indices.
+    earliest : column of which a known id keeps the smallest value.
+    mutable : columns that may change for a known id.
     """
 
     name: str
@@ -52,7 +53,7 @@ def column(name: str, dtype: DataType, comment: str, nullable: bool = False) -> 
     return StructField(name, dtype, nullable, {"comment": comment})
 
 
-CLAIM = StructType(  # what a load brought of an event that a later day's load corrected
+CLAIM = StructType(  # an event's state in an earlier day's load, which a later day's load corrected
     [
         StructField("ds", DateType()),
         StructField("value", DOUBLE),
@@ -70,11 +71,11 @@ INTERACTIONS = Table(
             column("item_id", STRING, "external id of the item"),
             column("event", STRING, "kind of the event"),
             column("value", DOUBLE, "its value, such as a rating; 1 where the input has none"),
-            column("ts", TimestampType(), "when it happened"),
-            column("context", MapType(STRING, STRING), "what more the input says of the moment", nullable=True),
-            column("source", STRING, "file it was read from"),
-            column("ds", DateType(), "logical date of the load that brought it"),
-            column("replaced", ArrayType(CLAIM), "what earlier days brought of it, oldest first", nullable=True),
+            column("ts", TimestampType(), "time of the event"),
+            column("context", MapType(STRING, STRING), "texts of the configured context columns", nullable=True),
+            column("source", STRING, "input file"),
+            column("ds", DateType(), "logical date of the load that the row comes from"),
+            column("replaced", ArrayType(CLAIM), "states from loads of earlier days, oldest first", nullable=True),
         ]
     ),
     key=("user_id", "item_id", "event", "ts"),
@@ -88,10 +89,10 @@ QUARANTINE = Table(
     StructType(
         [
             column("ds", DateType(), "logical date of the load"),
-            column("reason", STRING, "why, one of a closed list"),
-            column("raw", STRING, "the row as it was read; bytes that are no UTF-8 are replaced", nullable=True),
-            column("raw_bytes", BinaryType(), "the row's bytes, where the text has replacements", nullable=True),
-            column("source", STRING, "file it was read from"),
+            column("reason", STRING, "reason of the rejection, from a closed list"),
+            column("raw", STRING, "the row as read; invalid UTF-8 is replaced", nullable=True),
+            column("raw_bytes", BinaryType(), "bytes of the row, if the text has replacements", nullable=True),
+            column("source", STRING, "input file"),
         ]
     ),
     partition_by=("ds",),
@@ -103,7 +104,7 @@ USERS = Table(
     StructType(
         [
             column("user_id", STRING, "external id"),
-            column("user_idx", INT, "dense index, given once and for ever"),
+            column("user_idx", INT, "dense index, never changed"),
             column("first_seen", TimestampType(), "earliest event; null: none yet", nullable=True),
             column("attributes", MapType(STRING, STRING), "attributes that are texts, by name", nullable=True),
             column("numbers", MapType(STRING, DOUBLE), "numeric attributes by name", nullable=True),
@@ -121,10 +122,10 @@ ITEMS = Table(
     StructType(
         [
             column("item_id", STRING, "external id"),
-            column("item_idx", INT, "dense index, given once and for ever"),
+            column("item_idx", INT, "dense index, never changed"),
             column("first_seen", TimestampType(), "earliest event; null: none yet", nullable=True),
-            column("title", STRING, "title, as it came", nullable=True),
-            column("categories", ArrayType(STRING), "categories, as they came", nullable=True),
+            column("title", STRING, "title, as in the input", nullable=True),
+            column("categories", ArrayType(STRING), "categories, as in the input", nullable=True),
             column("attributes", MapType(STRING, STRING), "attributes that are texts, by name", nullable=True),
             column("numbers", MapType(STRING, DOUBLE), "numeric attributes by name", nullable=True),
         ]
@@ -138,12 +139,12 @@ ITEMS = Table(
 
 FEATURES = Table(
     "features",
-    "the numbers of texts that are features of a factorization machine",
+    "texts that are features of a factorization machine, with their numbers",
     StructType(
         [
             column("feature", STRING, "field=value"),
-            column("feature_idx", INT, "dense index over all fields, given once and for ever"),
-            column("field", STRING, "what has the value: categories, users.NAME, items.NAME or interactions.NAME"),
+            column("feature_idx", INT, "dense index over all fields, never changed"),
+            column("field", STRING, "column of the text: categories, users.NAME, items.NAME or interactions.NAME"),
             column("value", STRING, "the text"),
         ]
     ),
@@ -156,7 +157,7 @@ FEATURES = Table(
 def _rows(side: str, other: str) -> Table:
     return Table(
         f"{side}_rows",
-        f"one {side}'s interactions packed into a row, as training takes them; every file is one row group",
+        f"one {side}'s interactions packed into a row, for training; every file is one row group",
         StructType(
             [
                 column(f"{side}_idx", INT, f"dense index of the {side}"),
@@ -164,7 +165,7 @@ def _rows(side: str, other: str) -> Table:
                 column("values", BinaryType(), "their values, float32 little-endian"),
                 column("count", INT, f"{other}s in the row"),
                 column("split", STRING, "train or validation"),
-                column("snapshot", STRING, "what the rows are made of: logical date, table version, parameters"),
+                column("snapshot", STRING, "name from logical date, table versions and parameters"),
             ]
         ),
         key=("snapshot", f"{side}_idx"),
@@ -177,7 +178,7 @@ ITEM_ROWS = _rows("item", "user")
 
 EXAMPLE_ROWS = Table(
     "example_rows",
-    "a pair's target and features packed into a row, as gradient descent takes them; every file is one row group",
+    "a pair's target and features packed into a row, for gradient descent; every file is one row group",
     StructType(
         [
             column("user_idx", INT, "dense index of the user"),
@@ -185,7 +186,7 @@ EXAMPLE_ROWS = Table(
             column("values", BinaryType(), "the target and the features' values, float32 little-endian"),
             column("count", INT, "entries in the row"),
             column("split", STRING, "train"),
-            column("snapshot", STRING, "what the rows are made of: logical date, table version, parameters"),
+            column("snapshot", STRING, "name from logical date, table versions and parameters"),
         ]
     ),
     partition_by=("snapshot", "split"),
@@ -202,9 +203,9 @@ def _factors(side: str) -> Table:
                 column(f"{side}_id", STRING, f"external id of the {side}"),
                 column("factor", VECTOR, "vector, float32 (rank,)"),
                 column("bias", FloatType(), "added to the inner product"),
-                column("latent", VECTOR, "mean of the latent vector, where the factor is another", nullable=True),
+                column("latent", VECTOR, "mean of the latent vector, if the factor is not that", nullable=True),
                 column("model", STRING, "model's name"),
-                column("run_id", STRING, "run that made it"),
+                column("run_id", STRING, "run that wrote the row"),
             ]
         ),
         key=("run_id", f"{side}_idx"),
@@ -217,16 +218,16 @@ ITEM_FACTORS = _factors("item")
 
 FEATURE_FACTORS = Table(
     "feature_factors",
-    "every feature's parameters of a factorization machine's run, the mean over its samples",
+    "parameters of every feature of a factorization machine's run, averaged over the samples",
     StructType(
         [
             column("field", STRING, "name of the field"),
-            column("feature_idx", INT, "user_idx, item_idx, or the place among the field's values"),
+            column("feature_idx", INT, "user_idx, item_idx, or the feature's number in its field"),
             column("factor", VECTOR, "v, float32 (rank,)"),
             column("bias", FloatType(), "w"),
-            column("samples", VECTOR, "[v, w] of every sample, where predicting needs them", nullable=True),
+            column("samples", VECTOR, "[v, w] of every sample, if predictions need them", nullable=True),
             column("model", STRING, "model's name"),
-            column("run_id", STRING, "run that made it"),
+            column("run_id", STRING, "run that wrote the row"),
         ]
     ),
     key=("run_id", "field", "feature_idx"),
@@ -262,7 +263,7 @@ RECOMMENDATIONS = Table(
             column("score", FloatType(), "comparable only inside one list"),
             column("reason", STRING, "model, its concept where topk.concepts asks for it, or fallback (popularity)"),
             column("model", STRING, "model's name"),
-            column("run_id", STRING, "run that made it"),
+            column("run_id", STRING, "run that wrote the row"),
         ]
     ),
     key=("run_id", "user_id", "position"),
@@ -271,20 +272,20 @@ RECOMMENDATIONS = Table(
 
 PREDICTIONS = Table(
     "predictions",
-    "predicted values (or probabilities) of the pairs that were asked for",
+    "predicted values (or probabilities) of the pairs in `predict.path`",
     StructType(
         [
             column("ds", DateType(), "logical date"),
-            column("user_id", STRING, "external id of the user, as it was asked for"),
-            column("item_id", STRING, "external id of the item, as it was asked for"),
+            column("user_id", STRING, "external id of the user"),
+            column("item_id", STRING, "external id of the item"),
             column("value", DOUBLE, "predicted value; classification: probability"),
             column("sd", DOUBLE, "standard deviation over the samples; null: the model has none", nullable=True),
-            column("ts", TimestampType(), "the moment that was asked for", nullable=True),
-            column("context", MapType(STRING, STRING), "what more was said of the moment", nullable=True),
+            column("ts", TimestampType(), "time of the requested pair", nullable=True),
+            column("context", MapType(STRING, STRING), "context of the requested pair", nullable=True),
             column("known_user", BooleanType(), "whether the run has a vector of the user"),
             column("known_item", BooleanType(), "whether the run has a vector of the item"),
             column("model", STRING, "model's name"),
-            column("run_id", STRING, "run that predicted"),
+            column("run_id", STRING, "run that wrote the row"),
         ]
     ),
     key=("run_id", "user_id", "item_id", "ts", "context"),
@@ -302,7 +303,7 @@ SIMILAR_ITEMS = Table(
             column("similar_item_id", STRING, "external id of the neighbour"),
             column("score", FloatType(), "cosine, -1 to 1"),
             column("model", STRING, "model's name"),
-            column("run_id", STRING, "run that made it"),
+            column("run_id", STRING, "run that wrote the row"),
         ]
     ),
     key=("run_id", "item_id", "position"),
@@ -311,24 +312,24 @@ SIMILAR_ITEMS = Table(
 
 RUNS = Table(
     "runs",
-    "every run of every job, failed ones too",
+    "every run of every job, failed ones included",
     StructType(
         [
-            column("run_id", STRING, "one fit, or one load"),
-            column("job", STRING, "what made the run: clean, prepare, train or fold_in"),
+            column("run_id", STRING, "id of the run: one fit, or one load"),
+            column("job", STRING, "job of the run: clean, prepare, train or fold_in"),
             column("model", STRING, "model's name", nullable=True),
             column("ds", DateType(), "logical date"),
             column(
                 "state",
                 STRING,
-                "running, refused, failed, or what was done last: trained, …",
+                "running, refused, failed, or the last step that was done: trained, …",
             ),
-            column("reason", STRING, "why it was refused or failed", nullable=True),
+            column("reason", STRING, "why the run was refused or failed", nullable=True),
             column("config", STRING, "resolved configuration, JSON"),
             column("code_version", STRING, "version of sparkcf"),
             column("inputs", MapType(STRING, LONG), "versions of the tables read"),
             column("seed", LONG, "seed of every random draw"),
-            column("started_at", TimestampType(), "begin of the run"),
+            column("started_at", TimestampType(), "start of the run"),
             column("updated_at", TimestampType(), "last change of this row"),
             column("counts", MapType(STRING, LONG), "rows in and out, by name"),
         ]
@@ -341,7 +342,7 @@ METRICS = Table(
     "measures of runs",
     StructType(
         [
-            column("run_id", STRING, "run measured"),
+            column("run_id", STRING, "measured run"),
             column("system", STRING, "model, or popularity: the baseline on the same data"),
             column("protocol", STRING, "q1 to q4; fit: logged while training"),
             column("metric", STRING, "measure's name"),
@@ -353,10 +354,10 @@ METRICS = Table(
             column(
                 "segment",
                 STRING,
-                "of what; null: all; warm: users with a vector; dimension N, concept N",
+                "part measured; null: all; warm: users with a vector; dimension N; concept N",
                 nullable=True,
             ),
-            column("settings", STRING, "what decided the test, JSON: figures compare where it is alike", nullable=True),
+            column("settings", STRING, "settings of the test, JSON; only equal ones are comparable", nullable=True),
             column("replicates", ArrayType(DOUBLE), "the value in every bootstrap replicate", nullable=True),
         ]
     ),
@@ -365,7 +366,7 @@ METRICS = Table(
 
 PUBLISHED = Table(
     "published",
-    "which run readers see; the newest row of a model and day wins",
+    "the run that readers see; the newest row of a model and day wins",
     StructType(
         [
             column("model", STRING, "model's name"),
@@ -373,8 +374,8 @@ PUBLISHED = Table(
             column("sequence", LONG, "1, 2, … for one model and day"),
             column("run_id", STRING, "run that readers see"),
             column("action", STRING, "publish or rollback"),
-            column("published_by", STRING, "who"),
-            column("published_at", TimestampType(), "when"),
+            column("published_by", STRING, "user who published"),
+            column("published_at", TimestampType(), "time of publishing"),
             column("versions", MapType(STRING, LONG), "table versions that hold the run's rows"),
         ]
     ),

@@ -1,4 +1,4 @@
-"""The lake: the only place where tables are created, read and written with Spark."""
+"""The lake's tables: the only module that creates, reads and writes them with Spark."""
 
 from __future__ import annotations
 
@@ -24,8 +24,8 @@ PROPERTIES = {  # readable by every Delta client
     "delta.logRetentionDuration": "interval 90 days",
 }
 CONFLICTS = ("Concurrent", "ProtocolChanged", "MetadataChanged")
-UNFINISHED = "DELTA_TABLE_NOT_FOUND"  # what Delta says of a log folder without a commit
-ABANDONED_AFTER = 60  # seconds; a table is created in one
+UNFINISHED = "DELTA_TABLE_NOT_FOUND"  # Delta's error for a log folder without a commit
+ABANDONED_AFTER = 60  # seconds; creating a table takes about one
 T = TypeVar("T")
 
 
@@ -34,7 +34,6 @@ class LakeTables:
 
     Parameters
     ----------
-    spark : the session.
     root : folder or address; see `resolve_root`.
     """
 
@@ -46,13 +45,13 @@ class LakeTables:
         return f"{self.root}/{TABLES[name].name}"
 
     def exists(self, name: str) -> bool:
-        """Whether the table's log holds a commit. A log folder alone is a table that is being created, or was."""
+        """Whether the table's log has a commit. A log folder without one is left by an unfinished creation."""
         return _committed(*self._log(name))
 
     def create(self, name: str) -> DeltaTable:
-        """The table; where it does not exist, made empty with comments and constraints in one commit.
+        """The table, created empty if it does not exist: with comments and constraints, in one commit.
 
-        Nullable columns that an older version of the table lacks are added.
+        Adds nullable columns that an older version of the table lacks.
         """
 
         def execute() -> None:
@@ -62,8 +61,8 @@ class LakeTables:
         if not self.exists(name):
             retry_conflicts(f"create table {name} in {self.root}", execute)
         table = self._table(name)
-        there = table.toDF().columns
-        missing = [f for f in TABLES[name].schema if f.nullable and f.name not in there]
+        present = table.toDF().columns
+        missing = [f for f in TABLES[name].schema if f.nullable and f.name not in present]
         if not missing:
             return table
         added = ", ".join(f"{f.name} {f.dataType.simpleString()} COMMENT '{f.metadata['comment']}'" for f in missing)
@@ -72,7 +71,7 @@ class LakeTables:
         return self._table(name)
 
     def _log(self, name: str) -> tuple[JavaObject, JavaObject]:
-        """Hadoop's file system of the table, and the path of its log."""
+        """Hadoop's file system of the table, and the path of the table's log."""
         jvm: Any = self.spark._jvm
         folder = jvm.org.apache.hadoop.fs.Path(self.path(name), "_delta_log")
         return folder.getFileSystem(self.spark._jsparkSession.sessionState().newHadoopConf()), folder
@@ -89,7 +88,7 @@ class LakeTables:
         return builder
 
     def read(self, name: str, version: int | None = None) -> DataFrame:
-        """The table's rows at a version; an empty frame of its schema where it does not exist yet."""
+        """Read the table at a version; an empty frame of its schema if the table does not exist yet."""
         if not self.exists(name):
             return self.spark.createDataFrame([], TABLES[name].schema)
         reader = self.spark.read.format("delta")
@@ -98,23 +97,23 @@ class LakeTables:
         return _explained(f"read table {name} version {version}", lambda: reader.load(self.path(name)))
 
     def live_files(self, name: str, partition: dict[str, str], version: int) -> list[str]:
-        """Addresses, percent-encoded, of the files that hold a partition's rows in a version.
+        """Percent-encoded addresses of the files that hold a partition's rows in a version.
 
-        A folder may hold dead files and files never committed; these are neither.
+        Deleted or uncommitted files, which the folder may also hold, are not listed.
         """
         wanted = "/" + "/".join(f"{column}={value}" for column, value in partition.items()) + "/"
         files = _explained(f"list the files of {name}", lambda: self.read(name, version).inputFiles())
-        # Delta gives Hadoop's paths as they stand.
+        # Delta returns Hadoop's paths, which are not encoded.
         return sorted(quote(file, safe=":/=") for file in files if wanted in file)
 
     def version(self, name: str) -> int:
-        """The table's newest version; -1 where it does not exist."""
+        """The table's newest version; -1 if the table does not exist."""
         if not self.exists(name):
             return -1
         jvm: Any = self.spark._jvm
 
         def newest() -> int:
-            # Of the log itself: the table's history, which says it too, is a Spark job.
+            # Read from the log: the table's history would need a Spark job.
             log = jvm.org.apache.spark.sql.delta.DeltaLog.forTable(self.spark._jsparkSession, self.path(name))
             none = jvm.scala.Option.empty()
             return int(log.update(False, none, none).version())
@@ -127,7 +126,7 @@ class LakeTables:
         _explained(f"append to {name}", lambda: selected.write.format("delta").mode("append").save(self.path(name)))
 
     def replace(self, name: str, rows: DataFrame, where: str) -> None:
-        """Replace exactly the rows that match `where` (literal partition predicates), in one commit."""
+        """Replace the rows that match `where` (literal partition predicates), in one commit."""
         self.create(name)
         writer = _select(TABLES[name], rows).write.format("delta").mode("overwrite").option("replaceWhere", where)
         retry_conflicts(f"replace {where} in {name}", lambda: writer.save(self.path(name)))
@@ -147,7 +146,7 @@ def sql_date(day: dt.date) -> str:
 
 
 def retry_conflicts(what: str, write: Callable[[], T]) -> T:
-    """Run a write again where another writer's commit came between; after some attempts a ConflictError."""
+    """Run a write, and repeat it if another writer's commit interferes. Raises ConflictError after ATTEMPTS."""
     for attempt in range(ATTEMPTS):
         try:
             return write()
@@ -171,15 +170,15 @@ def is_conflict(error: BaseException) -> bool:
 
 
 def _committed(files: JavaObject, log: JavaObject) -> bool:
-    # A list and not a glob, to which brackets in the lake's own path would mean something.
+    # A listing, not a glob: a glob would interpret brackets in the lake's path.
     return files.exists(log) and any(part.getPath().getName()[:1].isdigit() for part in files.listStatus(log))
 
 
 def _clear_abandoned(files: JavaObject, log: JavaObject) -> None:
     """Remove a log folder whose writer was killed before the table's first commit.
 
-    Delta would refuse to create the table for ever. Only what was listed is removed and folders only
-    when empty, so a commit that comes in between stays.
+    With that folder Delta would refuse to create the table. Only the listed files are removed, and the folder only if
+    it is empty then, so that a commit in between survives.
     """
     if not files.exists(log):
         return
@@ -195,7 +194,9 @@ def _clear_abandoned(files: JavaObject, log: JavaObject) -> None:
 def _select(table: Table, rows: DataFrame) -> DataFrame:
     missing = [c for c in table.schema.names if c not in rows.columns]
     if missing:
-        raise LakeError(f"table {table.name} wants columns {table.schema.names}, got {rows.columns}: lacks {missing}")
+        raise LakeError(
+            f"table {table.name} needs columns {table.schema.names}, found {rows.columns}: missing are {missing}"
+        )
     return rows.select(*(rows[f.name].cast(f.dataType).alias(f.name) for f in table.schema.fields))
 
 

@@ -1,4 +1,4 @@
-"""The weights of published and other runs, for models that need more than factors to fold users in.
+"""Arrays of runs (weights), for models that need more than factors to score or to fold users in.
 
 _models/RUN_ID/weights.safetensors, weights.json      under the lake's root
 """
@@ -13,7 +13,7 @@ NAME = "weights"
 
 
 def write_state(root: str, run_id: str, state: Arrays) -> None:
-    """Write a run's weights. Raises LakeError where the lake's files cannot be written but by Spark."""
+    """Write a run's weights. Raises LakeError if the lake's folder cannot be written without Spark."""
     try:
         write_arrays(Folder(_address(root, run_id)), NAME, state, {"run_id": run_id})
     except OSError as error:
@@ -22,7 +22,7 @@ def write_state(root: str, run_id: str, state: Arrays) -> None:
 
 
 def read_state(root: str, run_id: str, shapes: Shapes) -> Arrays:
-    """A run's weights. Raises LakeError for what is missing, damaged or of other shapes."""
+    """Read a run's weights. Raises LakeError if they are missing, damaged or of other shapes."""
     return read_arrays(Folder(_address(root, run_id)), NAME, shapes)[0]
 
 

@@ -4,13 +4,13 @@ Steck (2019), "Embarrassingly shallow autoencoders for sparse data", WWW, eq. 8:
 
     min_B |X - X B|^2 + lambda |B|^2, diag B = 0        B_ij = -P_ij / P_jj,  P = (X^T X + lambda I)^-1
 
-A user's scores are x B, with x their row of positives. Two settings extend it, and are EASE at zero:
+A user's scores are x B, with x the user's row of positives. Two settings extend EASE; at 0 they have no effect:
 
     user_exponent b, item_exponent a     G = X^T D_u^-b X and B_ij n_i^a n_j^-a, with n the counts of users and items
     denoising p                          lambda + p / (1 - p) n_i on the diagonal: Steck (2020), "Autoencoders that
                                          don't overfit towards the identity", NeurIPS, eq. 7
 
-    pairs ──a copy of the user's row for every slice of items that it touches──▶ slices of G ──driver──▶ B
+    pairs ──a copy of a user's row for every slice that has one of its items──▶ slices of G ──driver──▶ B
 """
 
 from __future__ import annotations
@@ -52,7 +52,7 @@ GRAM_ROWS = "place int, row binary"
 
 
 class EASE(Model[EASEConfig]):
-    """A weight for every pair of items; users have no vectors but their rows."""
+    """EASE: a weight for every pair of items. Users have no vectors; they are scored by their rows."""
 
     section = EASEConfig
     scores_rows = True
@@ -71,10 +71,12 @@ class EASE(Model[EASEConfig]):
         Raises
         ------
         ConfigError
-            There are more items than `ease.max_items`. TrainingError: there is no pair at all.
+            There are more items than `ease.max_items`.
+        TrainingError
+            There is no pair.
         """
         if run.warm_start:
-            run.on_progress({"note": "ease is solved exactly: there is nothing to start from"})
+            run.on_progress({"note": "train.warm_start is ignored: ease is solved exactly"})
         items = _items(data.pairs)
         if not len(items):
             raise TrainingError("no positive interaction to train on: is preference.positive_from too high?")
@@ -82,14 +84,14 @@ class EASE(Model[EASEConfig]):
             memory = 12 * len(items) ** 2 / 1e9  # G in float64, the weights in float32
             raise ConfigError(
                 f"model=ease: {len(items):,} items, ease.max_items is {self.params.max_items:,}: solving would take "
-                f"{memory:,.1f} GB of the driver's memory; raise it where the driver has that, or take model=als"
+                f"{memory:,.1f} GB of the driver's memory; raise ease.max_items if it has that much, or set model=als"
             )
         gram, counts = self._gram(data.pairs, items)
         weights = item_weights(gram, counts, self.params)
         return Fitted.without_vectors(data.pairs, {"weights": weights, "items": items})
 
     def _gram(self, pairs: DataFrame, items: I32) -> tuple[F64, F64]:
-        """G (m, m) over the items in their order, and how many users each has (m,)."""
+        """G (m, m) in the order of `items`, and the number of users of each item (m,)."""
         spark, m, exponent = pairs.sparkSession, len(items), self.params.user_exponent
         slices = max(spark.sparkContext.defaultParallelism, -(-8 * m * m // SLICE_BYTES))
         height = -(-m // slices)
@@ -98,13 +100,13 @@ class EASE(Model[EASEConfig]):
         rows = row_lists(placed.withColumn("item_idx", F.col("place")))
         touched = F.array_distinct(F.transform("row_items", lambda place: (place / height).cast("int")))
         copies = rows.select(F.explode(touched).alias("slice"), "row_items", "row_values")
-        dealt = copies.repartition(slices, F.array(*map(F.lit, partition_keys(slices)))[F.col("slice")])
+        by_slice = copies.repartition(slices, F.array(*map(F.lit, partition_keys(slices)))[F.col("slice")])
 
         def work(batches: Iterable[Any]) -> Iterator[Any]:
             yield from _slice_of_gram(batches, m, height, exponent)
 
         gram, counts = np.zeros((m, m)), np.zeros(m)
-        for row in dealt.mapInArrow(work, GRAM_ROWS).toLocalIterator():
+        for row in by_slice.mapInArrow(work, GRAM_ROWS).toLocalIterator():
             gram[row["place"]] = np.frombuffer(row["row"])
         for row in placed.groupBy("place").count().toLocalIterator():
             counts[row["place"]] = row["count"]
@@ -123,7 +125,8 @@ def item_weights(gram: F64, counts: F64, params: EASEConfig) -> F32:
 
     Parameters
     ----------
-    gram : G (m, m), symmetric. counts : users of each item, (m,).
+    gram : G (m, m), symmetric.
+    counts : users of each item, (m,).
     """
     diagonal = params.regularization + params.denoising / (1 - params.denoising) * counts
     gram[np.diag_indices_from(gram)] += diagonal
@@ -141,7 +144,7 @@ def item_weights(gram: F64, counts: F64, params: EASEConfig) -> F32:
 
 
 class EASEScorer(Scorer):
-    """Scores of users' rows; a new user needs nothing but a row."""
+    """Scores users by their rows; folding in a new user needs no solve."""
 
     def __init__(self, saved: Saved) -> None:
         self.known_items = saved.item_known
@@ -168,12 +171,13 @@ class EASEScorer(Scorer):
         return self._everywhere(np.where((place >= 0)[:, None], self.weights[place], np.float32(0)))
 
     def explain(self, rows: Rows, item: int) -> F32:
-        place, of = self._place[rows[1]], self._place[item]
-        parts: F32 = np.where((place >= 0) & (of >= 0), rows[2] * self.weights[place, of], 0).astype(np.float32)
+        place, target = self._place[rows[1]], self._place[item]
+        weights = self.weights[place, target]
+        parts: F32 = np.where((place >= 0) & (target >= 0), rows[2] * weights, 0).astype(np.float32)
         return parts
 
     def _everywhere(self, scores: F32) -> F32:
-        """Scores (n, all items) from those of the items that have weights."""
+        """Expand scores of the items with weights to all items, (n, m)."""
         if len(self.items) == len(self.known_items):
             return scores
         out = np.zeros((len(scores), len(self.known_items)), np.float32)
@@ -188,7 +192,7 @@ def _items(pairs: DataFrame) -> I32:
 
 
 def _capped(pairs: DataFrame, most: int, seed: int) -> DataFrame:
-    """Pairs, at most so many of a user: those of the least hash. The cost of a user is the square of their number."""
+    """Keep at most `most` pairs of each user, by hash: a user's cost grows with the square of their number."""
     many = pairs.groupBy("user_idx").count().where(F.col("count") > most)
     if many.isEmpty():
         return pairs
@@ -201,7 +205,7 @@ def _capped(pairs: DataFrame, most: int, seed: int) -> DataFrame:
 
 
 def _slice_of_gram(batches: Iterable[Any], m: int, height: int, exponent: float) -> Iterator[Any]:
-    """GRAM_ROWS of one slice, from the rows of the users that have an item in it."""
+    """GRAM_ROWS of one slice, from the rows of the users who have an item in the slice."""
     import pyarrow as pa
 
     from sparkcf.data.arrow import csr_of

@@ -1,4 +1,4 @@
-"""Popularity: the baseline, and the fallback of every other model. An inner product of rank 1."""
+"""Popularity as a model: an inner product of rank 1. Also the baseline, and the fallback of all other models."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from sparkcf.models.contract import F32, Features, FitRun, Fitted, InnerProduct,
 
 
 class Popularity(Model[PopularityConfig]):
-    """Every user's vector is [1], every item's is its popularity: its users, or the sum of its pairs' weights."""
+    """Every user's vector is [1]; an item's vector is its number of users, or the sum of its pairs' weights."""
 
     section = PopularityConfig
 
@@ -47,7 +47,7 @@ class Popularity(Model[PopularityConfig]):
 
 
 class PopularityScorer(InnerProduct):
-    """Every new user's vector is [1] too."""
+    """Folds in every new user as the vector [1]."""
 
     def fold_in(self, rows: Rows, features: Features | None = None) -> tuple[F32, F32]:
         n = len(rows[0]) - 1

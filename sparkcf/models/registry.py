@@ -1,4 +1,4 @@
-"""The models by their names in the configuration, each imported when it is used."""
+"""Models by their configuration names; a model's module is imported when the model is used."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from sparkcf.models.contract import Model
 
 
 def model_of(config: Config) -> Model[Any]:
-    """The configured model with its parameters. Raises ConfigError for one of another package that is not usable."""
+    """The configured model with its parameters. Raises ConfigError if another package's model is not usable."""
     model: Model[Any] = implementation(config.model)(config.params, config.seed)
     return model
 

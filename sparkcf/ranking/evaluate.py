@@ -1,7 +1,7 @@
-"""Evaluation: fit on the train part of a split, rank for the tested users, measure, beside the popularity baseline.
+"""Evaluation: fit on the train part of a split, rank for the tested users, measure the model and the baseline.
 
-The measures are the functions of `kernels.metrics`, called on a block of users at a time. What leaves a block is a sum
-(with the sums of its bootstrap replicates), so any partitioning gives the same figures.
+The measures are the functions of `kernels.metrics`, called on one block of users at a time. A block returns sums (also
+for each bootstrap replicate), so any partitioning gives the same figures.
 """
 
 from __future__ import annotations
@@ -29,12 +29,12 @@ from sparkcf.ranking.scorers import rows_of, saved_of, share_scorer, user_block
 from sparkcf.ranking.topk import Catalogue, share_ranker
 
 SYSTEMS = ("model", "popularity")
-WARM = "warm"  # the segment of the users whom the model knows by a vector or a row
+WARM = "warm"  # segment of the users for whom the model has a vector or a row
 
 
 @dataclass(frozen=True)
 class Evaluation:
-    """Figures of the model and of the baseline on one split, as rows of the table `metrics`."""
+    """Figures of the model and the baseline on one split, as rows of the table `metrics`."""
 
     protocol: str
     note: str
@@ -46,9 +46,9 @@ class Evaluation:
 
 
 def settings_of(config: Config) -> dict[str, Any]:
-    """Settings that decide the test set. Figures of two runs are comparable where these are equal.
+    """Settings that decide the test set: figures of two runs are comparable if these are equal.
 
-    `seed` and `bootstrap` decide how users are drawn as well, so replicates are paired where those are alike too.
+    `seed` and `bootstrap` also decide the bootstrap draws: replicates of two runs are paired if these are equal too.
     """
     evaluation = config.evaluation
     settings = {
@@ -65,11 +65,11 @@ def settings_of(config: Config) -> dict[str, Any]:
 
 
 def check_protocol(model: Model[Any], config: Config) -> None:
-    """Raise ConfigError for protocol q3 and a model that predicts no ratings."""
+    """Raise ConfigError for protocol q3 with a model that predicts no ratings."""
     if config.evaluation.protocol == "q3" and model.reads.pairs != "values":
         raise ConfigError(
             f"evaluation.protocol=q3 measures predicted ratings, and model={model.name} predicts none: "
-            "set model=als and als.mode=explicit, or model=fm, or take another protocol"
+            "set model=als and als.mode=explicit, or model=fm, or use another protocol"
         )
 
 
@@ -80,18 +80,18 @@ def evaluate(
 
     Parameters
     ----------
-    events : indexed interactions: user_idx, item_idx, event, value, ts. data : what the model reads beside its pairs,
-        which are taken from the split.
+    events : indexed interactions: user_idx, item_idx, event, value, ts.
+    data : the model's other inputs; its pairs are replaced by those of the split.
 
     Raises
     ------
     ConfigError
-        Protocol q3 and a model that predicts no ratings.
+        Protocol q3 with a model that predicts no ratings.
     GateRefused
-        The split leaves nothing to train on or nobody to test.
+        The train part or the held-out part of the split is empty.
     """
     check_protocol(model, config)
-    events = events.persist(StorageLevel.MEMORY_AND_DISK)  # every part of the split is made of them
+    events = events.persist(StorageLevel.MEMORY_AND_DISK)  # read by every part of the split
     kept = [events]
     try:
         parts = split(events, model.reads, config)
@@ -153,7 +153,7 @@ def _ranking_figures(
                 for system, block in zip(SYSTEMS, (tested, unknown), strict=True):
                     ranked, _ = ranker.rank(block, seen, depth)
                     values = ranking_measures(ranked, *held, evaluation.ks, share)[1]
-                    known = tested.known.astype(np.float64)  # of the baseline's lists too
+                    known = tested.known.astype(np.float64)  # for the baseline too: the same users
                     values = np.column_stack([values, values * known[:, None], known])
                     packed = summarize(values, users, seed, evaluation.bootstrap).pack()
                     listed = np.stack([_listed(ranked[:, :k], len(share)) for k in evaluation.ks])
@@ -167,7 +167,7 @@ def _ranking_figures(
 
 
 def _tested_users(parts: Split, model: Model[Any], data: TrainingData, fitted: Fitted, folded: bool) -> DataFrame:
-    """user_idx, heldout, seen, factor; the user's row where they are folded in or the model scores by it; features."""
+    """user_idx, heldout, seen, factor; ROW if users are folded in or scored by their rows; features if folded in."""
     heldout = parts.heldout.groupBy("user_idx").agg(F.sort_array(F.collect_list("item_idx")).alias("heldout"))
     seen = parts.seen.groupBy("user_idx").agg(F.sort_array(F.collect_list("item_idx")).alias("seen"))
     factors = fitted.user_factors.select(F.col("idx").alias("user_idx"), "factor")
@@ -179,7 +179,7 @@ def _tested_users(parts: Split, model: Model[Any], data: TrainingData, fitted: F
 
 
 def _listed(ranked: Any, n_items: int) -> Any:
-    """Which items stand in any list, as bits: uint8 (n_items / 8,)."""
+    """Bit mask of the items that are in any list: uint8 (n_items / 8,)."""
     mask = np.zeros(n_items, bool)
     mask[ranked[ranked >= 0]] = True
     return np.packbits(mask)
@@ -213,7 +213,7 @@ def _merged(rows: Iterable[Any], n_items: int, n_known: int, config: Config) -> 
 def _figures(
     system: str, names: list[tuple[str, int]], summary: Summary, segment: str | None = None
 ) -> Iterator[Figure]:
-    """The measures of one kind of users; the summary's first values are those of the names."""
+    """Figures of one segment; the summary's first values are the measures `names`."""
     mean, lower, upper = summary.result()
     drawn = summary.replicate_means()
     for column, (metric, k) in enumerate(names):
@@ -263,12 +263,12 @@ def _rating_figures(
     for system in SYSTEMS:
         summary = merge(summaries[system])
         warm = summary.among(-1, slice(2, 4))
-        for segment, of in ((None, summary), (WARM, warm)) if warm.counted else ((None, summary),):
-            drawn = of.replicate_means()
+        for segment, part in ((None, summary), (WARM, warm)) if warm.counted else ((None, summary),):
+            drawn = part.replicate_means()
             for name, measure, replicate in (("rmse", rmse, np.sqrt(drawn[:, 0])), ("mae", mae, drawn[:, 1])):
-                value, lower, upper = measure(of)
+                value, lower, upper = measure(part)
                 bounds = _bounds_or_none(lower, upper)
-                figures.append(Figure(system, name, None, value, *bounds, of.counted, segment, replicate.tolist()))
+                figures.append(Figure(system, name, None, value, *bounds, part.counted, segment, replicate.tolist()))
     return figures
 
 

@@ -1,11 +1,11 @@
-"""The quality gate: may a run take the place of the published one? A test of its figures, users being the sample.
+"""Quality gate: decides by a statistical test whether a run may replace the published run. The users are the sample.
 
-    margin = new − (1 − max_fall) · old        of a measure where more is better, over the same kind of users
-    refused where margin < 0 and its upper 97.5 % bound is below 0 too
+    margin = new − (1 − max_fall) · old        for a measure where more is better, over the same segment of users
+    refused if margin < 0 and its upper 97.5 % bound is below 0 too
 
-Where both runs were measured with the same seed and as many bootstrap replicates, a user has the same weights in both:
-the margin's own replicates give its bound, paired for users who are in both tests, independent for those who are not.
-Else the bound comes from the two figures' own bounds, as if their users had nothing to do with each other.
+If both runs were measured with the same seed and number of bootstrap replicates, a user has the same bootstrap weights
+in both. Then the replicates of the margin give its bound: paired for users in both tests, independent for the others.
+Otherwise the bound is computed from the bounds of the two figures, as if they were independent.
 """
 
 from __future__ import annotations
@@ -21,8 +21,8 @@ from sparkcf.config.root import RATING_MEASURES, GateConfig
 from sparkcf.errors import GateRefused
 from sparkcf.lake.metrics import Figure
 
-Z = 1.959964  # of the normal distribution's 97.5 %
-OF_BOOTSTRAP = ("seed", "bootstrap")  # settings that decide how users are drawn, and not which are tested
+Z = 1.959964  # 97.5 % quantile of the normal distribution
+OF_BOOTSTRAP = ("seed", "bootstrap")  # settings of the bootstrap draws, not of the test set
 SEGMENTS = ((None, "all tested users"), ("warm", "users with a vector"))
 
 
@@ -36,7 +36,7 @@ class Measured:
     figures: Mapping[tuple[str, str | None], Figure]  # by system and segment
 
     def tests_like(self, other: Measured) -> bool:
-        """Whether the two were measured under the same protocol and settings, but for their draws."""
+        """Whether both were measured under the same protocol and settings, bootstrap settings aside."""
         return self.protocol == other.protocol and _without_draws(self.settings) == _without_draws(other.settings)
 
     def draws_like(self, other: Measured) -> bool:
@@ -44,11 +44,11 @@ class Measured:
 
 
 def check_lists(counts: Mapping[str, int], gate: GateConfig) -> None:
-    """Raise GateRefused for lists that must not be served, whatever their quality.
+    """Raise GateRefused for lists with NaN scores, or for too many users without a list by the model.
 
     Parameters
     ----------
-    counts : of the recommend job: users, users_model, users_fallback, nan_scores.
+    counts : counts of the recommend job: users, users_model, users_fallback, nan_scores.
     """
     if counts.get("nan_scores"):
         raise GateRefused(f"{counts['nan_scores']:,} scores are NaN")
@@ -67,18 +67,19 @@ def check_lists(counts: Mapping[str, int], gate: GateConfig) -> None:
 
 
 def check_quality(new: Measured, old: Measured | None, gate: GateConfig) -> None:
-    """Raise GateRefused where the model is worse than the baseline, or than the published run by more than chance.
+    """Raise GateRefused if the model is worse than the baseline, or worse than the published run by more than chance.
 
     Parameters
     ----------
-    old : of the published run; None: nothing is published, or any fall is allowed. It `tests_like` the new one.
+    old : the published run's figures, measured like the new ones (`tests_like`); None: nothing is published, or any
+        fall is allowed.
     """
     mine, baseline = new.figures["model", None], new.figures["popularity", None]
     if not math.isfinite(mine.value):
         raise GateRefused(f"{_name(mine)} is {mine.value}")
     if not gate.allow_below_popularity and _worse(mine, baseline.value):
         raise GateRefused(
-            f"{_shown(mine)} is worse than popularity's {_bounded(baseline)}: see docs/evaluation.md for what helps, "
+            f"{_shown(mine)} is worse than popularity's {_bounded(baseline)}: see docs/evaluation.md for remedies, "
             "or set gate.allow_below_popularity=true"
         )
     for segment, users in SEGMENTS:
@@ -96,7 +97,7 @@ def check_quality(new: Measured, old: Measured | None, gate: GateConfig) -> None
 
 
 def margin_of(new: Figure, old: Figure, max_fall: float, paired: bool) -> tuple[float, float]:
-    """How far the new figure is above what `max_fall` leaves of the old one, and the upper 97.5 % bound of that."""
+    """Margin of the new figure over the old one reduced by `max_fall`, and the margin's upper 97.5 % bound."""
     sign, kept = (-1.0, 1 + max_fall) if new.metric in RATING_MEASURES else (1.0, 1 - max_fall)
     margin = sign * (new.value - kept * old.value)
     if paired and new.replicates and old.replicates:

@@ -1,4 +1,4 @@
-"""Predicted values of pairs, by whatever model: the one function behind the predict job and protocol q3."""
+"""Predicted values of pairs by any model, for the predict job and for protocol q3."""
 
 from __future__ import annotations
 
@@ -20,12 +20,13 @@ PREDICTED = (
 
 
 def predicted(pairs: DataFrame, shared: SharedScorer, width: int, *kept: str) -> DataFrame:
-    """Some columns of the pairs with `predicted`, `sd` (null where the model has no spread) and `known_item`.
+    """The columns `kept` of the pairs with `predicted`, `sd` (null if the model has no spread) and `known_item`.
 
     Parameters
     ----------
-    pairs : factor and bias of the user, null for one whom the model does not know; item_idx, null for an item that is
-        not in the catalogue; the columns ROW, where the scorer needs them. width : of a factor.
+    pairs : factor and bias of the user, null for a user unknown to the model; item_idx, null for an item that is not in
+        the catalogue; the columns ROW, if the scorer needs them.
+    width : length of a factor.
     """
 
     def work(batches: Iterable[Any]) -> Iterator[Any]:

@@ -1,4 +1,4 @@
-"""A fit's scorer on the executors: its arrays as mapped files, opened once in every process."""
+"""Share a fit's scorer with the executors: its arrays are memory-mapped files, opened once in every process."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ Open = Callable[[Saved], Scorer]
 
 @dataclass(frozen=True)
 class SharedScorer:
-    """A name for a scorer that every executor can open."""
+    """Handle of a scorer that every executor can open."""
 
     opens: Open
     state: SharedState
@@ -34,29 +34,29 @@ class SharedScorer:
         return self.state.arrays.token
 
     def open(self) -> Scorer:
-        """The scorer; a process opens it once."""
+        """The scorer, opened once per process."""
         return _opened(_Once(self))
 
 
 def share_scorer(spark: SparkSession, opens: Open, saved: Saved) -> SharedScorer:
-    """Hand a fit's arrays to the executors. `opens` : `Model.open`, which makes a scorer of them."""
+    """Share a fit's arrays with the executors. `opens` : `Model.open`, which builds a scorer from them."""
     items = {name: getattr(saved, name) for name in ITEMS}
     return SharedScorer(opens, share_state(spark, saved.arrays | items), saved.mean, saved.average)
 
 
 def share_fitted(spark: SparkSession, model: Model[Any], fitted: Fitted, n_items: int) -> SharedScorer:
-    """The same of a fit whose item vectors are still a frame."""
+    """As `share_scorer`, for a fit whose item vectors are a frame."""
     return share_scorer(spark, model.open, saved_of(model, fitted, n_items))
 
 
 def saved_of(model: Model[Any], fitted: Fitted, n_items: int) -> Saved:
-    """A fit as arrays in this process."""
+    """Collect a fit as arrays in this process."""
     vectors, bias, known = collect_factors(fitted.item_factors, n_items, model.item_width)
     return Saved(vectors, bias, known, fitted.arrays, fitted.mean, fitted.average)
 
 
 def user_block(batch: Any, width: int) -> UserBlock:
-    """Users of an Arrow batch: `factor`, null for an unknown user; `bias` and the columns ROW where there are any."""
+    """Users of an Arrow batch with `factor` (null for an unknown user), and optionally `bias` and the columns ROW."""
     names = batch.schema.names
     known, vectors = vectors_of(batch.column("factor"), width)
     bias: F32 = np.zeros(len(known), np.float32)
@@ -66,7 +66,7 @@ def user_block(batch: Any, width: int) -> UserBlock:
 
 
 def rows_of(batch: Any) -> Rows:
-    """The pairs of the users of an Arrow batch, from the columns ROW; null is a user without any."""
+    """The users' pairs from the columns ROW of an Arrow batch; null is a user without pairs."""
     indptr, indices = csr_of(batch.column(ROW[0]))
     values, weights = (
         batch.column(name).flatten().to_numpy(zero_copy_only=False).astype(np.float32) for name in ROW[1:]
@@ -75,7 +75,7 @@ def rows_of(batch: Any) -> Rows:
 
 
 def known_entries(rows: Rows, known: NDArray[np.bool_]) -> Rows:
-    """The rows without the items that the model does not know."""
+    """The rows without items that are unknown to the model."""
     indptr, indices, values, weights = rows
     usable = known[indices]
     offsets = np.concatenate([[0], np.cumsum(usable, dtype=np.int64)])[indptr]
@@ -84,7 +84,7 @@ def known_entries(rows: Rows, known: NDArray[np.bool_]) -> Rows:
 
 @dataclass(frozen=True)
 class _Once:
-    """A shared scorer that is equal to another of the same arrays."""
+    """Cache key of a shared scorer: equal if the arrays are the same."""
 
     shared: SharedScorer
 

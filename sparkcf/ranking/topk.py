@@ -1,8 +1,7 @@
-"""Top-K lists of every user by blocks: scores of all items, masked, selected, exact.
+"""Exact top-K lists of all users by blocks: score all items, mask, select.
 
-Users whose model ends in an inner product go through the fused kernel, those of every other model through
-`Scorer.score_block`; selection, masks and ties are the same. The item side is shared with the executors as mapped
-files, see `sparkcf.data.shared`.
+Models that end in an inner product use the fused kernel, all others `Scorer.score_block`; selection, masks and ties
+are the same. The item side is shared with the executors as memory-mapped files, see `sparkcf.data.shared`.
 """
 
 from __future__ import annotations
@@ -31,9 +30,10 @@ Seen = tuple[NDArray[np.int64], NDArray[np.int32]]  # compressed rows: items not
 
 @dataclass(frozen=True)
 class Catalogue:
-    """The items that there are.
+    """All items.
 
-    eligible : bool (m,), may be recommended. popularity : float32 (m,), what users get whom the model does not know.
+    eligible : bool (m,), whether an item may be recommended.
+    popularity : float32 (m,), scores for users unknown to the model.
     """
 
     eligible: NDArray[np.bool_]
@@ -41,7 +41,7 @@ class Catalogue:
 
     @classmethod
     def of(cls, popularity: DataFrame, n_items: int, banned: DataFrame | None = None) -> Catalogue:
-        """From frames of item_idx and score, and of the item_idx of the ineligible; None: all may be listed."""
+        """Collect frames: `popularity` (item_idx, score), and `banned` (item_idx) of the ineligible items."""
         scores, eligible = np.zeros(n_items, np.float32), np.ones(n_items, bool)
         counted = popularity.select("item_idx", "score").toPandas()
         scores[counted["item_idx"].to_numpy(np.int64)] = counted["score"].to_numpy(np.float32)
@@ -52,14 +52,14 @@ class Catalogue:
 
 @dataclass(frozen=True)
 class Ranker:
-    """Ranks all items for blocks of users, in one process. `fused` : an inner product goes through its own kernel."""
+    """Ranks all items for blocks of users, in one process. `fused` : use the fused kernel for an inner product."""
 
     scorer: Scorer
     catalogue: Catalogue
     fused: bool = True
 
     def rank(self, users: UserBlock, seen: Seen, k: int) -> tuple[NDArray[np.int32], F32]:
-        """Lists of items int32 (n, k), padded with -1, and their scores: by the model, else by popularity."""
+        """Item lists, int32 (n, k), padded with -1, and their scores; unknown users are ranked by popularity."""
         n, popularity = len(users), self.catalogue.popularity
         indices, scores = np.full((n, k), -1, np.int32), np.full((n, k), -np.inf, np.float32)
         listed = self.catalogue.eligible & self.scorer.known_items
@@ -67,8 +67,7 @@ class Ranker:
             indices[rows], scores[rows] = self._by_model(users.take(rows), listed, *_seen_by(seen, rows), k)
         if len(rows := np.flatnonzero(~users.known)):
             ones = np.ones((len(rows), 1), np.float32)
-            given = (ones, popularity[:, None], None, listed, *_seen_by(seen, rows), k)
-            indices[rows], scores[rows] = rank_block(*given)
+            indices[rows], scores[rows] = rank_block(ones, popularity[:, None], None, listed, *_seen_by(seen, rows), k)
         return indices, scores
 
     def _by_model(
@@ -89,9 +88,9 @@ class Ranker:
         return rank_scores(score_block, len(users), len(listed), listed, indptr, indices, k)
 
     def similar(self, items: NDArray[np.int32], k: int) -> tuple[NDArray[np.int32], F32]:
-        """The nearest eligible items of some, themselves left out: int32 (n, k), padded with -1, and their likeness.
+        """Nearest eligible items of each item, itself excluded: int32 (n, k), padded with -1, and their likeness.
 
-        An item that cannot be compared has no neighbour and is nobody's.
+        An item that cannot be compared has no neighbours and is no item's neighbour.
         """
         scorer, listed = self.scorer, self.catalogue.eligible & self.scorer.known_items
         own = (np.arange(len(items) + 1, dtype=np.int64), items)
@@ -109,7 +108,7 @@ class Ranker:
 
 
 class Cosine(InnerProduct):
-    """Items by the cosine of their vectors, which have length 1."""
+    """Scores items by the inner product of unit vectors, their cosine."""
 
 
 def _seen_by(seen: Seen, rows: NDArray[np.intp]) -> Seen:
@@ -119,7 +118,7 @@ def _seen_by(seen: Seen, rows: NDArray[np.intp]) -> Seen:
 
 @dataclass(frozen=True)
 class SharedRanker:
-    """A name for a Ranker that every executor can open."""
+    """Handle of a Ranker that every executor can open."""
 
     scorer: SharedScorer
     catalogue: SharedArrays
@@ -130,13 +129,13 @@ class SharedRanker:
 
 
 def share_ranker(spark: SparkSession, scorer: SharedScorer, catalogue: Catalogue, fused: bool = True) -> SharedRanker:
-    """Hand the catalogue to the executors too."""
+    """Share the catalogue with the executors, beside the scorer."""
     arrays = share(spark, eligible=catalogue.eligible, popularity=catalogue.popularity)
     return SharedRanker(scorer, arrays, fused)
 
 
 def share_similarity(spark: SparkSession, model: Model[Any], saved: Saved, scorer: SharedScorer) -> SharedScorer:
-    """The similarity of items: unit vectors where the model compares by cosine, else the scorer itself."""
+    """A scorer for item similarity: unit vectors if the model compares by cosine, else the model's scorer."""
     opened = model.open(saved)
     if type(opened).similar_block is not Scorer.similar_block:
         return scorer
@@ -146,7 +145,7 @@ def share_similarity(spark: SparkSession, model: Model[Any], saved: Saved, score
 
 
 def top_k(users: DataFrame, shared: SharedRanker, width: int, k: int, concepts: bool = False) -> DataFrame:
-    """The lists of `ranked_lists`, a row an item: user_idx, position (from 1), item_idx, score, reason.
+    """The lists of `ranked_lists`, one row per item: user_idx, position (from 1), item_idx, score, reason.
 
     Parameters
     ----------
@@ -168,13 +167,13 @@ def top_k(users: DataFrame, shared: SharedRanker, width: int, k: int, concepts: 
 
 
 def ranked_lists(users: DataFrame, shared: SharedRanker, width: int, k: int, concepts: bool = False) -> DataFrame:
-    """Lists of at most k items, a row a user as LISTS: between Python and the JVM far cheaper than a row an item.
+    """Lists of at most k items, one row per user (LISTS), which passes from Python to the JVM faster than one per item.
 
     Parameters
     ----------
-    users : user_idx; factor, null for a user whom the model does not know: they get popularity, by_model false;
-        seen, array<int> of items not to list, null for none; the columns ROW, where the scorer needs them.
-    width : of a factor.
+    users : user_idx; factor, null for a user unknown to the model, who gets popularity with by_model false; seen,
+        array<int> of items not to list, null for none; the columns ROW, if the scorer needs them.
+    width : length of a factor.
     concepts : with a column `concepts`, the concept of every item; null where the model has none.
     """
 
@@ -204,11 +203,11 @@ def _with_concepts(lists: Any, concepts: NDArray[np.int32] | None) -> Any:
 
 
 def similar_items(items: DataFrame, shared: SharedRanker, k: int) -> DataFrame:
-    """The k nearest items of each: item_idx, position (from 1), similar_idx, score.
+    """The k nearest items of each item: item_idx, position (from 1), similar_idx, score.
 
     Parameters
     ----------
-    items : idx of the items that the model knows.
+    items : idx of the items known to the model.
     """
 
     def work(batches: Iterable[Any]) -> Iterator[Any]:

@@ -1,19 +1,19 @@
 """Blocks: a worker's rows of both sides, and the routes by which fixed factors reach them.
 
 Row r of a side with W workers lives at worker r mod W, at place r div W. Every interaction goes to the worker of its
-user and to the worker of its item, in one shuffle. There it becomes compressed sparse rows whose column indices point
-into what this worker receives from all workers: only the rows that it needs, packed.
+user and to the worker of its item, in one shuffle. There the interactions become compressed sparse rows. Their column
+indices point into the fixed rows that this worker receives: packed, and only those that its entries need.
 
 A tiny example, also a test. Two workers, users 0..2 and items 0..3, the pairs (0,0) (0,3) (1,1) (2,0) (2,3).
 Worker 0 solves users 0 and 2, at places 0 and 1. They need items 0 and 3, that is place 0 of worker 0 and place 1 of
 worker 1, so the received rows are [item 0, item 3] and
 
-    needed  = [[0], [1]]          # places asked of worker 0 and of worker 1
+    needed  = [[0], [1]]          # places requested from worker 0 and from worker 1
     indptr  = [0, 2, 4]
     indices = [0, 1, 0, 1]
 
-A row with so many entries that its worker would work while the others wait is hot: its entries stay with the workers of
-their columns, which sum its normal equations (see `Hot`).
+A row is hot if it has so many entries that the other workers would wait for its worker. Its entries stay with the
+workers of their columns, which sum its normal equations (see `Hot`).
 """
 
 from __future__ import annotations
@@ -28,8 +28,8 @@ from sparkcf.kernels.csr import build_csr
 from sparkcf.training.gang import Gang
 
 F32 = NDArray[np.float32]
-Rows = tuple[NDArray[np.int64], NDArray[np.int32], F32, F32]  # indptr, indices, values, weights (none: all are 1)
-Triples = tuple[NDArray[np.int32], NDArray[np.int32], F32, F32]  # place of the row, column, value, weight (or none)
+Rows = tuple[NDArray[np.int64], NDArray[np.int32], F32, F32]  # indptr, indices, values, weights (empty: all are 1)
+Triples = tuple[NDArray[np.int32], NDArray[np.int32], F32, F32]  # place of the row, column, value, weight (or empty)
 NO_WEIGHTS = np.empty(0, np.float32)
 
 USER, ITEM = 0, 1
@@ -39,10 +39,13 @@ HOT_BYTES = 64 << 20  # of one row's packed fixed vectors, the largest buffer of
 
 @dataclass
 class Hot:
-    """Rows too long for one worker: each worker holds those of their entries whose columns live with it.
+    """Rows too long for one worker: each worker holds the entries whose columns live at it.
 
-    `rows` int64 (h,): dense indices, the same at all workers; `indptr` int64 (h + 1,), `places` int32: of the other
-    side's rows *here*; `values` float32; `weights` float32, none where all are 1.
+    rows : int64 (h,), dense indices, the same at all workers.
+    indptr : int64 (h + 1,).
+    places : int32 (nnz,), places of the other side's rows at this worker.
+    values : float32 (nnz,).
+    weights : float32 (nnz,), or (0,) where all are 1.
     """
 
     rows: NDArray[np.int64]
@@ -52,19 +55,24 @@ class Hot:
     weights: F32
 
     def here(self, rank: int, size: int) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
-        """Of the hot rows that live at a worker: their positions in `rows`, and their places."""
+        """Positions in `rows`, and places, of the hot rows that live at a worker."""
         mine = np.flatnonzero(self.rows % size == rank)
         return mine, self.rows[mine] // size
 
 
 @dataclass
 class Block:
-    """One side's rows at one worker.
+    """One side's rows at one worker. The compressed rows leave hot rows empty.
 
-    `indptr` int64 (n + 1,), `indices` int32 (nnz,) into the received rows, `values` float32 (nnz,), `weights` float32
-    (nnz,), or (0,) where all are 1: the rows but the hot ones; `counts`, `positives` int64 (n,): entries of every row,
-    and those with a value above 0; `needed[w]`: int64 places asked of worker w; `sends[w]`: places of the *other*
-    side's rows here that w asked for.
+    indptr : int64 (n + 1,).
+    indices : int32 (nnz,), into the received rows.
+    values : float32 (nnz,).
+    weights : float32 (nnz,), or (0,) where all are 1.
+    counts : int64 (n,), entries of every row, hot rows included.
+    positives : int64 (n,), entries with a value above 0, hot rows included.
+    needed : needed[w] : int64, places of the other side's rows that this worker requests from worker w.
+    hot : this worker's entries of the hot rows.
+    sends : sends[w] : int64, places of the other side's rows at this worker that worker w requests.
     """
 
     indptr: NDArray[np.int64]
@@ -80,14 +88,18 @@ class Block:
 
 @dataclass
 class Parts:
-    """A worker's part of the shuffled data, by side: entries in any order, and the rows of a warm start."""
+    """A worker's part of the shuffled data.
+
+    triples : by side, entries in any order.
+    warm_start : by side, places and factors to start from; None without a warm start.
+    """
 
     triples: list[Triples]
-    starts: list[tuple[NDArray[np.int32], F32] | None]
+    warm_start: list[tuple[NDArray[np.int32], F32] | None]
 
 
 def places(n: int, rank: int, workers: int) -> int:
-    """How many of a side's n rows live at a worker."""
+    """Number of a side's n rows that live at a worker."""
     return (n - rank + workers - 1) // workers
 
 
@@ -97,17 +109,18 @@ def row_ids(n: int, rank: int, workers: int) -> NDArray[np.int64]:
 
 
 def build_blocks(parts: Parts, sizes: tuple[int, int], width: int, gang: Gang) -> list[Block]:
-    """Both sides' blocks of a worker, from what the shuffle brought; `parts.triples` is emptied on the way.
+    """Build both sides' blocks of a worker from its shuffled part; empties `parts.triples`.
 
     Parameters
     ----------
-    sizes : users and items over all workers. width : of a factor row; it decides which rows are hot.
+    sizes : users and items over all workers.
+    width : columns of a factor row; decides which rows are hot.
     """
     rows = []
     for side in (USER, ITEM):
         own, other = places(sizes[side], gang.rank, gang.size), sizes[1 - side]
         rows.append(_compressed(parts.triples[side], own, other))
-        parts.triples[side] = (np.empty(0, np.int32), np.empty(0, np.int32), NO_WEIGHTS, NO_WEIGHTS)  # free them
+        parts.triples[side] = (np.empty(0, np.int32), np.empty(0, np.int32), NO_WEIGHTS, NO_WEIGHTS)  # frees memory
     counts = [np.diff(indptr) for indptr, *_ in rows]
     positives = [positive_counts(indptr, values) for indptr, _, values, _ in rows]
     hot_rows = [_hot_rows(counts[side], width, gang) for side in (USER, ITEM)]
@@ -122,7 +135,7 @@ def build_blocks(parts: Parts, sizes: tuple[int, int], width: int, gang: Gang) -
 
 
 def _compressed(triples: Triples, n_rows: int, n_cols: int) -> Rows:
-    """Entries sorted by row and column. One that stands twice has the sum of its values; with weights, their mean."""
+    """Entries sorted by row and column. Values of a repeated entry are summed; with weights, averaged by weight."""
     row, col, value, weight = triples
     if not len(weight):
         return *build_csr(row, col, value, n_rows, n_cols), NO_WEIGHTS
@@ -133,32 +146,32 @@ def _compressed(triples: Triples, n_rows: int, n_cols: int) -> Rows:
 
 
 def positive_counts(indptr: NDArray[np.int64], values: NDArray[np.float32]) -> NDArray[np.int64]:
-    """Entries above 0 of each of some compressed rows, int64 (n,)."""
+    """Number of values above 0 in each compressed row, int64 (n,)."""
     before = np.concatenate([[0], np.cumsum(values > 0)])
     return before[indptr[1:]] - before[indptr[:-1]]
 
 
 def _local(cols: NDArray[np.int32], n_other: int, workers: int) -> tuple[NDArray[np.int32], list[NDArray[np.int64]]]:
-    """Columns as positions among the received rows, and the places asked of each worker."""
+    """Columns as positions among the received rows, and the places to request from each worker."""
     wanted = np.zeros(n_other, bool)
     wanted[cols] = True
     needed = [np.flatnonzero(wanted[w::workers]) for w in range(workers)]
     position = np.zeros(n_other, np.int32)
     begin = 0
-    for w, asked in enumerate(needed):
-        position[w::workers][asked] = np.arange(begin, begin + len(asked), dtype=np.int32)
-        begin += len(asked)
+    for w, requested in enumerate(needed):
+        position[w::workers][requested] = np.arange(begin, begin + len(requested), dtype=np.int32)
+        begin += len(requested)
     return position[cols], needed
 
 
 def _hot_rows(counts: NDArray[np.int64], width: int, gang: Gang) -> NDArray[np.int64]:
-    """The rows whose packed vectors would exceed HOT_BYTES, over all workers. It depends on the data alone."""
+    """Dense indices of the hot rows of all workers: packed vectors above HOT_BYTES. Depends on the data alone."""
     mine = np.flatnonzero(counts * (4 * width) > HOT_BYTES) * gang.size + gang.rank
     return np.sort(np.concatenate(gang.exchange([mine] * gang.size)))
 
 
 def _hot_part(rows: Rows, hot: NDArray[np.int64], n_other: int) -> Hot:
-    """The entries of the other side's rows here whose column is hot, turned round: by column."""
+    """Entries of the other side's rows at this worker whose column is hot, transposed."""
     number = np.full(n_other, -1, np.int32)
     number[hot] = np.arange(len(hot), dtype=np.int32)
     indptr, cols, values, weights = rows
@@ -168,41 +181,42 @@ def _hot_part(rows: Rows, hot: NDArray[np.int64], n_other: int) -> Hot:
     return Hot(hot, *_compressed((number[cols[entries]], place, values[entries], chosen), len(hot), len(indptr) - 1))
 
 
-def _without(rows: Rows, gone: NDArray[np.int64]) -> Rows:
-    """Compressed rows with some of them emptied."""
-    if len(gone) == 0:
+def _without(rows: Rows, removed: NDArray[np.int64]) -> Rows:
+    """Compressed rows without the entries of the rows `removed`."""
+    if len(removed) == 0:
         return rows
     indptr, cols, values, weights = rows
     counts = np.diff(indptr)
     emptied = np.zeros(len(counts), bool)
-    emptied[gone] = True
+    emptied[removed] = True
     kept = np.repeat(~emptied, counts)
-    counts[gone] = 0
+    counts[removed] = 0
     indptr = np.concatenate([[0], np.cumsum(counts)])
     return indptr, cols[kept], values[kept], weights[kept] if len(weights) else weights
 
 
 def exchange_routes(blocks: Sequence[Block], gang: Gang) -> None:
-    """Tell every worker once which of its rows the others need."""
+    """Fill `Block.sends`: every worker learns, once, which of its rows the others need. A collective."""
     for block in blocks:
-        block.sends = [asked.copy() for asked in gang.exchange(block.needed)]
+        block.sends = [requested.copy() for requested in gang.exchange(block.needed)]
 
 
 def received(block: Block, other_factors: NDArray[np.float32], gang: Gang) -> NDArray[np.float32]:
-    """The other side's rows that this block needs, float32 (needed, k), from all workers."""
-    return gang.gather([other_factors[asked] for asked in block.sends])
+    """Gather the other side's rows that this block needs, float32 (needed, k). A collective."""
+    return gang.gather([other_factors[requested] for requested in block.sends])
 
 
 def worker_bytes(nnz: int, n_users: int, n_items: int, width: int, workers: int) -> int:
-    """Memory of a worker at its largest, beside the interpreter and its libraries, in bytes.
+    """Peak memory of a worker in bytes, without the interpreter and its libraries.
 
-    Building: a pair comes as 13 bytes to the worker of its user and to that of its item, is copied out of the messages,
-    and sorted one side after the other. Sweeping: 16 bytes for each of the two copies (index, value, weight, target);
-    a worker's own factors; the larger side's once as they are received and once as they are packed for sending.
+    Building: a pair arrives as 13 bytes at the worker of its user and at that of its item, is copied out of the
+    messages, and sorted one side after the other. Sweeping: 16 bytes for each of the two copies (index, value, weight,
+    target); the worker's own factors; the larger side's factors once as received and once as packed for sending.
 
     Parameters
     ----------
-    nnz : pairs. width : of a factor row: the rank, and 1 with biases.
+    nnz : pairs.
+    width : columns of a factor row: the rank, plus 1 with biases.
     """
     share = nnz / workers
     building = 2 * (13 + 12) * share + (8 + 8 + 12) * share

@@ -1,7 +1,7 @@
-"""A gang: W workers that hold their blocks in memory and meet between half-sweeps.
+"""Gang: W workers that hold their blocks in memory and exchange factors between half-sweeps.
 
-On Spark it is one barrier stage, a task a worker, joined by a torch.distributed group over gloo. `Alone` is the same
-interface for one worker with no peers, which needs neither torch nor Spark.
+On Spark a gang is one barrier stage with a task per worker, joined by a torch.distributed group over gloo. `Alone` has
+the same interface for a single worker and needs neither torch nor Spark.
 """
 
 from __future__ import annotations
@@ -33,13 +33,13 @@ class Gang(Protocol):
         """The element-wise sum over the workers; same shape and dtype."""
 
     def exchange(self, parts: Sequence[Array]) -> list[Array]:
-        """Send parts[w] to worker w; get what each sent here. Parts may differ in their first dimension only."""
+        """Send parts[w] to worker w; returns the part from each worker. Parts differ in their first dimension only."""
 
     def gather(self, parts: Sequence[Array]) -> Array:
-        """The same, and what came in one array, by worker."""
+        """As `exchange`; returns the received parts concatenated in the order of workers."""
 
     def report(self, message: dict[str, Any]) -> None:
-        """Tell the driver how far the work is (the first worker only; lost messages are no fault)."""
+        """Send a log entry to the driver, from the first worker only; a lost entry is no error."""
 
 
 class Alone:
@@ -65,7 +65,7 @@ class Alone:
 
 
 class GlooGang:
-    """A gang over torch.distributed; made by `joined`."""
+    """A gang over torch.distributed, created by `joined`."""
 
     def __init__(self, rank: int, size: int, reporter: Reporter | None) -> None:
         self.rank, self.size = rank, size
@@ -87,24 +87,24 @@ class GlooGang:
         return self._gather(parts)[0]
 
     def _gather(self, parts: Sequence[Array]) -> tuple[Array, Array]:
-        """The received rows in one array, and how many came from each worker."""
+        """The received rows in one array, and the number of rows from each worker."""
         import torch
         import torch.distributed as dist
 
         tail = parts[0].shape[1:]
         width = int(np.prod(tail, dtype=np.int64))
-        mine = np.array([len(p) for p in parts], np.int64)
-        theirs = np.empty_like(mine)
-        dist.all_to_all_single(torch.from_numpy(theirs), torch.from_numpy(mine))
+        sent_counts = np.array([len(p) for p in parts], np.int64)
+        received_counts = np.empty_like(sent_counts)
+        dist.all_to_all_single(torch.from_numpy(received_counts), torch.from_numpy(sent_counts))
         sent = np.concatenate([np.ascontiguousarray(p).reshape(-1) for p in parts])
-        received = np.empty(int(theirs.sum()) * width, parts[0].dtype)
+        received = np.empty(int(received_counts.sum()) * width, parts[0].dtype)
         dist.all_to_all_single(
             torch.from_numpy(received),
             torch.from_numpy(sent),
-            (theirs * width).tolist(),
-            (mine * width).tolist(),
+            (received_counts * width).tolist(),
+            (sent_counts * width).tolist(),
         )
-        return received.reshape(-1, *tail), theirs
+        return received.reshape(-1, *tail), received_counts
 
     def report(self, message: dict[str, Any]) -> None:
         if self._reporter and self.rank == 0:
@@ -113,7 +113,7 @@ class GlooGang:
 
 @contextmanager
 def joined(size: int, timeout_s: int, report_to: tuple[str, int, str] | None) -> Iterator[Gang]:
-    """Inside a barrier task: the gang of all its tasks, left again whatever happens."""
+    """Join the gang of all tasks of a barrier stage, from inside a task; leave it on exit, also after an error."""
     from pyspark import BarrierTaskContext
 
     context = BarrierTaskContext.get()
@@ -143,9 +143,9 @@ def joined(size: int, timeout_s: int, report_to: tuple[str, int, str] | None) ->
 
 
 def check_slots(spark: Any, workers: int | None, section: str = "als") -> int:
-    """The gang's size: as asked, or every task slot. Refuse at once what Spark would refuse after minutes.
+    """Size of the gang: `workers`, or all task slots. Spark itself would report too few slots only after minutes.
 
-    Raises ConfigError where dynamic allocation is on or the slots are too few.
+    Raises ConfigError if dynamic allocation is on or there are too few slots.
     """
     conf = spark.sparkContext.getConf()
     if conf.get("spark.dynamicAllocation.enabled", "false").lower() == "true":
@@ -163,7 +163,7 @@ def check_slots(spark: Any, workers: int | None, section: str = "als") -> int:
 
 
 def task_slots(spark: Any) -> int:
-    """Tasks that can run at once now."""
+    """Number of tasks that can run at the same time."""
     scala = spark.sparkContext._jsc.sc()
     return int(scala.maxNumConcurrentTasks(scala.resourceProfileManager().defaultResourceProfile()))
 
@@ -173,7 +173,7 @@ def worker_threads(spark: Any) -> int:
 
 
 class Reporter:
-    """The worker's end of the progress line. A driver that cannot be reached costs nothing but the bar."""
+    """Sends log entries from a worker to the driver; drops them if the driver cannot be reached."""
 
     def __init__(self, host: str, port: int, token: str) -> None:
         self._token = token
@@ -193,7 +193,7 @@ class Reporter:
 
 @contextmanager
 def listening(spark: Any, on_progress: Callable[[dict[str, Any]], None]) -> Iterator[tuple[str, int, str]]:
-    """On the driver: call `on_progress` for every report of a gang; yields what `joined` wants as `report_to`."""
+    """On the driver: call `on_progress` for every report of a gang; yields the `report_to` argument of `joined`."""
     import secrets
 
     token = secrets.token_hex(16)
@@ -224,7 +224,7 @@ def listening(spark: Any, on_progress: Callable[[dict[str, Any]], None]) -> Iter
 
 
 def numpy_columns(batches: Iterable[Any], names: Sequence[str]) -> list[list[Array]]:
-    """The columns of Arrow batches as lists of numpy arrays, a list a name."""
+    """The columns of Arrow batches as numpy arrays: a list per name, an array per batch."""
     columns: list[list[Array]] = [[] for _ in names]
     for batch in batches:
         for column, name in zip(columns, names, strict=True):

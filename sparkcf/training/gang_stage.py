@@ -1,7 +1,7 @@
-"""One barrier stage of a gang, and what comes back to the driver from it.
+"""Run a gang as one barrier stage and read its messages on the driver.
 
-A result frame begins with the columns `kind` and `text`: rows with a text are for the driver (the log, or an error),
-the others are values that stay on the executors.
+A result frame begins with the columns `kind` and `text`: rows with a text are messages to the driver (the log, or an
+error), the others are values that stay on the executors.
 """
 
 from __future__ import annotations
@@ -30,19 +30,20 @@ def gang_result(
     on_progress: Callable[[dict[str, Any]], None],
     without_rows: str,
 ) -> Iterator[tuple[DataFrame, list[tuple[str, str]]]]:
-    """Run `work` in every worker of a gang; yields the persisted result and its (kind, text) rows.
+    """Run `work` in every worker of a gang; yields the persisted result and its (kind, text) messages.
 
-    The caller owns the persisted frame once the block has ended well; where it raises, the frame is released.
+    The caller owns the persisted frame once the block has ended; if the block raises, the frame is released.
 
     Parameters
     ----------
-    shuffled : a partition a worker. work : takes a worker's Arrow batches and its gang, gives batches of `schema`.
-    without_rows : what a TrainingError says where there was no row at all.
+    shuffled : one partition per worker.
+    work : (Arrow batches of a worker, its gang) -> batches of `schema`.
+    without_rows : message of the TrainingError for an input without rows.
 
     Raises
     ------
     TrainingError
-        What the workers raised, all of them at once.
+        Raised by all workers together, or the input has no row.
     """
 
     def task(batches: Iterable[Any]) -> Iterator[Any]:
@@ -55,20 +56,20 @@ def gang_result(
 
     with listening(shuffled.sparkSession, on_progress) as report_to:
         trained = shuffled.mapInArrow(task, schema, barrier=True)
-        # With a shuffle behind it Spark starts a failed barrier stage again; without, it gives the job up.
+        # Spark retries a failed barrier stage only if a shuffle follows it.
         cached = trained.repartition(max(workers, 1), "idx").persist(StorageLevel.MEMORY_AND_DISK)
         try:
-            # Runs the training, fills the cache. Spark starts no worker at all for an input that it knows to be empty.
+            # Runs the training and fills the cache. Spark starts no worker for an input that it knows to be empty.
             rows = cached.where("text IS NOT NULL").select("kind", "text").collect()
-            told = [(row["kind"], row["text"]) for row in rows] or [(ERROR, without_rows)]
-            for kind, text in told:
+            messages = [(row["kind"], row["text"]) for row in rows] or [(ERROR, without_rows)]
+            for kind, text in messages:
                 if kind == ERROR:
                     raise TrainingError(text)
         except BaseException:
             cached.unpersist()
             raise
     try:
-        yield cached, told
+        yield cached, messages
     except BaseException:
         cached.unpersist()
         raise

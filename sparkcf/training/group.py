@@ -1,4 +1,4 @@
-"""The processes that train together: rank and size from the environment, as torchrun sets it; else one alone."""
+"""Process group of a training: rank and size from the environment, as torchrun sets them, or a single process."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ import torch.distributed as dist
 
 @dataclass(frozen=True)
 class Group:
-    """`rank` of `size` processes, and the device of this one. Every method is a collective."""
+    """A process's rank, the number of processes, and this process's device. Every method is a collective."""
 
     rank: int
     size: int
@@ -33,17 +33,17 @@ class Group:
         return total.tolist()
 
     def summing(self, value: torch.Tensor) -> Callable[[], float]:
-        """The sum of a number over the ranks, on its way while other work is done; called, it is waited for."""
+        """Start to sum a number over the ranks; returns a function that waits for the sum and returns it."""
         total = value.detach().to(torch.float64, copy=True).reshape(1)
         if self.size == 1:
             return total.item
-        under_way = dist.all_reduce(total, async_op=True)
+        pending = dist.all_reduce(total, async_op=True)
 
-        def waited() -> float:
-            under_way.wait()
+        def wait() -> float:
+            pending.wait()
             return float(total.item())
 
-        return waited
+        return wait
 
     def merge_rows(self, table: torch.Tensor, own: torch.Tensor) -> None:
         """Give every rank the rows of a table (n, k) that each rank owns.
@@ -78,16 +78,16 @@ class Group:
 
 
 def device_of(local_rank: int) -> torch.device:
-    """The CUDA device of a process on its machine, where there is one, else the CPU."""
+    """The CUDA device of a process by its local rank, or the CPU if there is no CUDA device."""
     count = torch.cuda.device_count()
     return torch.device("cuda", local_rank % count) if count else torch.device("cpu")
 
 
 @contextmanager
 def joined_from_environment(timeout_s: int, threads: int) -> Iterator[Group]:
-    """The group that the environment names (RANK, WORLD_SIZE, LOCAL_RANK), left again whatever happens.
+    """Join the group given by RANK, WORLD_SIZE and LOCAL_RANK; leave it on exit, also after an error.
 
-    nccl where every process has a CUDA device, gloo elsewhere. A peer silent for `timeout_s` is taken for dead.
+    Uses nccl on CUDA devices, gloo on CPUs. A peer that is silent for `timeout_s` counts as dead.
     """
     rank, size = int(os.environ.get("RANK", "0")), int(os.environ.get("WORLD_SIZE", "1"))
     torch.set_num_threads(threads)

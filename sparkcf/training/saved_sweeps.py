@@ -1,10 +1,10 @@
-"""Saved sweeps: what a gang writes while it trains, and takes up again after a worker or the driver was killed.
+"""Checkpoints of a gang's sweeps, from which training resumes after a worker or the driver was killed.
 
     folder/sweep-000010/worker-00000-of-00002.safetensors      factors of one worker's users and items
     folder/sweep-000010.json                                   written last: workers, sizes, log, sha256 of each file
 
-A sweep counts when its JSON file is there. Any number of workers can take it up: row r of a side stands in the file of
-worker r mod W, at place r div W.
+A sweep is complete when its JSON file exists. Any number of workers can resume from it: row r of a side is in the file
+of worker r mod W, at place r div W.
 """
 
 from __future__ import annotations
@@ -32,7 +32,11 @@ KEPT = 2  # sweeps: the newest may be damaged
 
 @dataclass(frozen=True)
 class SavedSweep:
-    """Factors of a worker's users and items, float32 (n, width), and the log of the sweeps that led to them."""
+    """A worker's state after a sweep.
+
+    factors : of its users and its items, float32 (n, width).
+    log : log entries of all sweeps so far.
+    """
 
     factors: list[F32]
     log: list[dict[str, Any]]
@@ -48,7 +52,7 @@ class SavedSweeps:
     Raises
     ------
     ConfigError
-        An address that Arrow cannot write.
+        Arrow cannot write to the address.
     """
 
     def __init__(self, folder: str) -> None:
@@ -63,7 +67,7 @@ class SavedSweeps:
     def save(self, gang: Gang, sweep: SavedSweep) -> str | None:
         """Write this worker's file; the first worker then declares the sweep complete. A collective.
 
-        Returns None, or at all workers what went wrong at this one: nothing is declared then.
+        Returns None, or at every worker an error message if any of them failed: the sweep then stays incomplete.
         """
         folder = f"sweep-{len(sweep.log):06}"
         data = save(dict(zip(KINDS, sweep.factors, strict=True)))
@@ -92,15 +96,16 @@ class SavedSweeps:
             self._files.delete(f"sweep-{old:06}")
 
     def load(self, gang: Gang, sizes: tuple[int, int], width: int) -> SavedSweep | None:
-        """The newest complete and undamaged sweep: this worker's rows of it. A collective.
+        """This worker's rows of the newest complete, undamaged sweep; None if there is none. A collective.
 
         Parameters
         ----------
-        sizes : users and items over all workers. width : columns of a factor row.
+        sizes : users and items over all workers.
+        width : columns of a factor row.
         """
         mine = np.zeros(KEPT, np.int64)
         if gang.rank == 0:
-            with suppress(OSError):  # what cannot be listed holds nothing to go on from; saving will say why
+            with suppress(OSError):  # a folder that cannot be listed: start anew, `save` reports the cause
                 newest = self._sweeps()[:KEPT]
                 mine[: len(newest)] = newest
         for sweep in gang.sum(mine):
@@ -112,7 +117,7 @@ class SavedSweeps:
         return None
 
     def clear(self) -> str | None:
-        """Remove all saved sweeps. Returns None, or what went wrong."""
+        """Remove all saved sweeps. Returns None, or an error message."""
         return self._tried(self._files.delete)
 
     def _sweeps(self) -> list[int]:
@@ -135,8 +140,8 @@ class SavedSweeps:
                     return None
                 stored = load(data)
                 for side, name in enumerate(KINDS):
-                    theirs = ids[side] % workers == worker
-                    factors[side][theirs] = stored[name][ids[side][theirs] // workers]
+                    in_file = ids[side] % workers == worker
+                    factors[side][in_file] = stored[name][ids[side][in_file] // workers]
             return SavedSweep(factors, list(manifest["log"]))
         except (OSError, ValueError, KeyError, IndexError, TypeError, SafetensorError):
             return None

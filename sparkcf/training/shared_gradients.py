@@ -1,9 +1,9 @@
-"""Gradients of processes on one machine, averaged through its shared memory instead of sockets: a hook of DDP.
+"""DDP communication hook: averages the gradients of processes on one machine through shared memory, not sockets.
 
     every rank's gradient ──▶ its own slot │ every rank adds up all slots, in the order of ranks
 
-The bar is a barrier. Steps take turns with two sets of slots: a rank that writes to one has passed the barrier of the
-step before, which all reach only when they have read what the set held.
+The bar is a barrier. Steps alternate between two sets of slots. A rank that writes to a set has passed the barrier of
+the previous step, which every rank reaches only after it has read that set.
 """
 
 import os
@@ -19,22 +19,22 @@ from torch.futures import Future
 from sparkcf.training.group import Group
 
 MEMORY = Path("/dev/shm")
-TOKEN = 16  # random bytes by which ranks know that they opened the same file
+TOKEN = 16  # random bytes by which a rank checks that it opened the right file
 FLOAT = 4  # bytes
 SETS = 2
 
 
 class SharedGradients:
-    """Slots float32 (2, ranks, n) in memory that all ranks of a group have mapped."""
+    """Gradient slots, float32 (2, ranks, n), in memory that all ranks of a group have mapped."""
 
     def __init__(self, memory: Tensor, group: Group) -> None:
         self.slots = memory.view(SETS, group.size, -1)
         self.group = group
         self.turn = 0
-        self.filled = 0  # numbers of this step's buckets so far
+        self.filled = 0  # gradient entries of this step so far
 
     def hook(self, state: object, bucket: dist.GradBucket) -> Future[Tensor]:
-        """DDP's communication hook: called with every bucket of gradients, in the same order at every rank."""
+        """Average a bucket of gradients; DDP calls it in the same order at every rank."""
         gradient = bucket.buffer()
         if bucket.index() == 0:
             self.turn, self.filled = 1 - self.turn, 0
@@ -54,32 +54,32 @@ class SharedGradients:
 
 
 def shared_gradients(group: Group, n: int) -> SharedGradients | None:
-    """Memory for gradients of n numbers; None where the ranks do not all share a machine's, or it has no room.
+    """Shared memory for n gradient entries; None if the ranks are on several machines or the memory is too small.
 
-    The file that names the memory is gone when this returns.
+    The file behind the memory is deleted before this returns.
     """
     token, length = secrets.token_bytes(TOKEN), SETS * group.size * n
     path = _created(token, length * FLOAT) if group.is_main else ""
     try:
-        told = group.first_of(f"{path} {token.hex()}" if path else "")
-        where, _, expected = told.partition(" ")
-        memory = _opened(where, expected, length) if told else None
-        everywhere = group.sum(float(memory is not None))[0] == group.size
+        message = group.first_of(f"{path} {token.hex()}" if path else "")
+        main_path, _, main_token = message.partition(" ")
+        memory = _opened(main_path, main_token, length) if message else None
+        all_opened = group.sum(float(memory is not None))[0] == group.size
     finally:
         if path:
             os.unlink(path)
-    return SharedGradients(memory, group) if everywhere and memory is not None else None
+    return SharedGradients(memory, group) if all_opened and memory is not None else None
 
 
 def _created(token: bytes, size: int) -> str:
-    """A file of so many bytes and the token behind them, or "" where shared memory cannot have it."""
+    """Path of a new file of `size` bytes followed by the token, or "" if shared memory has no room."""
     try:
         handle, path = tempfile.mkstemp(prefix="sparkcf-", dir=MEMORY)
     except OSError:
         return ""
     with os.fdopen(handle, "wb") as file:
         try:
-            os.posix_fallocate(handle, 0, size + TOKEN)  # else writing to memory that is not there kills the process
+            os.posix_fallocate(handle, 0, size + TOKEN)  # without it, a write beyond free memory kills the process
         except OSError:
             os.unlink(path)
             return ""

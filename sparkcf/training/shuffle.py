@@ -1,4 +1,4 @@
-"""Pairs to workers: the one shuffle by which a gang's blocks are filled, and its reading as arrays."""
+"""The shuffle that sends pairs to the workers of a gang, and its partitions as arrays."""
 
 from __future__ import annotations
 
@@ -13,22 +13,22 @@ from sparkcf.data.partitions import partition_keys
 from sparkcf.training.blocks import ITEM, KINDS, USER, Parts
 from sparkcf.training.gang import numpy_columns
 
-ROW_COLUMNS = ("key", "feat", "val")  # of a factorization machine's rows, see `sparkcf.models.fm.features`
+ROW_COLUMNS = ("key", "feat", "val")  # rows of a factorization machine, see `sparkcf.models.fm.features`
 
 
-def shuffled(pairs: DataFrame, workers: int, starts: dict[str, DataFrame] | None = None) -> DataFrame:
-    """Send every pair to the worker of its user and to that of its item; one partition a worker.
+def shuffled(pairs: DataFrame, workers: int, warm_start: dict[str, DataFrame] | None = None) -> DataFrame:
+    """Send every pair to the worker of its user and to that of its item; one partition per worker.
 
     Parameters
     ----------
-    pairs : user_idx, item_idx, value and, if it has them, weight and ROW_COLUMNS.
-    starts : by side, (idx, factor) rows to begin from; they travel in the same shuffle.
+    pairs : user_idx, item_idx, value, and optionally weight and ROW_COLUMNS.
+    warm_start : by side, (idx, factor) rows to start from; sent in the same shuffle.
 
     Returns
     -------
     DataFrame
-        kind (0 user row, 1 item row, 2 user start, 3 item start), row, col, value and, where there
-        are any, weight and vector.
+        kind (0 user row, 1 item row, 2 user warm start, 3 item warm start), row, col, value; weight if the pairs have
+        it, vector with a warm start.
     """
     worker = F.col("worker")
     numbers = [name for name in ("value", "weight") if name in pairs.columns]
@@ -46,12 +46,11 @@ def shuffled(pairs: DataFrame, workers: int, starts: dict[str, DataFrame] | None
 
     copies = F.array(rows(USER, "user_idx", "item_idx"), rows(ITEM, "item_idx", "user_idx"))
     tagged = pairs.select(F.inline(copies))
-    if starts:
-        nothing = F.lit(None).cast("array<float>")
-        tagged = tagged.withColumn("vector", nothing)
+    if warm_start:
+        tagged = tagged.withColumn("vector", F.lit(None).cast("array<float>"))
         for side, name in enumerate(KINDS):
-            if name in starts:
-                start = starts[name].select(
+            if name in warm_start:
+                start = warm_start[name].select(
                     F.pmod(F.col("idx"), F.lit(workers)).alias("worker"),
                     F.lit(2 + side).cast("byte").alias("kind"),
                     (F.col("idx") / workers).cast("int").alias("row"),
@@ -65,7 +64,13 @@ def shuffled(pairs: DataFrame, workers: int, starts: dict[str, DataFrame] | None
 
 
 def read_parts(batches: Iterable[Any], warm: bool, width: int) -> Parts:
-    """Arrow batches of `shuffled` as arrays. `width`: length of a start's vector."""
+    """Arrow batches of `shuffled` as arrays.
+
+    Parameters
+    ----------
+    warm : whether the batches have warm-start rows.
+    width : length of a warm-start vector.
+    """
     batches = list(batches)
     weighted = bool(batches) and "weight" in batches[0].schema.names
     kinds, rows, cols, values = numpy_columns(batches, ("kind", "row", "col", "value"))

@@ -238,7 +238,7 @@ def test_a_sessions_slots_and_settings_are_reported(monkeypatch: pytest.MonkeyPa
         "spark": ("ok", "Spark 3.5.9 at local[4]"),
         "spark slots": ("ok", "2 at once, spark.task.cpus=2"),
         "dynamic allocation": ("ok", "off"),
-        "gpu": ("ok", "none asked for"),
+        "gpu": ("ok", "none requested"),
     }
     assert stopped == ["stopped"]
 

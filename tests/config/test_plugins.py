@@ -64,14 +64,14 @@ def test_a_model_that_nobody_names_is_not_loaded(install) -> None:
 @pytest.mark.parametrize(
     ("source", "value", "said"),
     [
-        ("raise RuntimeError('no GPU')", "", r"does not load: RuntimeError: no GPU; mend or uninstall"),
+        ("raise RuntimeError('no GPU')", "", r"does not load: RuntimeError: no GPU; fix or uninstall"),
         (GOOD, "no_such_module:Foreign", r"does not load: ModuleNotFoundError"),
         (
             GOOD.replace("def open", "def close"),
             "",
             r"breaks the contract of .*Model: it lacks open",
         ),
-        (GOOD.replace("section = Params", "section = dict"), "", r"section=<class 'dict'> is no class derived from"),
+        (GOOD.replace("section = Params", "section = dict"), "", r"section=<class 'dict'> is not a subclass of"),
         (GOOD.replace('"foreign"', '"other"'), "", r"its section is named 'other', the entry point 'foreign'"),
     ],
 )
@@ -82,7 +82,7 @@ def test_one_that_cannot_be_used_is_named_with_what_is_wrong(install, source: st
 
 
 def test_a_model_that_is_not_there_is_answered_with_those_that_are() -> None:
-    with pytest.raises(ConfigError, match=r"model='foriegn': there is no such model; there are als, ease, fm, hals"):
+    with pytest.raises(ConfigError, match=r"model='foriegn': unknown model; known are als, ease, fm, hals"):
         load_config((), [*BASE, "model=foriegn"])
-    with pytest.raises(ConfigError, match=r"model='svd': there is no such model"):
+    with pytest.raises(ConfigError, match=r"model='svd': unknown model"):
         load_config((), [*BASE, "models=[als, svd]"])

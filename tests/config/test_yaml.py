@@ -15,9 +15,9 @@ BASE = ("ds=2024-01-31", "input.path=none")
 @pytest.mark.parametrize(
     ("text", "said"),
     [
-        ("seed: 1\nseed: 2\n", r"key 'seed' stands twice"),
-        ("als: {rank: 8, rank: 9}\n", r"key 'rank' stands twice"),
-        ("models: &same [als, *same]\n", r"aliases \(\*name\) are not taken"),
+        ("seed: 1\nseed: 2\n", r"key 'seed' is repeated"),
+        ("als: {rank: 8, rank: 9}\n", r"key 'rank' is repeated"),
+        ("models: &same [als, *same]\n", r"aliases \(\*name\) are not allowed"),
         ("[" * 5000 + "]" * 5000, r"more than 30 levels of nesting"),
     ],
 )

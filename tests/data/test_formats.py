@@ -73,10 +73,10 @@ def test_a_name_with_a_dot_or_a_back_tick_may_be_a_column_of_its_own(spark, conf
 
 def test_a_column_that_stands_twice_is_refused(spark, config, tmp_path: Path) -> None:
     path = write_lines(tmp_path / "in.csv", "user,item,x,x,user", "ann,tea,1,2,bob")
-    with pytest.raises(InputError, match=r"'user' \(input\.columns\.user_id\) stands twice in .*in\.csv"):
+    with pytest.raises(InputError, match=r"'user' \(input\.columns\.user_id\) occurs twice in .*in\.csv"):
         read_raw(spark, config(COLUMNS, path=path).input, str(path))
     bare = config(COLUMNS, "input.header=false", "input.names=[user, item, item]", path=path)
-    with pytest.raises(InputError, match=r"'item' \(input\.columns\.item_id\) stands twice in .*input\.names"):
+    with pytest.raises(InputError, match=r"'item' \(input\.columns\.item_id\) occurs twice in .*input\.names"):
         read_raw(spark, bare.input, str(path))
 
 
@@ -129,5 +129,5 @@ def test_milliseconds_taken_for_seconds_are_hinted_at(spark, config, tmp_path: P
 def test_a_json_array_is_hinted_at(spark, config, tmp_path: Path) -> None:
     one = '{"user_id": "ann", "item_id": "tea", "ts": "2024-01-31"}'
     path = write_lines(tmp_path / "in.json", "[", f"{one},", f"{one},", one, "]")
-    with pytest.raises(GateRefused, match=r"malformed_line 4; the input looks like a JSON array: jsonl is one object"):
+    with pytest.raises(GateRefused, match=r"malformed_line 4; the input looks like a JSON array: jsonl has one object"):
         clean_input(spark, config("input.format=jsonl", path=path))

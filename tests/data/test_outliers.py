@@ -81,7 +81,7 @@ def test_ids_that_are_nearly_equal_are_counted(spark) -> None:
     n, note = alike(ids, "user_id", F.lower("user_id"), "clean.fold_case=true")
     assert n == 2
     assert note == (
-        "2 user ids equal another once case and unicode are folded, such as 'ANN' and 'ann': "
+        "2 user ids equal another id once case and unicode are folded, such as 'ANN' and 'ann': "
         "set clean.fold_case=true if they are the same"
     )
     assert alike(ids.where("user_id > 'b'"), "user_id", F.lower("user_id"), "") == (0, None)

@@ -85,7 +85,7 @@ def test_the_lines_of_a_quoted_field_are_all_rejected_where_files_are_read_in_pi
     assert outcome.values.keys() == names
     assert outcome.quarantine == sorted(("malformed_line", line) for line in [*BROKEN, '"end', f'e",tea,1,{DAY}'])
     assert outcome.counts["read"] == len(LINES) + 1
-    assert "10 lines were rejected for a quote without a partner" in outcome.notes[-1]
+    assert "10 lines were rejected for an unpaired quote" in outcome.notes[-1]
 
 
 def test_quotes_may_be_plain_text(spark, config, tmp_path: Path) -> None:

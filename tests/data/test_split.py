@@ -236,9 +236,9 @@ def test_the_item_before_is_one_that_trains(spark: SparkSession) -> None:
     ("days", "users", "protocol", "why"),
     [
         (1, 150, "q2", "all events are of one day"),
-        (20, 150, "q2", "the last 10% of the events are of 2 days, by time it takes 7"),
-        (100, 99, "q2", "99 users have events before and in the last 10%, by time it takes 100"),
-        (100, 120, "q4", "the last 10% of the events are of 10 days and 120 users known before"),
+        (20, 150, "q2", "the last 10% of the events are of 2 days, a split by time needs 7"),
+        (100, 99, "q2", "99 users have events before and in the last 10%, a split by time needs 100"),
+        (100, 120, "q4", "the last 10% of the events are of 10 days and 120 users with earlier events"),
     ],
 )
 def test_the_protocol_looks_at_the_data(spark: SparkSession, days: int, users: int, protocol: str, why: str) -> None:

@@ -278,7 +278,7 @@ def test_bases_that_cannot_be_are_refused_in_a_line(spark, own: Lake, capsys) ->
     with pytest.raises(ConfigError, match=r"ds=2024-01-29 is before run .* set ds=2024-01-30 or later"):
         fold_in_users(spark, own.config("ials", ds=dt.date(2024, 1, 29)))
     tables.replace("metrics", tables.read("metrics").where("metric <> 'mean'"), "true")
-    with pytest.raises(LakeError, match=r"trained before their mean was kept: run jobs/train\.py"):
+    with pytest.raises(LakeError, match=r"its mean was not stored: run jobs/train\.py"):
         fold_in_users(spark, own.config("explicit", f"run_id={own.runs['explicit']}"))
     tables.replace("item_factors", tables.read("item_factors").where("model <> 'als'"), "true")
     with pytest.raises(LakeError, match=r"has no item factors in .*: name another by run_id=…"):

@@ -403,7 +403,7 @@ def test_a_night_keeps_the_protocol_by_which_the_published_run_was_measured(spar
     assert with_protocol(tables, days, config).evaluation.protocol == "q2"
     assert "as the published run" in capsys.readouterr().err
     other = with_protocol(tables, days, config.model_copy(update={"model": "popularity"}))
-    assert other.evaluation.protocol == "q2" and "by time it takes 100" in capsys.readouterr().err
+    assert other.evaluation.protocol == "q2" and "a split by time needs 100" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(

@@ -37,7 +37,7 @@ def nights(monkeypatch: pytest.MonkeyPatch):
 def test_the_other_models_are_tried_and_the_message_says_what_was_published(nights, error: Exception) -> None:
     wanted = type(error) if isinstance(error, SparkcfError) else SparkcfError
     first = str(error).splitlines()[0]
-    with pytest.raises(wanted, match=rf"models als failed, published: popularity, hals; the first said: {first}$"):
+    with pytest.raises(wanted, match=rf"models als failed, published: popularity, hals; the first error: {first}$"):
         nights(als=error)
     assert nights.tried == ["popularity", "als", "hals"]
 

@@ -415,13 +415,13 @@ def message(error: type[Exception], ask) -> str:
 def test_an_unknown_user_is_told_with_users_that_are_there(lake: Lake) -> None:
     told = message(NotFoundError, lambda: lake.recommendations("99999"))
     assert told.startswith("user '99999' has no recommendations in run als-2 (model als, published for 2024-05-02)")
-    assert "the lake never saw this user" in told
+    assert "the lake has no such user" in told
     assert told.endswith("known users look like '1', '2', \"x' OR '1'='1\"")
     assert "user '99999' is not in lake" in message(NotFoundError, lambda: lake.history("99999"))
 
 
 def test_a_known_user_without_a_list_is_told_so(lake: Lake) -> None:
-    assert "the lake knows it" in message(NotFoundError, lambda: lake.recommendations("cold"))
+    assert "is in the lake, but the run made no list" in message(NotFoundError, lambda: lake.recommendations("cold"))
 
 
 def test_ids_close_to_the_unknown_one_are_offered(tmp_path: Path) -> None:
@@ -437,7 +437,7 @@ def test_a_very_long_unknown_id_is_cut_in_the_message(lake: Lake) -> None:
 
 def test_an_unknown_item_model_day_or_run_is_told_with_what_is_there(lake: Lake) -> None:
     assert "item 'zz' has no similar items" in message(NotFoundError, lambda: lake.similar_items("zz"))
-    assert "the lake knows it" in message(NotFoundError, lambda: lake.similar_items("b"))
+    assert "is in the lake, but the run made no list" in message(NotFoundError, lambda: lake.similar_items("b"))
     assert "published are 'als', 'pop'" in message(NotFoundError, lambda: lake.published("nmf"))
     told = message(NotFoundError, lambda: lake.recommendations("1", ds="2023-01-01"))
     assert "not published for 2023-01-01: published are 2024-05-02, 2024-05-01" in told

@@ -35,7 +35,7 @@ def test_a_run_is_read_back_with_the_event_weights_preference_and_parameters_of_
 
 
 def test_parameters_that_this_version_does_not_take_are_told() -> None:
-    with pytest.raises(LakeError, match=r"run r was trained with parameters that this version does not take: .*solver"):
+    with pytest.raises(LakeError, match=r"parameters that this version does not accept: .*solver"):
         run_of(configured(), als={"solver": "magic"}).fitted_with(configured())
 
 

@@ -1,9 +1,9 @@
-"""Factors by alternating least squares, exact (ALS) or one dimension at a time (HALS), by a gang on Spark.
+"""Alternating least squares on Spark: exact row solves (ALS) or one dimension at a time (HALS).
 
     pairs ──one shuffle──▶ blocks ──▶ [users solved, items solved] × iterations ──▶ factors, log
 
-`fit` runs it on Spark, `fit_arrays` in this process; both run `sparkcf.models.als.sweeps.train`. `fold_in` solves rows
-that were not in training.
+`fit` trains on Spark by a gang, `fit_arrays` in this process; both call `sparkcf.models.als.sweeps.train`. `fold_in`
+solves rows that were not in training.
 """
 
 from __future__ import annotations
@@ -42,7 +42,7 @@ RESULT = "kind string, text string, idx int, factor array<float>, bias float"
 
 @dataclass
 class Factors:
-    """Fitted factors in this process. A row without entries has zeros and `present` False."""
+    """Fitted factors as arrays. A row without entries has zeros and `present` False."""
 
     user: F32  # (n_users, rank)
     item: F32
@@ -55,7 +55,7 @@ class Factors:
 
 
 class Factorization(Model[Configured]):
-    """Matrix factorization by alternating row solves: what ALS and HALS have in common."""
+    """Matrix factorization by alternating row solves: base of ALS and HALS."""
 
     @property
     def reads(self) -> Reads:
@@ -70,24 +70,24 @@ class Factorization(Model[Configured]):
         return self.params.iterations
 
     def fit(self, data: TrainingData, run: FitRun) -> Fitted:
-        """See `fit`; an earlier run of another rank is no start."""
-        starts = self._starts(run)
+        """See `fit`; the warm start is ignored if the earlier run has another rank."""
+        warm_start = self._warm_start(run)
         sizes, explicit = (data.n_users, data.n_items), self.params.mode == "explicit"
         average = float(one_row(data.pairs.agg(F.avg("value")))[0] or 0.0) if explicit else 0.0
-        fitted = fit(data.pairs, *sizes, self.params, self.seed, starts, run.on_progress, run.checkpoint_dir)
+        fitted = fit(data.pairs, *sizes, self.params, self.seed, warm_start, run.on_progress, run.checkpoint_dir)
         return replace(fitted, average=average)
 
-    def _starts(self, run: FitRun) -> dict[str, DataFrame] | None:
-        """The vectors of an earlier run, with the bias behind them where biases are solved for."""
-        starts = {}
+    def _warm_start(self, run: FitRun) -> dict[str, DataFrame] | None:
+        """The vectors of an earlier run, with biases the bias as last entry; None if the ranks differ."""
+        warm_start = {}
         for side, factors in (run.warm_start or {}).items():
             first = factors.first()
             if first is None or len(first["factor"]) != self.width:
                 run.on_progress({"note": "the earlier run has another rank: starting from random factors"})
                 return None
             vector = F.concat("factor", F.array("bias")) if self.params.biases else F.col("factor")
-            starts[side] = factors.select("idx", vector.alias("factor"))
-        return starts or None
+            warm_start[side] = factors.select("idx", vector.alias("factor"))
+        return warm_start or None
 
     def open(self, saved: Saved) -> FactorScorer:
         return FactorScorer(saved, self.params)
@@ -106,7 +106,7 @@ class HALS(Factorization[HALSConfig]):
 
 
 class FactorScorer(InnerProduct):
-    """Vectors of new users by the row solve of the training, with the items fixed."""
+    """Inner-product scorer that folds in new users by an exact row solve with the items fixed."""
 
     def __init__(self, saved: Saved, params: ALSConfig | HALSConfig) -> None:
         super().__init__(saved, None if params.biases else saved.average)
@@ -118,8 +118,8 @@ class FactorScorer(InnerProduct):
 
     def fold_in(self, rows: Rows, features: Features | None = None) -> tuple[F32, F32]:
         indptr, indices, values, weights = rows
-        given = (self.item_vectors, self.item_bias, self.params, self.n_known_items, self.mean, self._gram)
-        return fold_in(indptr, indices, values, *given, weights=weights)
+        items = (self.item_vectors, self.item_bias, self.params, self.n_known_items, self.mean, self._gram)
+        return fold_in(indptr, indices, values, *items, weights=weights)
 
 
 def fit(
@@ -128,7 +128,7 @@ def fit(
     n_items: int,
     config: ALSConfig | HALSConfig,
     seed: int,
-    starts: dict[str, DataFrame] | None = None,
+    warm_start: dict[str, DataFrame] | None = None,
     on_progress: Callable[[dict[str, Any]], None] = lambda message: None,
     checkpoint_dir: str | None = None,
 ) -> Fitted:
@@ -136,24 +136,24 @@ def fit(
 
     Parameters
     ----------
-    pairs : user_idx, item_idx, value; indices dense, below n_users and n_items. A pair that stands twice counts as one
-        with the values' sum. With a column weight (explicit only) an entry counts like so many of weight 1.
-    starts : by side ("user", "item"), frames (idx, factor) to begin from.
-    on_progress : called on the driver with every sweep's log entry, while the sweeps run; or with a "note" for people.
-    checkpoint_dir : folder or address where sweeps are saved every `config.save_every`. A gang that lost a worker goes
-        on from the newest; so does a later call with the same folder. It is removed when the fit has ended well.
+    pairs : user_idx, item_idx, value; indices dense, below n_users and n_items. The values of a repeated pair are
+        summed. With a column weight (explicit only) an entry of weight w counts like w entries of weight 1.
+    warm_start : by side ("user", "item"), frames (idx, factor) to start from.
+    on_progress : called on the driver with every sweep's log entry, while the sweeps run, or with a "note" to show.
+    checkpoint_dir : folder or address where every `config.save_every`-th sweep is saved. A gang that lost a worker
+        resumes from the newest; so does a later call with the same folder. Removed after a successful fit.
 
     Raises
     ------
     ConfigError
         Too few task slots, or dynamic allocation is on.
     TrainingError
-        A factor is not finite, or there is no pair at all.
+        A factor is not finite, or there is no pair.
     """
     spark = pairs.sparkSession
     _check_weights("weight" in pairs.columns, config)
     workers = check_slots(spark, config.workers, config.section)
-    warm = bool(starts)
+    warm = bool(warm_start)
     plan = Plan(config, n_users, n_items, seed, worker_threads(spark))
     saved = SavedSweeps(checkpoint_dir) if checkpoint_dir and config.save_every else None
 
@@ -162,11 +162,11 @@ def fit(
         yield from _result(sides, log, plan, gang)
 
     with gang_result(
-        shuffled(pairs, workers, starts), work, RESULT, workers, config.timeout_s, on_progress, NOTHING
-    ) as (cached, told):
-        if saved and (problem := saved.clear()):  # the fit itself is well
+        shuffled(pairs, workers, warm_start), work, RESULT, workers, config.timeout_s, on_progress, NOTHING
+    ) as (cached, messages):
+        if saved and (problem := saved.clear()):  # no reason to fail the fit
             on_progress({"note": f"saved sweeps cannot be removed from {checkpoint_dir}: {problem}"})
-        log = sorted((json.loads(text) for _, text in told), key=lambda entry: entry["sweep"])
+        log = sorted((json.loads(text) for _, text in messages), key=lambda entry: entry["sweep"])
         user, item = (cached.where(F.col("kind") == name).select("idx", "factor", "bias") for name in KINDS)
         return Fitted(user, item, log, log[-1]["mean"], cached=cached)
 
@@ -184,7 +184,7 @@ def fit_arrays(
     checkpoint_dir: str | None = None,
     weights: F32 | None = None,
 ) -> Factors:
-    """The same fit in this process, for notebooks, tests and small data. Arrays (nnz,); weights: explicit only."""
+    """Fit in this process, for notebooks, tests and small data. Arrays (nnz,); weights: mode explicit only."""
     _check_weights(weights is not None, config)
     plan = Plan(config, n_users, n_items, seed, threads)
     users, items = users.astype(np.int32), items.astype(np.int32)
@@ -197,9 +197,9 @@ def fit_arrays(
     return Factors(user, item, user_bias, item_bias, present[USER], present[ITEM], log[-1]["mean"], log)
 
 
-def _check_weights(given: bool, config: FactorizationConfig) -> None:
-    if given and config.mode == "implicit":
-        raise ConfigError(f"weights go with {config.section}.mode=explicit: implicit forms weigh a pair by its value")
+def _check_weights(has_weights: bool, config: FactorizationConfig) -> None:
+    if has_weights and config.mode == "implicit":
+        raise ConfigError(f"weights need {config.section}.mode=explicit: implicit forms weigh a pair by its value")
 
 
 def _split(factors: F32, config: FactorizationConfig) -> tuple[F32, F32]:
@@ -209,7 +209,7 @@ def _split(factors: F32, config: FactorizationConfig) -> tuple[F32, F32]:
 
 
 def _result(sides: list[Side], log: list[dict[str, Any]], plan: Plan, gang: Gang) -> Iterator[Any]:
-    """A worker's factors, and from the first worker the log, as Arrow batches of RESULT."""
+    """A worker's factors, and the log from the first worker, as Arrow batches of RESULT."""
     import pyarrow as pa
 
     if gang.rank == 0:
@@ -237,14 +237,16 @@ def fold_in(
     threads: int = 1,
     weights: F32 = NO_WEIGHTS,
 ) -> tuple[F32, F32]:
-    """Factors of rows that were not in training, by the training's own exact row solve with the items fixed.
+    """Factors of rows that were not in training: an exact row solve of the objective with the items fixed.
 
     Parameters
     ----------
     indptr, indices, values : compressed rows over the items, (n + 1,), (nnz,), (nnz,).
-    items : (n_items, rank); item_bias : (n_items,). gram : items^T items, where it is known already.
-    n_items_present : items that were in training: it scales the regularisation of form `ials`.
-    weights : of the entries, (nnz,), or (0,) where all are 1; explicit only, implicit forms weigh by the value.
+    items : (n_items, rank).
+    item_bias : (n_items,).
+    n_items_present : number of items in training; scales the regularisation of form `ials`.
+    gram : items^T items, if already computed.
+    weights : of the entries, (nnz,), or (0,) where all are 1; mode explicit only.
 
     Returns
     -------

@@ -1,4 +1,4 @@
-"""The objectives of ALS, and the weight of each entry and row in the normal equations.
+"""The objectives of ALS, and the coefficients of each entry and row in the normal equations.
 
 With s = p_u·q_i, observed pairs S with value r, n_u and n_i the entries of a row, N users and M items in training:
 
@@ -10,12 +10,12 @@ form ials       sum_S w (1 - s)^2 + alpha0 sum_{all u,i} s^2
                 Rendle et al. (2021), "Revisiting the performance of iALS", eq. 1-5. w is 1 for plain positives.
 form hu_koren   sum_{all u,i} c (1[r > 0] - s)^2 + lambda (sum_u n_u^nu |p_u|^2 + ...), c = 1 + alpha |r|
                 Hu, Koren, Volinsky (2008). nu = 1 is MLlib's `implicitPrefs` (n counts r > 0), same alpha, same lambda.
-form implicit   the same with c = alpha |r| on observed pairs and 1 elsewhere, nu ignored: lambda is plain.
-                What the `implicit` library minimises for data r and its alpha and regularization.
-form frobenius  sum_{all u,i} (r - s)^2 + lambda (sum_u |p_u|^2 + sum_i |q_i|^2), r = 0 where nothing was observed.
-                With non-negative factors: NMF (Lee, Seung 1999), what scikit-learn's NMF minimises (twice its half).
+form implicit   as hu_koren, but c = alpha |r| on observed pairs and 1 elsewhere, and nu = 0: lambda is plain.
+                The objective of the `implicit` library for data r, with its alpha and regularization.
+form frobenius  sum_{all u,i} (r - s)^2 + lambda (sum_u |p_u|^2 + sum_i |q_i|^2), r = 0 for unobserved pairs.
+                With non-negative factors: NMF (Lee, Seung 1999), twice the objective of scikit-learn's NMF.
 
-Every one is  sum_S (a s^2 - 2 b s + const) + alpha0 sum_all s^2 + sum of reg |.|^2  with the a, b below.
+Every objective is  sum_S (a s^2 - 2 b s + const) + alpha0 sum_all s^2 + sum of reg |.|^2  with the a, b below.
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ NO_WEIGHTS: F32 = np.empty(0, np.float32)
 
 @dataclass(frozen=True)
 class Objective:
-    """One objective of the module, ready to be asked for coefficients. `mean` is mu (explicit with biases)."""
+    """One of the objectives above; computes its coefficients. `mean` is mu (mode explicit with biases)."""
 
     form: str  # explicit, ials, hu_koren, implicit, frobenius
     regularization: float
@@ -56,7 +56,7 @@ class Objective:
         )
 
     def coefficients(self, values: F32, weights: F32 = NO_WEIGHTS) -> tuple[F32, F32]:
-        """a and b of every entry, float32 (nnz,) each. `weights` w of form explicit: (nnz,), or (0,): all are 1."""
+        """a and b of every entry, float32 (nnz,) each. `weights`: w of form explicit, (nnz,), or (0,) if all are 1."""
         if self.form == "explicit":
             a = weights if len(weights) else np.ones_like(values)
             return a, (a * (values - np.float32(self.mean))).astype(np.float32)
@@ -71,13 +71,13 @@ class Objective:
         return confidence - 1, np.where(values > 0, confidence, 0).astype(np.float32)
 
     def refused(self, values: F32) -> int:
-        """How many of some values make the objective unbounded below: negative weights of form ials."""
+        """Number of values that make the objective unbounded below: negative weights in form ials."""
         return int(np.count_nonzero(values < 0)) if self.form == "ials" else 0
 
     def constant(self, values: F32, weights: F32 = NO_WEIGHTS, offsets: F32 | None = None) -> float:
-        """The part of the observed sum that depends on no factor: the objective of all-zero factors.
+        """The constant part of the observed sum: the objective of all-zero factors.
 
-        With `offsets` (nnz,), of form explicit: that of factors whose biases leave these to be fitted off.
+        `offsets` (nnz,), for form explicit with biases, are subtracted from the values first.
         """
         if self.form == "explicit":
             left = values - np.float32(self.mean) - (np.float32(0) if offsets is None else offsets)

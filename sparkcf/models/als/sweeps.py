@@ -3,7 +3,7 @@
     for each sweep: users solved with the items fixed, then items with the users fixed
         fixed rows received ──▶ Gramian summed over the gang ──▶ one kernel call a thread ──▶ hot rows, summed
 
-The objectives stand in `sparkcf.models.als.objective`, the row problem in `sparkcf.kernels.als`.
+See `sparkcf.models.als.objective` for the objectives and `sparkcf.kernels.als` for the row problem.
 """
 
 from __future__ import annotations
@@ -48,7 +48,7 @@ NOTHING = "no positive interaction to train on: is preference.positive_from too 
 
 @dataclass(frozen=True)
 class Plan:
-    """All that a worker must know, and nothing of Spark."""
+    """Parameters of a fit, sent to every worker."""
 
     config: ALSConfig | HALSConfig
     n_users: int
@@ -63,15 +63,15 @@ class Plan:
 
 @dataclass
 class HotRows:
-    """The hot rows of a side, the same at all workers but for the entries (`blocks.Hot`)."""
+    """The hot rows of a side; `reg` and `factors` are the same at all workers."""
 
     entries: Hot
     weights: F32
     targets: F32
     reg: F64  # (h,)
     factors: F64  # (h, width)
-    mine: NDArray[np.int64]  # positions of the rows that live here
-    places: NDArray[np.int64]
+    mine: NDArray[np.int64]  # positions of this worker's rows
+    places: NDArray[np.int64]  # places of these rows
 
 
 @dataclass
@@ -86,31 +86,31 @@ class Side:
     factors: F32  # (n, width)
     order: NDArray[np.int64]
     hot: HotRows
-    gram: F64  # (width, width), of all workers' factors; zeros where no objective needs it
+    gram: F64  # (width, width), of all workers' factors; zeros if the objective does not need it
     loss: F64 = field(init=False)
-    constant: float | None = None  # of `_constant`, once it is known
+    constant: float | None = None  # cached result of `_constant`
 
     def __post_init__(self) -> None:
         self.loss = np.zeros(len(self.factors))
 
 
 def train(parts: Parts, plan: Plan, gang: Gang, saved: SavedSweeps | None = None) -> tuple[list[Side], list[Entry]]:
-    """All sweeps, at one worker of a gang.
+    """Run all sweeps, at one worker of a gang.
 
     Parameters
     ----------
-    saved : where sweeps are saved every `save_every`, and taken up again after a failure.
+    saved : checkpoints, written every `save_every` sweeps; training resumes from the newest.
 
     Returns
     -------
     (sides, log)
-        The worker's users and items with their factors; an entry a sweep: objective by part, mu, seconds, of these
+        The worker's users and items with their factors; one entry per sweep: objective by part, mu, seconds, of these
         the seconds of exchange, singular rows.
 
     Raises
     ------
     TrainingError
-        At all workers at once: there is no entry, or a factor is not finite.
+        At all workers together: there is no entry, or a factor is not finite.
     """
     config = plan.config
     with threadpool_limits(1, user_api="blas"):
@@ -126,7 +126,7 @@ def train(parts: Parts, plan: Plan, gang: Gang, saved: SavedSweeps | None = None
             gang.report(entry)
             if saved and config.save_every and len(log) % config.save_every == 0 and len(log) < config.iterations:
                 problem = saved.save(gang, SavedSweep([side.factors for side in sides], log))
-                if problem:  # the fit itself is well
+                if problem:  # no reason to fail the fit
                     gang.report({"note": f"sweeps cannot be saved in {saved.folder}: {problem}"})
                     saved = None
         return sides, log
@@ -172,7 +172,7 @@ def _build_sides(parts: Parts, plan: Plan, gang: Gang) -> tuple[list[Side], Obje
         weights, targets = objective.coefficients(block.values, block.weights)
         counted = objective.counted(block.counts, block.positives)
         reg = objective.row_regularization(counted, int(present[1 - side]))
-        factors = _initial(side, block, parts.starts[side], plan, gang)
+        factors = _initial(side, block, parts.warm_start[side], plan, gang)
         mine, places = block.hot.here(gang.rank, gang.size)
         nothing = np.zeros((len(block.hot.rows), config.width))
         hot_coefficients = objective.coefficients(block.hot.values, block.hot.weights)
@@ -187,14 +187,14 @@ def _build_sides(parts: Parts, plan: Plan, gang: Gang) -> tuple[list[Side], Obje
 
 
 def _check_values(users: Block, objective: Objective, section: str, gang: Gang) -> None:
-    """Raise TrainingError, at all workers, for pairs that the objective cannot take."""
+    """Raise TrainingError, at all workers, for values that make the objective unbounded."""
     wrong, whole = gang.sum(
         np.array([[objective.refused(part.values), len(part.values)] for part in (users, users.hot)]).sum(axis=0)
     )
     if wrong:
         raise TrainingError(
-            f"{wrong:,} of {whole:,} pairs have a negative weight, and {section}.form={objective.form} has no minimum "
-            f"with these: set preference.weight=one, preference.positive_from, or {section}.form=hu_koren"
+            f"{wrong:,} of {whole:,} pairs have a negative weight, for which {section}.form={objective.form} has no "
+            f"minimum: set preference.weight=one, preference.positive_from, or {section}.form=hu_koren"
         )
 
 
@@ -209,13 +209,13 @@ def _mean(users: Block, gang: Gang) -> float:
 
 
 def _hot_values(hot: HotRows, own: NDArray[Any], gang: Gang) -> F64:
-    """Every worker's copy of what the hot rows' owners hold in `own` (n, w): float64 (h, w)."""
+    """Send the hot rows of `own` (n, w) from their owners to every worker: float64 (h, w)."""
     shared = np.zeros((len(hot.entries.rows), own.shape[1]))
     shared[hot.mine] = own[hot.places]
     return gang.sum(shared) if len(shared) else shared
 
 
-def _initial(side: int, block: Block, start: Any, plan: Plan, gang: Gang) -> F32:
+def _initial(side: int, block: Block, warm_start: Any, plan: Plan, gang: Gang) -> F32:
     config = plan.config
     sd = config.init_sd / np.sqrt(config.rank)
     factors = normal_rows(plan.seed, side, row_ids(plan.sizes[side], gang.rank, gang.size), config.width, sd)
@@ -223,17 +223,17 @@ def _initial(side: int, block: Block, start: Any, plan: Plan, gang: Gang) -> F32
         np.abs(factors, out=factors)
     if config.biases:
         factors[:, -1] = 0.0
-    if start is not None:
-        rows, vectors = start
+    if warm_start is not None:
+        rows, vectors = warm_start
         factors[rows] = np.maximum(vectors, 0) if config.nonnegative else vectors
-    factors[block.counts == 0] = 0.0  # they must not stand in the Gramian
+    factors[block.counts == 0] = 0.0  # rows without entries must not count in the Gramian
     return factors
 
 
 def _solve(side: Side, other: Side, plan: Plan, gang: Gang, objective: Objective) -> tuple[float, int]:
     """Solve one side's rows with the other side fixed.
 
-    Returns the seconds spent in exchange, and the rows that were singular, over all workers.
+    Returns the seconds spent in exchange, and the number of singular rows over all workers.
     """
     config = plan.config
     begin = time.perf_counter()
@@ -264,13 +264,13 @@ def _solve(side: Side, other: Side, plan: Plan, gang: Gang, objective: Objective
 
 
 def _gramian(factors: F32, objective: Objective, gang: Gang) -> F64:
-    """Of all workers' rows; zeros where the objective does not look at unobserved pairs."""
+    """Gramian of all workers' rows; zeros if the objective has no sum over unobserved pairs."""
     k = factors.shape[1]
     return gang.sum(gramian(factors)) if objective.alpha0 else np.zeros((k, k))
 
 
 def _with_constant(fixed: F32, config: FactorizationConfig) -> tuple[F32, F32]:
-    """Fixed rows and their offsets: a bias is one more dimension against a constant 1."""
+    """Fixed rows and their offsets; with biases the fixed bias becomes the offset and its column the constant 1."""
     if not config.biases:
         return fixed, np.empty(0, np.float32)
     fixed, offsets = fixed.copy(), fixed[:, -1].copy()
@@ -288,12 +288,14 @@ def solve_rows(
     out: F32,
     loss: F64,
 ) -> int:
-    """Solve some rows of a block by the configured solver; returns how many were singular.
+    """Solve rows of a block by the configured solver; returns the number of singular rows.
 
     Parameters
     ----------
-    rows : indptr, indices, weights, targets. against : fixed rows, their offsets, Gramian. See `solve_cholesky`.
-    out, loss : (n, width) and (n,): where to begin, and the result.
+    rows : indptr, indices, weights, targets; see `solve_cholesky`.
+    against : fixed rows, their offsets, Gramian.
+    out : (n, width), initial values and result.
+    loss : (n,), result.
     """
     common = (*rows, *against, reg, order)
 
@@ -315,7 +317,7 @@ def solve_rows(
 
 
 def _solve_hot(side: Side, other: Side, gram: F64, plan: Plan, gang: Gang) -> None:
-    """Solve the hot rows: every worker and thread sums over its entries; then all solve the same small systems."""
+    """Solve the hot rows: sum the normal equations over threads and workers; every worker solves the same systems."""
     hot, config = side.hot, plan.config
     vectors, offsets = _with_constant(other.factors, config)
     for h in range(len(hot.entries.rows)):
@@ -339,7 +341,7 @@ def _solve_hot(side: Side, other: Side, gram: F64, plan: Plan, gang: Gang) -> No
 
 
 def _raise_not_finite(side: Side, plan: Plan, gang: Gang) -> None:
-    """Every worker names the same row: the first, over all of them."""
+    """Raise TrainingError, at every worker the same, that names the first row which is not finite."""
     rows = np.flatnonzero(~np.isfinite(side.factors).all(axis=1) | ~np.isfinite(side.loss))
     first = np.zeros(gang.size, np.int64)
     first[gang.rank] = 1 + rows[0] * gang.size + gang.rank if len(rows) else 0
@@ -350,7 +352,7 @@ def _raise_not_finite(side: Side, plan: Plan, gang: Gang) -> None:
 
 
 def _objective_parts(sides: list[Side], gang: Gang, objective: Objective, plan: Plan) -> dict[str, float]:
-    """The objective after a sweep, whole and by part. The items' losses hold everything but the users' penalty."""
+    """The objective after a sweep, whole and by part. The items' losses include all parts but the users' penalty."""
     penalties = [
         float(np.einsum("n,nk,nk->", s.reg.astype(np.float64), s.factors, s.factors, dtype=np.float64)) for s in sides
     ]
@@ -367,9 +369,9 @@ def _objective_parts(sides: list[Side], gang: Gang, objective: Objective, plan: 
 
 
 def _constant(users: Side, objective: Objective, config: FactorizationConfig) -> float:
-    """Correction of the observed sum that the items' losses leave out, at this worker.
+    """The constant part of the observed sum, which the items' losses leave out, at this worker.
 
-    Without biases the objective of all-zero factors; with them the items' targets were moved by the users' biases.
+    With biases the constant depends on the users' biases, which were subtracted from the items' targets.
     """
     if users.constant is not None and not config.biases:
         return users.constant

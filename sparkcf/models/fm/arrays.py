@@ -25,24 +25,29 @@ I64 = NDArray[np.int64]
 
 @dataclass(frozen=True)
 class FMFit:
-    """A fit in this process: its samples as w_0 and the table of all features, field after field, float32 (m, k + 1),
-    [v_j, w_j] each; `log` has an entry a sweep."""
+    """A factorization machine fitted in this process.
+
+    samples : w_0 and the table of all features, field after field, float32 (m, k + 1), a row [v_j, w_j] each.
+    log : one entry per sweep or epoch.
+    """
 
     plan: FMPlan
     samples: list[tuple[float, F32]]
     log: list[dict[str, Any]]
 
     def predict(self, data: FMData) -> tuple[F64, F64]:
-        """Values or probabilities of rows, and their standard deviation over the samples; float64 (n,). Indices from
-        the field's size on, and below 0, are unseen: they add nothing."""
+        """Values or probabilities of rows, and their standard deviation over the samples; float64 (n,).
+
+        Unknown features, with an index below 0 or from the field's size on, contribute 0.
+        """
         return predicted(self.samples, *entries_of(data, self.plan), self.plan)
 
     def scorer(self, candidates: Callable[[slice], FMData]) -> Callable[[slice], F32]:
-        """A `score_block` for `kernels.topk.rank_scores`, where the context differs from item to item.
+        """A `score_block` for `kernels.topk.rank_scores`, for contexts that differ from item to item.
 
         Parameters
         ----------
-        candidates : gives a slice of the users their rows with every item, user after user.
+        candidates : (slice of users) -> their rows with every item, user after user.
         """
 
         def score_block(users: slice) -> F32:
@@ -66,7 +71,7 @@ def fit_fm_arrays(
 
     Parameters
     ----------
-    fields : all fields in the order of their tables; those with a `side` take their features from users and items.
+    fields : all fields in the order of their tables; fields with a `side` read their features from users and items.
     """
     plan = make_plan(config, fields, n_users, n_items, seed, threads)
     if config.learner == "sgd":
@@ -89,7 +94,7 @@ def _descended(data: FMData, plan: FMPlan, on_progress: Callable[[dict[str, Any]
 
 
 def whole_table(sample: Sample, plan: FMPlan) -> F32:
-    """The table of all features of a sample of a gang of one, field after field."""
+    """The table of all features, field after field, of a sample of a gang of one worker."""
     parts = []
     for f, start in zip(plan.fields, plan.starts(), strict=True):
         own = None if f.side is None else sample.own[f.side]
@@ -98,7 +103,7 @@ def whole_table(sample: Sample, plan: FMPlan) -> F32:
 
 
 def entries_of(data: FMData, plan: FMPlan) -> tuple[tuple[I64, I32, F32], NDArray[np.int16]]:
-    """Rows as `rowptr`, `feat`, `val` into the table of all features, and the field of each of its features."""
+    """Rows as `rowptr`, `feat`, `val` over the table of all features, and the field of each feature, int16 (m,)."""
     n, begin = len(data.y), 0
     fields = np.concatenate([np.full(f.size, number, np.int16) for number, f in enumerate(plan.fields)])
     rows, feats, vals = [], [], []
@@ -130,8 +135,9 @@ def predicted(
 
     Parameters
     ----------
-    samples : w_0 and the table of all features, field after field, float32 (m, k + 1), of each.
-    entries : rowptr, feat, val of the rows; fields : int16 (m,) of the features.
+    samples : w_0 and the table of all features, field after field, float32 (m, k + 1), of each sample.
+    entries : rowptr, feat, val of the rows.
+    fields : int16 (m,), field of each feature.
     """
     n = len(entries[0]) - 1
     total, squares, out = np.zeros(n), np.zeros(n), np.empty(n)

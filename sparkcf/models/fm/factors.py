@@ -1,13 +1,13 @@
-"""A factorization machine's samples folded into one vector a user and one an item, whose inner product is a(x).
+"""Fold a factorization machine's samples into one vector per user and per item, whose inner product is a(x).
 
 With the user's fields U and the item's fields I, a(x) = w_0 + b_U + b_I + sum_{f in U, g in I, pair} <s_f, s_g>, where
-s_f sums a field's vectors and b_U, b_I what happens among the fields of one side. Fields of the item that interact
-with the same fields of the user share a part, so for every sample
+s_f sums a field's vectors, and b_U, b_I sum the weights and interactions among the fields of one side. Fields of the
+item that interact with the same fields of the user share a part, so for every sample
 
     user = [sum_{f paired with part 1} s_f, part 2, …, w_0 + b_U, 1] / samples
     item = [sum_{g in part 1} s_g,          part 2, …, 1,       b_I]
 
-and the inner product of all samples' pieces side by side is the mean of a(x). Top-K is that of every other model.
+and the inner product of all samples' pieces side by side is the mean of a(x). So top-K is the same as for other models.
 """
 
 from __future__ import annotations
@@ -29,19 +29,19 @@ Entries = tuple[NDArray[np.int64], NDArray[np.int32], F32]
 
 
 def parts_of(config: FMConfig) -> list[tuple[list[str], list[str]]]:
-    """For each part of the vectors: the item's fields whose vectors it sums, and the user's."""
+    """For each part of the vectors: the item's fields whose vectors are summed, and the user's fields."""
     items = [f.name for f in config.fields if f.side == "item"]
     users = [f.name for f in config.fields if f.side != "item"]
     parts: dict[tuple[str, ...], list[str]] = {}
     for item in items:
-        met = tuple(user for user in users if config.interacting(user, item))
-        if met:
-            parts.setdefault(met, []).append(item)
-    return [(summed, list(met)) for met, summed in parts.items()]
+        interacting = tuple(user for user in users if config.interacting(user, item))
+        if interacting:
+            parts.setdefault(interacting, []).append(item)
+    return [(summed, list(interacting)) for interacting, summed in parts.items()]
 
 
 def sample_width(config: FMConfig) -> int:
-    """Numbers of one sample in a vector."""
+    """Length of one sample's piece of a vector."""
     return len(parts_of(config)) * config.rank + 2
 
 
@@ -57,13 +57,14 @@ def folded(
     everywhere: F32,
     plan: FMPlan,
 ) -> F32:
-    """Vectors of some users or items, float32 (n, samples * sample_width).
+    """Vectors of users or items, float32 (n, samples * sample_width).
 
     Parameters
     ----------
-    own : (n, samples, k + 1), the parameters of their ids; zeros where an id was not in training; None: no such field.
-    entries : indptr (n + 1,), feat, val: their other features, numbered from 0 over the fields that stand everywhere.
-    everywhere : (samples, m, k + 1), these fields' parameters. w0 : of each sample.
+    own : (n, samples, k + 1), parameters of the ids; zeros for an id that was not in training; None: no field of ids.
+    entries : indptr (n + 1,), feat, val of the other features, numbered from 0 over the fields held by every worker.
+    w0 : (samples,).
+    everywhere : (samples, m, k + 1), parameters of the fields held by every worker.
     """
     config, n = plan.config, len(entries[0]) - 1
     samples, k = len(w0), config.rank
@@ -102,14 +103,14 @@ def folded(
 
 
 def unknown_vectors(w0: NDArray[np.float64], config: FMConfig) -> tuple[F32, F32]:
-    """The vectors of a user and of an item of whom nothing is known, float32 (samples * sample_width,) each."""
+    """Vectors of a user and of an item without known features, float32 (samples * sample_width,) each."""
     user, item = (np.zeros((len(w0), sample_width(config)), np.float32) for _ in range(2))
     user[:, -2], user[:, -1], item[:, -2] = w0, 1.0, 1.0
     return (user / len(w0)).reshape(-1), item.reshape(-1)
 
 
 def without_biases(vectors: F32, config: FMConfig) -> F32:
-    """Vectors (n, samples * sample_width) with nothing but what interacts: for likeness between items."""
+    """Vectors (n, samples * sample_width) without their bias entries, for the similarity of items."""
     n, samples, width = len(vectors), sample_count(config), sample_width(config)
     pieces = vectors.reshape(n, samples, width)[:, :, :-2]
     return np.ascontiguousarray(pieces).reshape(n, samples * (width - 2))
@@ -118,15 +119,17 @@ def without_biases(vectors: F32, config: FMConfig) -> F32:
 def fold_in_fm(
     rows: Entries, items: F32, state: dict[str, NDArray[Any]], config: FMConfig, features: Entries | None = None
 ) -> F32:
-    """Vectors of users who were not in training, float32 (n, samples * sample_width), every sample's items fixed.
+    """Vectors of users who were not in training, float32 (n, samples * sample_width), with every sample's items fixed.
 
-    The id's (v, w) is the mode of its posterior given the user's rows, in every sample, see
-    `kernels.fm.fold_in_users`: for regression the mean of its Gaussian conditional.
+    In every sample the (v, w) of a user's id is the mode of its posterior given the user's rows, see
+    `kernels.fm.fold_in_users`; for regression that is the mean of the Gaussian conditional.
 
     Parameters
     ----------
-    rows : indptr, indices, values over the items. items : (m, samples * sample_width). state : see `frames.Learned`.
-    features : indptr, feat, val, what the users have beside their ids; None: their histories.
+    rows : indptr, indices, values over the items.
+    items : (m, samples * sample_width).
+    state : see `frames.Learned`.
+    features : indptr, feat, val of the users' features other than their ids; None: their histories.
     """
     indptr, indices, values = rows
     n, k, samples = len(indptr) - 1, config.rank, len(state["w0"])
@@ -136,24 +139,24 @@ def fold_in_fm(
     own = np.zeros((n, samples, k + 1), np.float32)
     name = next((f.name for f in config.fields if f.of == "user"), None)
     if name is not None:
-        nothing = folded(False, own, entries, state["w0"], everywhere, plan)  # all but the ids
-        rest = nothing.reshape(n, samples, sample_width(config)) * samples
+        without_ids = folded(False, own, entries, state["w0"], everywhere, plan)
+        rest = without_ids.reshape(n, samples, sample_width(config)) * samples
         contexts = _own_side(name, entries, everywhere, plan)
-        met = [place for place, (_, users) in enumerate(parts_of(config)) if name in users]
+        interacting = [place for place, (_, users) in enumerate(parts_of(config)) if name in users]
         by_sample = items.reshape(len(items), samples, -1)
         theta = np.empty((n, k + 1))
         for s in range(samples):
             pieces = np.ascontiguousarray(by_sample[:, s])
-            parts = pieces[:, :-2].reshape(len(items), -1, k)[:, met].sum(axis=1, dtype=np.float64)
+            parts = pieces[:, :-2].reshape(len(items), -1, k)[:, interacting].sum(axis=1, dtype=np.float64)
             fixed = (pieces, np.ascontiguousarray(rest[:, s]), parts, np.ascontiguousarray(contexts[:, s]))
-            given = (float(state["noise_precision"][s]), state["precision"][s], state["mean"][s])
-            fold_in_users(indptr, indices, values, *fixed, given, link_of(config), theta)
+            prior = (float(state["noise_precision"][s]), state["precision"][s], state["mean"][s])
+            fold_in_users(indptr, indices, values, *fixed, prior, link_of(config), theta)
             own[:, s] = theta
     return folded(False, own, entries, state["w0"], everywhere, plan)
 
 
 def fm_state_shapes(fields: tuple[Field, ...], config: FMConfig) -> dict[str, tuple[int, ...]]:
-    """The arrays of a fit's state, see `frames.Learned`."""
+    """Shapes of the arrays of a fit's state, see `frames.Learned`."""
     samples, width = sample_count(config), config.rank + 1
     everywhere = sum(f.size for f in fields if f.side is None)
     one, prior = (samples,), (samples, width)
@@ -173,7 +176,7 @@ def _plan_of(state: dict[str, NDArray[Any]], config: FMConfig, n_items: int) -> 
 
 
 def _histories(indptr: NDArray[np.int64], indices: NDArray[np.int32], plan: FMPlan) -> Any:
-    """The users' other features, as `features.features_of` makes them of pairs."""
+    """The users' histories as features, built like those of `features.features_of`."""
     listed = [(f, start) for f, start in zip(plan.config.fields, plan.starts(), strict=True) if f.of == "history"]
     if not listed:
         return np.zeros(len(indptr), np.int64), np.empty(0, np.int32), np.empty(0, np.float32)

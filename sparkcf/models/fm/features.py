@@ -1,11 +1,12 @@
-"""The fields of a factorization machine: which features users, items, moments and so rows have.
+"""Encode the fields of a factorization machine: the features of users, items and contexts, and of rows.
 
-    users, the dictionary ──▶ user features ─┐
-    items, the dictionary ──▶ item features ─┼▶ rows: user_idx, item_idx, value, key, feat, val
-    pairs ──▶ what their moment has ─────────┘
+    users, dictionary ──▶ user features ──────┐
+    items, dictionary ──▶ item features ──────┼▶ rows: user_idx, item_idx, value, key, feat, val
+    pairs, dictionary ──▶ context features ───┘
 
-Features of a field that stands at every worker are numbered from where the field begins (`FMPlan.starts`). Texts have
-their numbers from the table `features`, which only grows, so that a number means the same for ever.
+A context is the time of a pair, its context columns and the user's previous item. Features of the fields held by every
+worker are numbered from the field's start (`FMPlan.starts`). The table `features` numbers the texts; it only grows, so
+that a number never changes its meaning.
 """
 
 from __future__ import annotations
@@ -30,16 +31,20 @@ from sparkcf.training.blocks import ITEM, USER
 CLOCK = {"hour": 24, "weekday": 7}  # kinds of fields derived from the timestamp, in UTC; weekday 0 is Monday
 ENTRY = "struct<feat: int, val: float>"
 
-Scales = NDArray[np.float64]  # (fields, 2): what is taken off a field's number, and what it is divided by
+Scales = NDArray[np.float64]  # (fields, 2): mean and standard deviation by which a field's number is standardised
 
 
 @dataclass(frozen=True)
 class Features:
-    """The fields in the configuration's order, and what has which features, arrays of (feat, val).
+    """The features of users, items and contexts, as arrays of (feat, val).
 
-    `user`: user_idx, features; `serving`: the same with those of the moment that vectors are made for; `item`:
-    item_idx, features. `in_context` adds to pairs a column `moment`, what theirs has, and `unknown`, how many of its
-    values have no number.
+    fields : in the configuration's order.
+    user : user_idx, features.
+    serving : as `user`, with the features of the context `fm.context` that vectors are made for.
+    item : item_idx, features.
+    in_context : adds to pairs the columns `moment`, features of their context, and `unknown`, the number of context
+        values that are not in the dictionary.
+    scales : see `Scales`.
     """
 
     fields: tuple[Field, ...]
@@ -51,23 +56,23 @@ class Features:
 
 
 def features_of(data: TrainingData, params: FMConfig, scales: Scales | None = None) -> Features:
-    """The features of all users and items that there are; where no table of them is at hand, of those in the pairs.
+    """Encode the features of all users and items; without a table of users or items, of those in the pairs.
 
     Parameters
     ----------
-    data : pairs, with their moments where fields need them: what a user's history is made of. scales : of a fit;
-        None: made anew.
+    data : pairs, from which histories are built, with their context if fields need it; tables of attributes.
+    scales : scales of a fit; None: computed from the data.
 
     Raises
     ------
     ConfigError
-        A field needs what the tables do not have.
+        The tables have no data for a field.
     """
     return _Encoding(data, params, scales).features()
 
 
 def fields_of(params: FMConfig, n_users: int, n_items: int, dictionary: DataFrame | None) -> tuple[Field, ...]:
-    """The fields in the configuration's order, with the number of their features."""
+    """The fields in the configuration's order, with their numbers of features."""
     sizes = {"user": n_users, "item": n_items, "history": n_items, "previous": n_items, "number": 1, **CLOCK}
     fields = []
     for f in params.fields:
@@ -80,7 +85,7 @@ def fields_of(params: FMConfig, n_users: int, n_items: int, dictionary: DataFram
 
 
 class _Encoding:
-    """Makes the columns of one feature array after the other."""
+    """Builds the feature columns of users, items and pairs, field by field."""
 
     def __init__(self, data: TrainingData, params: FMConfig, scales: Scales | None) -> None:
         self.data, self.params = data, params
@@ -89,9 +94,9 @@ class _Encoding:
         self.fitting = scales is None
 
     def features(self) -> Features:
-        told_of_users = any(f.side == "user" and f.of in ("attribute", "number") for f in self.params.fields)
-        # Without attributes nothing is known of a user who has no pairs.
-        users = self.data.users if told_of_users else None
+        has_user_attributes = any(f.side == "user" and f.of in ("attribute", "number") for f in self.params.fields)
+        # Without attributes a user who has no pairs has no features.
+        users = self.data.users if has_user_attributes else None
         users = self.data.pairs.select("user_idx").distinct() if users is None else users
         items = self.data.pairs.select("item_idx").distinct() if self.data.items is None else self.data.items
         frames = {"user": users, "item": items}
@@ -102,8 +107,8 @@ class _Encoding:
                 continue
             if f.side == "context":
                 self._check(f, number, self.data.pairs)
-                frames["user"], moment = self._served(frames["user"], f, number)
-                served.append(_shifted(moment, begin))
+                frames["user"], context = self._served(frames["user"], f, number)
+                served.append(_shifted(context, begin))
             else:
                 self._check(f, number, frames[f.side])
                 frames[f.side] = self._with_field(frames[f.side], f, number)
@@ -132,10 +137,10 @@ class _Encoding:
         return [sum(sizes[:number]) for number in range(len(sizes))]
 
     def _check(self, f: FMField, number: int, frame: DataFrame) -> None:
-        """Whether there is anything to make the field of; where it is fitted, its scale."""
+        """Raise ConfigError if the field has no data; when fitting, compute the scale of a number."""
         if f.of == "number":
             if f.table != "interactions" and getattr(self.data, f.table) is None:
-                raise ConfigError(f"fm.fields: {f.name} is a number of {f.table}, and there is no table of them here")
+                raise ConfigError(f"fm.fields: {f.name} is a number of {f.table}, but there is no table of {f.table}")
             if not self.fitting:
                 return
             value = _number_of(f)
@@ -145,16 +150,14 @@ class _Encoding:
             self.scales[number] = mean, sd or 1.0
         elif f.dictionary:
             if self.data.dictionary is None or (f.side != "context" and getattr(self.data, f.table) is None):
-                raise ConfigError(
-                    f"fm.fields: {f.name} is of {f.column or f.of}, and there is no table of {f.table} here"
-                )
+                raise ConfigError(f"fm.fields: {f.name} is of {f.column or f.of}, but there is no table of {f.table}")
             if not self.fields[number].size:
                 raise ConfigError(
                     f"fm.fields: no {f.whose} has {f.column or f.of}: give it in {f.source_key}, or drop {f.name}"
                 )
 
     def _with_field(self, frame: DataFrame, f: FMField, number: int) -> DataFrame:
-        """The frame with the field's features as a column; null where it has none."""
+        """Add the field's features as a column; null for a row without features of the field."""
         if f.of == "history":
             return frame.join(_histories(self.data.pairs, f), on="user_idx", how="left")
         if f.of == "categories":
@@ -163,10 +166,10 @@ class _Encoding:
             known = F.broadcast(self._known(f).withColumnRenamed("value", "_text").withColumnRenamed("feat", "_feat"))
             joined = frame.join(known, on=_text_of(f) == F.col("_text"), how="left")
             return joined.withColumn(_named(f), _one(F.col("_feat"))).drop("_text", "_feat")
-        return frame.withColumn(_named(f), self._told(f, number))
+        return frame.withColumn(_named(f), self._from_row(f, number))
 
-    def _told(self, f: FMField, number: int) -> Column:
-        """The features of a field that stand in the row itself."""
+    def _from_row(self, f: FMField, number: int) -> Column:
+        """The features of a number, of the previous item, of the hour or weekday, from the row's own columns."""
         if f.of == "number":
             mean, sd = map(float, self.scales[number])
             return _one(F.lit(0), (_number_of(f) - F.lit(mean)) / F.lit(sd), present=_number_of(f))
@@ -175,22 +178,22 @@ class _Encoding:
         return _one(F.hour("ts") if f.of == "hour" else F.weekday("ts"))
 
     def _served(self, users: DataFrame, f: FMField, number: int) -> tuple[DataFrame, Column]:
-        """The field's features in the moment that vectors are made for."""
-        if f.of == "previous":  # every user's own last item
+        """The field's features in the context `fm.context`, for which vectors are made."""
+        if f.of == "previous":  # each user's last item
             last = last_items(self.data.pairs).withColumnRenamed("previous", _named(f))
             return users.join(last, on="user_idx", how="left"), _one(F.col(_named(f)))
-        told = self.params.context.get(f.name)
-        if told is None:
+        value = self.params.context.get(f.name)
+        if value is None:
             return users, F.lit(None).cast(f"array<{ENTRY}>")
         if f.of == "attribute":
-            row = self._known(f).where(F.col("value") == (told if isinstance(told, str) else f"{told:g}")).first()
+            row = self._known(f).where(F.col("value") == (value if isinstance(value, str) else f"{value:g}")).first()
             if row is None:
-                raise ConfigError(f"fm.context.{f.name}={told!r} is no value of {f.dictionary} that was ever seen")
+                raise ConfigError(f"fm.context.{f.name}={value!r} is not a known value of {f.dictionary}")
             return users, _one(F.lit(row["feat"]))
         if f.of == "number":
             mean, sd = self.scales[number]
-            return users, _one(F.lit(0), F.lit((float(told) - mean) / sd))
-        return users, _one(F.lit(int(told)))
+            return users, _one(F.lit(0), F.lit((float(value) - mean) / sd))
+        return users, _one(F.lit(int(value)))
 
     def _known(self, f: FMField) -> DataFrame:
         assert self.data.dictionary is not None and f.dictionary
@@ -198,7 +201,7 @@ class _Encoding:
 
 
 def _one(feat: Column, value: Column | None = None, present: Column | None = None) -> Column:
-    """An array of one entry; null where `present`, else `feat`, is null."""
+    """An array of one entry; null if `present` (default: `feat`) is null."""
     val = F.lit(1.0) if value is None else value
     entry = F.array(F.struct(feat.cast("int").alias("feat"), val.cast("float").alias("val")))
     return F.when((feat if present is None else present).isNotNull(), entry)
@@ -213,18 +216,18 @@ def _text_of(f: FMField) -> Column:
 
 
 def _number_of(f: FMField) -> Column:
-    """null where it is missing or no finite number."""
+    """The field's number; null if it is missing or not finite."""
     number = F.col("context")[f.column].cast("double") if f.table == "interactions" else F.col("numbers")[f.column]
     return F.when(F.abs(number) < float("inf"), number)
 
 
 def _shifted(entries: Column, begin: int) -> Column:
-    """Features numbered from where their field begins."""
+    """Features renumbered from the field's start."""
     return F.transform(entries, lambda e: F.struct((e.feat + begin).alias("feat"), e.val.alias("val")))
 
 
 def _joined(frame: DataFrame, names: tuple[str, ...], columns: list[Column], name: str, *more: Column) -> DataFrame:
-    """One array of features a row, null where a field has none left out."""
+    """One array of features per row, concatenated from the fields' columns; null columns are skipped."""
     nothing = F.array().cast(f"array<{ENTRY}>")
     whole = F.concat(*(F.coalesce(c, nothing) for c in columns)) if columns else nothing
     return frame.select(*names, whole.cast(f"array<{ENTRY}>").alias(name), *more)
@@ -237,7 +240,7 @@ def _histories(pairs: DataFrame, f: FMField) -> DataFrame:
 
 
 def _with_categories(items: DataFrame, f: FMField, known: DataFrame) -> DataFrame:
-    """An item's values by their numbers; one that the dictionary does not have is not counted."""
+    """Add the numbers of an item's categories; categories that are not in the dictionary are skipped."""
     exploded = items.select("item_idx", F.explode(F.array_distinct("categories")).alias("value"))
     listed = exploded.join(known, on="value", how="inner").groupBy("item_idx")
     lists = listed.agg(F.sort_array(F.collect_list("feat")).alias("list"))
@@ -246,13 +249,13 @@ def _with_categories(items: DataFrame, f: FMField, known: DataFrame) -> DataFram
 
 
 def _weighed(features: str, f: FMField) -> Column:
-    """The entries of a list of m features, each with the value that `FMField.weight` gives to one of m."""
+    """Entries for a list of m features, with the value of each by `FMField.weight`."""
     weight = F.pow(F.size(features).cast("double"), F.lit(WEIGHT_EXPONENTS[f.own_weight])).cast("float")
     return F.transform(features, lambda feat: F.struct(feat.cast("int").alias("feat"), weight.alias("val")))
 
 
 def rows_of(pairs: DataFrame, features: Features) -> DataFrame:
-    """Pairs with what their user, item and moment have: user_idx, item_idx, value, key, feat, val."""
+    """Rows of pairs with the features of user, item and context: user_idx, item_idx, value, key, feat, val."""
     empty = F.array().cast(f"array<{ENTRY}>")
     user = features.user.withColumnRenamed("features", "user_features")
     item = features.item.withColumnRenamed("features", "item_features")

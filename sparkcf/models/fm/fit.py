@@ -1,8 +1,8 @@
-"""Factorization machines by a gang on Spark.
+"""Factorization machines on Spark, by a gang or by gradient descent.
 
     rows ──one shuffle──▶ two copies, by user and by item ──▶ sweeps ──▶ samples: w_0 and every feature's (v, w)
 
-`sparkcf.models.fm.arrays` is the same in this process.
+`sparkcf.models.fm.arrays` fits in this process.
 """
 
 from __future__ import annotations
@@ -66,7 +66,7 @@ class FM(Model[FMConfig]):
 
     @property
     def reads(self) -> Reads:
-        """Values or labels, with their moments where fields need them."""
+        """Values or labels, with their context if fields need it."""
         kind: Literal["values", "labels"] = "values" if self.params.task == "regression" else "labels"
         texts = {f.dictionary: Texts(f.dictionary, f.table, f.column) for f in self.params.fields if f.dictionary}
         return Reads(kind, self.params.contextual, attributes=True, texts=tuple(texts.values()))
@@ -83,20 +83,20 @@ class FM(Model[FMConfig]):
         return self.params.model_dump(mode="json", include={"fields", "task"})
 
     def fit(self, data: TrainingData, run: FitRun) -> Fitted:
-        """Learn by the configured learner, and fold what was learned into factors.
+        """Train by the configured learner, and fold the parameters into factors.
 
         Raises
         ------
         ConfigError
-            Too few task slots, dynamic allocation, weights, or a field that the tables have nothing for.
+            Too few task slots, dynamic allocation, weights, or a field without data in the tables.
         TrainingError
             There is no row, or a parameter is not finite.
         """
         spark, params = data.pairs.sparkSession, self.params
         if "weight" in data.pairs.columns:
-            raise ConfigError("preference.weight=event: model=fm takes every row with weight 1; set it to one")
+            raise ConfigError("preference.weight=event: model=fm weighs every row 1; set preference.weight=one")
         if run.warm_start:
-            run.on_progress({"note": "fm starts from its seed"})
+            run.on_progress({"note": "train.warm_start is ignored: fm starts from random parameters"})
         features = features_of(data, params)
         plan = self._plan(features, data, worker_threads(spark))
         rows = rows_of(data.pairs, features)
@@ -129,7 +129,7 @@ class FM(Model[FMConfig]):
         return features_of(data, self.params, fitted.arrays["scales"]).serving
 
     def in_context(self, pairs: DataFrame, data: TrainingData, fitted: Fitted) -> DataFrame | None:
-        """Where pairs have no `previous` of their own, it is the user's last item."""
+        """See `Model.in_context`; if the pairs have no column `previous`, the user's last item is used."""
         if not self.params.contextual:
             return None
         features = features_of(data, self.params, fitted.arrays["scales"])
@@ -148,7 +148,7 @@ class FM(Model[FMConfig]):
 
 
 class FMScorer(InnerProduct):
-    """The mean over the samples, with their spread; whoever is unknown adds nothing to a(x)."""
+    """Predicts the mean over the samples, and their spread; an unknown user or item contributes 0 to a(x)."""
 
     def __init__(self, saved: Saved, params: FMConfig) -> None:
         super().__init__(saved)
@@ -173,7 +173,7 @@ class FMScorer(InnerProduct):
 
 
 def by_gang(rows: DataFrame, plan: FMPlan, run: FitRun) -> Learned:
-    """Exact sweeps by a gang of workers in one barrier stage."""
+    """Train by exact sweeps of a gang in one barrier stage."""
     spark, fm = rows.sparkSession, plan.config
     workers = check_slots(spark, fm.workers, fm.section)
 
@@ -183,10 +183,10 @@ def by_gang(rows: DataFrame, plan: FMPlan, run: FitRun) -> Learned:
 
     with gang_result(shuffled(rows, workers), work, RESULT, workers, fm.timeout_s, run.on_progress, NO_ROWS) as (
         cached,
-        told,
+        messages,
     ):
-        log = sorted((json.loads(text) for kind, text in told if kind == "log"), key=lambda entry: entry["sweep"])
-        parts = [json.loads(text) for kind, text in told if kind == "state"]
+        log = sorted((json.loads(text) for kind, text in messages if kind == "log"), key=lambda entry: entry["sweep"])
+        parts = [json.loads(text) for kind, text in messages if kind == "state"]
         state = {name: np.array(values) for part in parts for name, values in part.items()}
         samples, width = len(state["w0"]), fm.rank + 1
         common = cached.where(F.col("kind") == "everywhere")
@@ -197,7 +197,7 @@ def by_gang(rows: DataFrame, plan: FMPlan, run: FitRun) -> Learned:
 
 
 def _received_rows(batches: Iterable[Any]) -> list[FMRows]:
-    """Arrow batches of `shuffled` as the rows of both copies."""
+    """Arrow batches of `shuffled` as the rows of both copies, by side."""
     import pyarrow as pa
 
     batches = list(batches)
@@ -219,7 +219,7 @@ def _received_rows(batches: Iterable[Any]) -> list[FMRows]:
 
 
 def _result(samples: list[Sample], log: list[dict[str, Any]], plan: FMPlan, gang: Gang) -> Iterator[Any]:
-    """A worker's own features, and from the first worker everything else, as Arrow batches of RESULT."""
+    """A worker's own features, and from the first worker all other parameters and the log, as batches of RESULT."""
     if gang.rank == 0:
         yield text_rows(RESULT, "log", [json.dumps(entry) for entry in log])
         yield text_rows(RESULT, "state", [json.dumps(_state(samples, plan))])
@@ -233,7 +233,7 @@ def _result(samples: list[Sample], log: list[dict[str, Any]], plan: FMPlan, gang
 
 
 def _state(samples: list[Sample], plan: FMPlan) -> dict[str, list[Any]]:
-    """Parameters of every sample for folding in: w_0, the noise's precision, the prior of the users' field."""
+    """Parameters of every sample for fold-in: w_0, the noise's precision, the prior of the field of user ids."""
     user = next((number for number, f in enumerate(plan.fields) if f.side == USER), 0)
     hypers = [sample.hypers[user] for sample in samples]
     return {

@@ -1,6 +1,6 @@
-"""The parameters of a fit as frames: users and items folded into factors, pairs in their moments, every feature.
+"""A fit's parameters as frames: factors of users and items, vectors of pairs in their context, parameters of features.
 
-learned (kind, idx, factor) ⋈ features ──▶ idx, factor, bias          (`sparkcf.models.fm.factors` says how)
+learned (kind, idx, factor) ⋈ features ──▶ idx, factor, bias          (see `sparkcf.models.fm.factors`)
 """
 
 from __future__ import annotations
@@ -32,9 +32,10 @@ FEATURES = "field string, feature_idx int, factor array<float>, bias float, samp
 class Learned:
     """Result of a learner, before fields are folded into factors.
 
-    `cached`: persisted, kind (user, item, everywhere), idx, and factor: a feature's [v, w] of all samples side by side.
-    `state`: w0 and noise_precision (samples,), precision and mean of the users' prior (samples, k + 1), everywhere
-    (samples, m, k + 1).
+    cached : persisted frame: kind (user, item, everywhere), idx, factor, a feature's [v, w] of all samples.
+    log : one entry per sweep or epoch.
+    state : w0 and noise_precision (samples,), precision and mean of the users' prior (samples, k + 1), everywhere
+        (samples, m, k + 1).
     """
 
     cached: DataFrame
@@ -42,7 +43,7 @@ class Learned:
     state: Arrays
 
     def own(self, kind: str) -> DataFrame:
-        """KIND_idx, own: the parameters of the ids of one side."""
+        """KIND_idx, own: the parameters of one side's ids."""
         return self.cached.where(F.col("kind") == kind).select(
             F.col("idx").alias(f"{kind}_idx"), F.col("factor").alias("own")
         )
@@ -51,7 +52,7 @@ class Learned:
 def folded_side(
     own: DataFrame, kind: str, features: DataFrame, w0: F64, everywhere: SharedArrays, plan: FMPlan
 ) -> DataFrame:
-    """idx, factor, bias of all users or items that have features. own : KIND_idx, own, of their ids."""
+    """idx, factor, bias of all users or items in `features`. `own`: KIND_idx, own, see `Learned.own`."""
     rows = features.join(own, on=f"{kind}_idx", how="left").withColumnRenamed(f"{kind}_idx", "idx")
     factors = _folded_rows(rows, ("idx",), kind == "item", w0, everywhere, plan)
     return factors.withColumn("bias", F.lit(0.0).cast("float"))
@@ -60,12 +61,12 @@ def folded_side(
 def folded_in_context(
     pairs: DataFrame, own: DataFrame, features: Features, w0: F64, everywhere: SharedArrays, plan: FMPlan
 ) -> DataFrame:
-    """Pairs with `factor`, the vector of their user in their moment; `known_user`; and `unknown`, values of the moment
-    that have no number.
+    """Add to pairs `factor`, the user's vector in the pair's context; `known_user`; `unknown`, see `Features`.
 
     Parameters
     ----------
-    pairs : user_idx and what the moment is read from, see `preferences.in_their_moments`. own : user_idx, own.
+    pairs : user_idx and the columns of the context, see `data.pairs.in_their_moments`.
+    own : user_idx, own, see `Learned.own`.
     """
     names = [name for name in pairs.columns if name not in ("ts", "context", "previous")]
     users = features.user.join(own, on="user_idx", how="full").withColumn("known_user", F.lit(True))
@@ -79,7 +80,7 @@ def folded_in_context(
 def _folded_rows(
     rows: DataFrame, names: tuple[str, ...], of_item: bool, w0: F64, everywhere: SharedArrays, plan: FMPlan
 ) -> DataFrame:
-    """Some columns, and `factor`, of rows that have `features` and `own`."""
+    """The columns `names` and `factor`, computed from the columns `features` and `own`."""
     has_ids = any(f.side is not None and f.of_item == of_item for f in plan.fields)
     width = (len(w0), plan.config.rank + 1)
 
@@ -104,7 +105,7 @@ def _folded_rows(
 
 
 def feature_factors(learned: Learned, plan: FMPlan) -> DataFrame:
-    """FEATURES of every feature: the means over the samples, and the samples where predicting needs them."""
+    """FEATURES of every feature: means over the samples, and the samples themselves if predictions need them."""
     names = np.array([f.name for f in plan.fields], object)
     starts = [(start, number) for number, start in enumerate(plan.starts()) if start >= 0]
     located = {KINDS[f.side]: f.name for f in plan.fields if f.side is not None}

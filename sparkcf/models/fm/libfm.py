@@ -1,4 +1,4 @@
-"""libFM's text format (libsvm's without the sorting): a row a line, `target feature:value feature:value …`."""
+"""Read and write libFM's text format (libsvm's, unsorted): lines `target feature:value feature:value …`."""
 
 from __future__ import annotations
 
@@ -18,7 +18,13 @@ MOST = 2**31 - 1
 
 @dataclass(frozen=True)
 class SparseRows:
-    """`y` float32 (n,); `ptr` int64 (n + 1,), `feat` int32 and `val` float32 (nnz,): compressed rows."""
+    """Compressed rows with targets.
+
+    y : float32 (n,).
+    ptr : int64 (n + 1,).
+    feat : int32 (nnz,).
+    val : float32 (nnz,).
+    """
 
     y: NDArray[np.float32]
     ptr: NDArray[np.int64]
@@ -27,10 +33,9 @@ class SparseRows:
 
 
 def read_libfm(path: str | Path) -> SparseRows:
-    """A file of rows, gzipped where its name ends in .gz. What follows a # is left out, so are empty lines.
+    """Read a file of rows, gzipped if its name ends in .gz. Empty lines and comments after # are skipped.
 
-    Raises InputError with the line's number for what is no number, no pair, or a feature that is negative or twice
-    there.
+    Raises InputError, with the line's number, for a malformed number or pair, or a negative or repeated feature.
     """
     targets, counts, feats, vals = [], [0], [], []
     path = Path(path)
@@ -42,7 +47,7 @@ def read_libfm(path: str | Path) -> SparseRows:
                     continue
                 row = [_pair(text, path, number) for text in pairs]
                 if len({feature for feature, _ in row}) < len(row):
-                    raise InputError(f"{path}, line {number}: a feature stands there twice")
+                    raise InputError(f"{path}, line {number}: a feature is repeated")
                 targets.append(_number(target, path, number))
                 feats += [feature for feature, _ in row]
                 vals += [value for _, value in row]
@@ -54,7 +59,7 @@ def read_libfm(path: str | Path) -> SparseRows:
 
 
 def write_libfm(path: str | Path, rows: SparseRows) -> None:
-    """Write rows so that reading them gives the same arrays."""
+    """Write rows; `read_libfm` reads the same arrays."""
     path = Path(path)
     with gzip.open(path, "wt") if path.suffix == ".gz" else path.open("w") as file:
         for place, target in enumerate(rows.y):

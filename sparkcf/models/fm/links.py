@@ -1,4 +1,4 @@
-"""From a(x) to a label: the probit of ALS and MCMC, the logistic function of SGD. Numpy and scipy only."""
+"""Link functions from a(x) to a label: probit for ALS and MCMC, logistic for SGD. Numpy and scipy only."""
 
 from __future__ import annotations
 
@@ -15,14 +15,14 @@ F64 = NDArray[np.float64]
 
 
 def link_of(config: FMConfig) -> int:
-    """The link of a fit, as `kernels.fm.fold_in_users` names it."""
+    """The link of a fit: IDENTITY, PROBIT or LOGISTIC of `kernels.fm`."""
     if config.task == "regression":
         return IDENTITY
     return LOGISTIC if config.learner == "sgd" else PROBIT
 
 
 def answers(fitted: F64, config: FMConfig) -> F64:
-    """The prediction of a(x): itself (regression), or the probability of class 1."""
+    """Predictions from a(x): a(x) itself (regression), or the probability of class 1."""
     link = link_of(config)
     if link == IDENTITY:
         return fitted
@@ -31,7 +31,7 @@ def answers(fitted: F64, config: FMConfig) -> F64:
 
 
 def latent_means(y: NDArray[Any], fitted: F64) -> F64:
-    """E z of z ~ N(a(x), 1) cut to the label's side of 0, (n,)."""
+    """E z of z ~ N(a(x), 1) truncated to the label's side of 0, (n,)."""
     sign = np.where(y > 0, 1.0, -1.0)
     toward = sign * fitted
     above = np.exp(-0.5 * np.square(toward) - 0.5 * np.log(2 * np.pi) - log_ndtr(toward))

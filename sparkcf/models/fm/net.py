@@ -19,13 +19,16 @@ from sparkcf.training.batch import Rows
 
 
 class FactorizationMachine(nn.Module):
-    """Features of several fields, numbered field after field.
+    """A factorization machine; features are numbered field after field.
 
     Parameters
     ----------
-    sizes : features of each field. pairs : bool (fields, fields), symmetric, which interact. mean : w_0 to begin with.
-    penalty : (fields, 2), what the squares of a field's vectors and weights cost, divided by the number of rows.
-    classification : targets are 1 or 0 and the loss is logistic; else it is the squared error.
+    sizes : number of features of each field.
+    pairs : bool (fields, fields), symmetric, which fields interact.
+    mean : initial w_0.
+    penalty : (fields, 2), L2 penalties of a field's vectors and weights, divided by the number of rows.
+    classification : targets are 1 or 0 and the loss is logistic; else the loss is the squared error.
+    intercept : whether w_0 is trained.
     """
 
     pairs: Tensor
@@ -58,7 +61,7 @@ class FactorizationMachine(nn.Module):
             self.table[:, :-1] = sd * torch.randn(self.table[:, :-1].shape, generator=generator)
 
     def forward(self, rows: Rows) -> Tensor:
-        """a(x) of rows of features alone, (B,)."""
+        """a(x) of rows without targets, (B,)."""
         row, entries = rows.row_of, self.table[rows.indices] * rows.values[:, None]
         vectors, linear = entries[:, :-1], entries[:, -1]
         squares = vectors.square().sum(dim=1)
@@ -76,16 +79,16 @@ class FactorizationMachine(nn.Module):
         return self.w0 + zeros(n).index_add(0, row, linear) + 0.5 * twice
 
     def loss(self, rows: Rows, _kl_weight: float) -> Tensor:
-        """Squared error, or -2 log of the label's probability, and a share of what the parameters cost: (B,)."""
+        """Squared error, or -2 log of the label's probability, plus each row's share of the penalty: (B,)."""
         targets, features = split(rows)
         fitted = self(features)
         if self.classification:
-            lost = 2 * F.softplus(torch.where(targets > 0, -fitted, fitted))
+            loss = 2 * F.softplus(torch.where(targets > 0, -fitted, fitted))
         else:
-            lost = (targets - fitted).square()
+            loss = (targets - fitted).square()
         squares = self.table.square()
-        cost = squares[:, :-1].sum(dim=1) @ self.penalty[:, 0] + squares[:, -1] @ self.penalty[:, 1]
-        return lost + cost
+        penalty = squares[:, :-1].sum(dim=1) @ self.penalty[:, 0] + squares[:, -1] @ self.penalty[:, 1]
+        return loss + penalty
 
 
 def split(rows: Rows) -> tuple[Tensor, Rows]:
@@ -98,7 +101,7 @@ def split(rows: Rows) -> tuple[Tensor, Rows]:
 
 
 def net_of(data: Mapping[str, Any], config: FMConfig, seed: int) -> FactorizationMachine:
-    """The machine with its initial parameters, for what is known of the data, see `sgd.net_data`."""
+    """The machine with its initial parameters. `data`: see `sgd.net_data`."""
     machine = FactorizationMachine(
         data["sizes"],
         config.rank,

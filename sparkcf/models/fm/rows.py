@@ -1,6 +1,6 @@
-"""The rows of a factorization machine at one worker of a gang, and what its sweeps must know: numpy, no Spark.
+"""The rows and features of a factorization machine at one worker of a gang: numpy, no Spark.
 
-Every row of the data is held twice, with the worker of its user and with that of its item (`Copy`).
+Every row of the data is held twice, by the worker of its user and by the worker of its item (`Copy`).
 """
 
 from __future__ import annotations
@@ -20,14 +20,19 @@ from sparkcf.training.gang import Gang
 F32 = NDArray[np.float32]
 I64 = NDArray[np.int64]
 I32 = NDArray[np.int32]
-WEIGHT_EXPONENTS = {"one": 0.0, "sqrt": -0.5, "mean": -1.0}  # FMField.weight: each of m features has the value m^this
+WEIGHT_EXPONENTS = {"one": 0.0, "sqrt": -0.5, "mean": -1.0}  # FMField.weight: each of m features has value m^exponent
 
 
 @dataclass(frozen=True)
 class Field:
-    """A group of features: `size` of them; `several` of them may stand in one row; `side` USER or ITEM where they are
-    the ids of that side and live with its rows, None where they stand at every worker; `of_item`: what the item has,
-    else it is what the user has."""
+    """A group of features.
+
+    size : number of features.
+    several : whether a row may have several of them.
+    side : USER or ITEM if the features are the ids of that side, each held by the worker of its row; None: held by
+        every worker.
+    of_item : whether the features belong to the item; else to the user or the context.
+    """
 
     name: str
     size: int
@@ -38,7 +43,7 @@ class Field:
 
 @dataclass(frozen=True)
 class FMPlan:
-    """All that a worker must know, and nothing of Spark. `pairs` bool (F, F): which fields interact."""
+    """Parameters of a fit, sent to every worker. `pairs` : bool (F, F), which fields interact."""
 
     config: FMConfig
     fields: tuple[Field, ...]
@@ -53,7 +58,7 @@ class FMPlan:
         return self.n_users, self.n_items
 
     def starts(self) -> list[int]:
-        """Where each field that stands at every worker begins in the table of all of them; -1 for the others."""
+        """Start of each field in the table of the features held by every worker; -1 for fields of ids."""
         starts, begin = [], 0
         for f in self.fields:
             starts.append(begin if f.side is None else -1)
@@ -69,6 +74,7 @@ class FMPlan:
 
     @property
     def everywhere(self) -> int:
+        """Number of features held by every worker."""
         return sum(f.size for f in self.fields if f.side is None)
 
 
@@ -81,16 +87,21 @@ def make_plan(
 
 
 def part_starts(plan: FMPlan) -> tuple[int, int]:
-    """Where the users' and the items' ids begin, behind the features that stand everywhere."""
+    """Start of the users' and of the items' ids, which follow the features held by every worker."""
     has_users = any(f.side == USER for f in plan.fields)
     return plan.everywhere, plan.everywhere + (plan.n_users if has_users else 0)
 
 
 @dataclass(frozen=True)
 class FMData:
-    """Rows in this process: `users`, `items` int32 (n,), `y` float32 (n,), and what the other fields have as
-    compressed rows: `ptr` int64 (n + 1,), `feat` int32 into the fields other than user and item, one after the other,
-    `val` float32."""
+    """Rows of data in this process; features of fields other than user and item ids are compressed rows.
+
+    users, items : int32 (n,).
+    y : float32 (n,), targets.
+    ptr : int64 (n + 1,).
+    feat : int32 (nnz,), numbered field after field.
+    val : float32 (nnz,).
+    """
 
     users: I32
     items: I32
@@ -101,16 +112,23 @@ class FMData:
 
     @classmethod
     def of_pairs(cls, users: NDArray[Any], items: NDArray[Any], y: NDArray[Any]) -> FMData:
-        """Rows of a user and an item, and nothing else."""
-        nothing = np.zeros(len(y) + 1, np.int64), np.empty(0, np.int32), np.empty(0, np.float32)
-        return cls(users.astype(np.int32), items.astype(np.int32), y.astype(np.float32), *nothing)
+        """Rows of a user and an item, without further features."""
+        empty = np.zeros(len(y) + 1, np.int64), np.empty(0, np.int32), np.empty(0, np.float32)
+        return cls(users.astype(np.int32), items.astype(np.int32), y.astype(np.float32), *empty)
 
 
 @dataclass
 class FMRows:
-    """Rows as the shuffle brings them to the worker of one side: `own` int32 (n,) places there, `other` int32 (n,)
-    indices of the other side, `y` float32 (n,), `key` int64 (n,) the same in both copies of a row; what the fields
-    that stand at every worker have: `ptr` int64 (n + 1,), `feat` int32, `val` float32."""
+    """Rows as shuffled to the worker of one side; features held by every worker are compressed rows.
+
+    own : int32 (n,), places of the side's ids at this worker.
+    other : int32 (n,), indices of the other side.
+    y : float32 (n,), targets.
+    key : int64 (n,), the same in both copies of a row.
+    ptr : int64 (n + 1,).
+    feat : int32 (nnz,).
+    val : float32 (nnz,).
+    """
 
     own: I32
     other: I32
@@ -123,9 +141,15 @@ class FMRows:
 
 @dataclass
 class Copy:
-    """A worker's rows, in order of the side's places, and the table that their features point into.
+    """A worker's rows in order of the side's places, and the parameters of their features.
 
-    table : the features that stand everywhere, then the side's own, then those received of the other side.
+    rowptr, feat, val : compressed rows over `table`.
+    y : float32 (n,).
+    key : int64 (n,), the same in both copies of a row.
+    table : float32 (m, k + 1), features held by every worker, then the side's own, then those received of the other.
+    fields : int16 (m,), field of each feature.
+    own, received : parts of `table`.
+    sends : sends[w] : places of the other copy's own features that worker w requests.
     targets : y, or the latent variable of the probit.
     """
 
@@ -137,8 +161,8 @@ class Copy:
     table: F32
     fields: NDArray[np.int16]
     own: slice
-    got: slice
-    sends: list[I64]  # places here of the other copy's own features that others asked for
+    received: slice
+    sends: list[I64]
     targets: F32 = field(init=False)
 
     def __post_init__(self) -> None:
@@ -151,20 +175,25 @@ class Copy:
 
 @dataclass
 class Visits:
-    """Where a field's features stand in a copy's rows: rows, entries, and the feature's place, ascending; `starts`
-    int64 (features here + 1,): where each feature's visits begin. `groups`, of a field of which rows may have several:
-    the features that any worker has rows of, in groups of which no row of any worker has two."""
+    """Occurrences ("visits") of a field's features in a copy's rows, in order of the features.
+
+    rows, entries : int64 (v,), row and entry of each visit.
+    places : int64 (v,), ascending, place of the feature at this worker.
+    starts : int64 (features here + 1,), start of each feature's visits.
+    present : bool (features here,), whether any worker has a visit of the feature.
+    groups : for a field with `several`: the present features, in groups of which no row of any worker has two.
+    """
 
     rows: I64
     entries: I64
     places: I64
     starts: I64
-    present: NDArray[np.bool_]  # (features here,), over all workers
+    present: NDArray[np.bool_]
     groups: list[I64]
 
 
 def feature_ids(f: Field, plan: FMPlan, gang: Gang) -> I64:
-    """The features of a field that stand at this worker."""
+    """Numbers of the field's features that this worker holds."""
     return np.arange(f.size) if f.side is None else row_ids(plan.sizes[f.side], gang.rank, gang.size)
 
 
@@ -183,16 +212,16 @@ def copy_rows(rows: list[FMRows], side: int, plan: FMPlan, gang: Gang) -> Copy:
         needed = [np.flatnonzero(wanted[w :: gang.size]) for w in range(gang.size)]
         position = np.zeros(len(wanted), np.int32)
         begin = 0
-        for w, asked in enumerate(needed):
-            position[w :: gang.size][asked] = np.arange(begin, begin + len(asked), dtype=np.int32)
-            begin += len(asked)
-    sends = [asked.copy() for asked in gang.exchange(needed)]
-    received = sum(map(len, needed))
+        for w, requested in enumerate(needed):
+            position[w :: gang.size][requested] = np.arange(begin, begin + len(requested), dtype=np.int32)
+            begin += len(requested)
+    sends = [requested.copy() for requested in gang.exchange(needed)]
+    n_received = sum(map(len, needed))
     base = plan.everywhere
-    own, got = slice(base, base + own_size), slice(base + own_size, base + own_size + received)
+    own, received = slice(base, base + own_size), slice(base + own_size, base + own_size + n_received)
     lists = [(part.own[order] + own.start, side)] if side in located else []
     if 1 - side in located:
-        lists.append((position[part.other[order]] + got.start, 1 - side))
+        lists.append((position[part.other[order]] + received.start, 1 - side))
     first = len(lists)
     rowptr = taken + first * np.arange(len(taken))
     feat, val = np.empty(rowptr[-1], np.int32), np.ones(rowptr[-1], np.float32)
@@ -200,16 +229,16 @@ def copy_rows(rows: list[FMRows], side: int, plan: FMPlan, gang: Gang) -> Copy:
         feat[rowptr[:-1] + at] = column
     rest = np.arange(len(source)) + first * (1 + np.repeat(np.arange(len(counts)), counts))
     feat[rest], val[rest] = part.feat[source], part.val[source]
-    fields = np.zeros(base + own_size + received, np.int16)
+    fields = np.zeros(base + own_size + n_received, np.int16)
     for number, (f, start) in enumerate(zip(plan.fields, plan.starts(), strict=True)):
         if f.side is None:
             fields[start : start + f.size] = number
-    fields[own], fields[got] = located.get(side, 0), located.get(1 - side, 0)
+    fields[own], fields[received] = located.get(side, 0), located.get(1 - side, 0)
     table = np.zeros((len(fields), plan.config.rank + 1), np.float32)
-    made = Copy(rowptr, feat, val, part.y[order], part.key[order], table, fields, own, got, sends)
+    copy = Copy(rowptr, feat, val, part.y[order], part.key[order], table, fields, own, received, sends)
     empty = np.empty(0, np.int32)
-    rows[side] = FMRows(empty, empty, made.y[:0], made.key[:0], part.ptr[:1], empty, part.val[:0])  # free them
-    return made
+    rows[side] = FMRows(empty, empty, copy.y[:0], copy.key[:0], part.ptr[:1], empty, part.val[:0])  # frees memory
+    return copy
 
 
 def field_visits(copies: list[Copy], number: int, plan: FMPlan, gang: Gang) -> Visits:
@@ -229,10 +258,10 @@ def field_visits(copies: list[Copy], number: int, plan: FMPlan, gang: Gang) -> V
 
 
 def _groups(rows: I64, features: I64, n: int, counts: I64, gang: Gang) -> list[I64]:
-    """`Visits.groups`; `counts` int64 (m,) are the features' visits over all workers.
+    """Build `Visits.groups`; `counts` : int64 (m,), the features' visits over all workers.
 
-    The features with most visits choose their groups first. Each distinct list of features counts once: as rows of one
-    user or item have the same, that costs little beside a sweep.
+    Features with more visits choose their groups first. Each distinct list of features is considered once; rows of the
+    same user or item share their list, so the cost is small compared with a sweep.
     """
     keys = np.zeros(n, np.uint64)
     list_keys(rows, features, keys)

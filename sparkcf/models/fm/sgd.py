@@ -1,9 +1,9 @@
-"""Factorization machines by gradient descent: rows packed into files, petastorm, torch; or from memory.
+"""Train factorization machines by gradient descent, from packed files or from memory.
 
     rows ──packed──▶ example_rows, a snapshot ──petastorm, torch──▶ [v, w] of every feature ──▶ `frames.Learned`
 
-Features are numbered as at a worker of a gang: those that stand everywhere, then users, then items. The objective is
-that of ALS; classification has the logistic loss.
+Features are numbered as at a worker of a gang: those held by every worker, then users, then items. The objective is
+that of ALS; for classification the loss is logistic.
 """
 
 from __future__ import annotations
@@ -34,11 +34,11 @@ FACTORY = "sparkcf.models.fm.net:net_of"
 
 
 def descend(rows: PackedRows, plan: FMPlan, on_progress: Any) -> tuple[float, F32, list[dict[str, Any]]]:
-    """w_0, the table float32 (m, k + 1) of all features and the log of the epochs, from rows in this process.
+    """Train on rows in this process; returns w_0, the table of all features, float32 (m, k + 1), and the log.
 
     Parameters
     ----------
-    rows : the first entry of each is its target, the others are features in the order of `part_starts`.
+    rows : a row's first entry is its target, the others are features numbered by `part_starts`.
     """
     import torch
 
@@ -55,12 +55,12 @@ def descend(rows: PackedRows, plan: FMPlan, on_progress: Any) -> tuple[float, F3
     state = {name: tensor.detach().numpy() for name, tensor in net.state_dict().items()}
     table = state["table"].copy()
     features = np.delete(rows.indices, rows.indptr[:-1])
-    table[np.bincount(features, minlength=len(table)) == 0] = 0.0  # what no row has stays at its prior's mean
+    table[np.bincount(features, minlength=len(table)) == 0] = 0.0  # features without rows: the prior's mean
     return float(state["w0"][0]), table, log
 
 
 def examples_of(data: FMData, plan: FMPlan) -> PackedRows:
-    """The rows as `descend` takes them."""
+    """Rows in the form that `descend` reads."""
     ids = [
         column + start
         for side, column, start in zip((USER, ITEM), (data.users, data.items), part_starts(plan), strict=True)
@@ -79,12 +79,12 @@ def examples_of(data: FMData, plan: FMPlan) -> PackedRows:
 
 
 def by_descent(rows: DataFrame, plan: FMPlan, data: TrainingData, run: FitRun) -> Learned:
-    """Mini-batches through the feed, in one process or many.
+    """Train by mini-batches, in one process or several.
 
     Raises
     ------
     ConfigError
-        Settings of Spark that do not go together with processes that need each other, or no folder for progress.
+        Spark settings that do not allow processes to train together, or no folder for checkpoints.
     TrainingError
         There is no row, a loss is not finite, or a process died.
     """
@@ -109,7 +109,7 @@ def by_descent(rows: DataFrame, plan: FMPlan, data: TrainingData, run: FitRun) -
     present = examples.select(F.explode(F.slice("features", 2, F.size("features"))).alias("feature")).distinct()
     seen = np.fromiter((row["feature"] for row in present.toLocalIterator()), np.int64)
     table = np.zeros_like(state["table"])
-    table[seen] = state["table"][seen]  # what no row has stays at its prior's mean
+    table[seen] = state["table"][seen]  # features without rows: the prior's mean
     checkpoints.clear()
     kept = _table_frame(spark, table, plan).persist()
     prior = np.array([plan.penalties()[next((n for n, f in enumerate(plan.fields) if f.side == USER), 0)]])
@@ -125,7 +125,7 @@ def by_descent(rows: DataFrame, plan: FMPlan, data: TrainingData, run: FitRun) -
 
 
 def net_data(plan: FMPlan, mean: float, n: int) -> dict[str, Any]:
-    """Sizes and fields of the data, as plain values, from which a process builds the net."""
+    """Plain values from which a process builds the net: sizes and penalties of the fields, pairs, initial w_0."""
     places = {None: 0, USER: 1, ITEM: 2}
     order = sorted(range(len(plan.fields)), key=lambda number: places[plan.fields[number].side])
     if plan.config.task == "classification":
@@ -156,7 +156,7 @@ def _examples(rows: DataFrame, plan: FMPlan) -> DataFrame:
 
 
 def _table_frame(spark: Any, table: F32, plan: FMPlan) -> DataFrame:
-    """TABLE of all features, as a gang leaves it."""
+    """TABLE of all features, in the form of a gang's result."""
     shared = share(spark, table=table)
     users, items = part_starts(plan)
 

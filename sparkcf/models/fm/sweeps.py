@@ -1,13 +1,13 @@
 """The sweeps of a factorization machine at one worker of a gang: numpy and kernels, no Spark.
 
-    noise and hyper-parameters drawn (MCMC) ──▶ w_0 ──▶ users, at the workers of their rows ──▶ items, likewise ──▶
-    every other field from normal equations summed over the gang ──▶ residuals, a sample kept
+    noise and hyper-parameters drawn (MCMC) ──▶ w_0 ──▶ users, at the workers of their rows ──▶ items, in the same way
+    ──▶ every other field from normal equations summed over the gang ──▶ residuals, a sample kept
 
-Every row of the data is held twice, with the worker of its user and with that of its item (`Copy`). A field that lives
-with users or items is solved where it lives, exactly and by blocks; the features of all other fields stand at every
-worker, which all solve the same small systems. ALS takes the mean of each feature's Gaussian conditional, MCMC draws
-from it (Freudenthaler, Schmidt-Thieme, Rendle 2011), each (v_j, w_j) as one block. Draws depend on the seed, the sweep
-and the feature alone, so that no result depends on the number of workers but for rounding.
+Every row of the data is held twice, by the worker of its user and by the worker of its item (`Copy`). A field of ids is
+solved by the workers that hold the ids, exactly and by blocks. The features of all other fields are held by every
+worker; all workers solve the same small systems. ALS takes the mean of each feature's Gaussian conditional, MCMC draws
+from it (Freudenthaler, Schmidt-Thieme, Rendle 2011), each (v_j, w_j) as one block. Draws depend only on the seed, the
+sweep and the feature, so that results do not depend on the number of workers, except for rounding.
 """
 
 from __future__ import annotations
@@ -40,14 +40,14 @@ from sparkcf.training.blocks import ITEM, USER
 from sparkcf.training.gang import Gang
 
 F32 = NDArray[np.float32]
-# Streams of random draws: of a field's first vectors, of a sweep's noise by field, of latent variables by sweep.
+# Streams of random draws: a field's initial vectors, a sweep's noise by field, latent variables by sweep.
 INITIAL, SWEEP, LATENT = 16, 4096, 1_000_000
 F64 = NDArray[np.float64]
 I64 = NDArray[np.int64]
 I32 = NDArray[np.int32]
 Entry = dict[str, Any]
-SUM_BYTES = 16 << 20  # of the normal equations that are held at once: they are solved while the caches have them
-PRIOR_SHAPE = PRIOR_RATE = PRIOR_STRENGTH = 1.0  # of the noise's and the hyper-parameters' priors, as in libFM
+SUM_BYTES = 16 << 20  # of normal equations held at once: they are solved while still in the caches
+PRIOR_SHAPE = PRIOR_RATE = PRIOR_STRENGTH = 1.0  # priors of the noise and of the hyper-parameters, as in libFM
 NO_ROWS = "no row to train on: is there any interaction up to the logical date?"
 
 
@@ -61,8 +61,12 @@ class Hyper:
 
 @dataclass
 class Sample:
-    """One draw (or the optimum): w_0, the noise's precision, this worker's own users' and items' rows (None where they
-    are no field), the features that stand everywhere, float32 (n, k + 1), and the fields' priors."""
+    """One draw (or the optimum) of all parameters at a worker.
+
+    own : by side, this worker's ids, float32 (n, k + 1); None if there is no field of these ids.
+    everywhere : float32 (m, k + 1), the features held by every worker.
+    hypers : the fields' priors.
+    """
 
     w0: float
     noise_precision: float
@@ -84,17 +88,17 @@ class State:
 
 
 def train_fm(rows: list[FMRows], plan: FMPlan, gang: Gang) -> tuple[list[Sample], list[Entry]]:
-    """All sweeps, at one worker of a gang; `rows` of USER and ITEM is emptied.
+    """Run all sweeps, at one worker of a gang; empties `rows` (by side).
 
     Returns
     -------
     (samples, log)
-        The samples kept (one, the last, for ALS); an entry a sweep: objective (ALS) or training error, seconds.
+        The kept samples (for ALS the last state); one entry per sweep: objective (ALS) or training error, seconds.
 
     Raises
     ------
     TrainingError
-        At all workers at once: there is no row, or a parameter is not finite.
+        At all workers together: there is no row, or a parameter is not finite.
     """
     config = plan.config
     with threadpool_limits(1, user_api="blas"):
@@ -165,11 +169,11 @@ def _set(state: State, number: int, where: slice, values: F32, plan: FMPlan) -> 
 
 
 def _receive(state: State, side: int, gang: Gang) -> None:
-    """Bring the other side's features in a copy's table up to date."""
+    """Update the other side's features in a copy's table. A collective."""
     copy, other = state.copies[side], state.copies[1 - side]
-    if gang.size > 1 or copy.got.stop > copy.got.start:
+    if gang.size > 1 or copy.received.stop > copy.received.start:
         owned = other.table[other.own]
-        copy.table[copy.got] = gang.gather([owned[asked] for asked in copy.sends])
+        copy.table[copy.received] = gang.gather([owned[requested] for requested in copy.sends])
 
 
 def _predicted(state: State, copy: Copy, plan: FMPlan) -> F64:
@@ -216,19 +220,19 @@ def _sweep(state: State, plan: FMPlan, gang: Gang, number: int) -> Entry:
 
 
 def _latent(copy: Copy, fitted: F64, seed: int, number: int, mcmc: bool) -> F32:
-    """The probit's latent variable, z ~ N(a(x), 1) cut to the label's side of 0: drawn, or its mean (ALS)."""
+    """The probit's latent variable, z ~ N(a(x), 1) truncated to the label's side of 0: drawn, or its mean (ALS)."""
     if not mcmc:
         return latent_means(copy.y, fitted).astype(np.float32)
     sign = np.where(copy.y > 0, 1.0, -1.0)
-    toward = sign * fitted  # in this direction the label's side is above 0
+    toward = sign * fitted  # oriented so that the label's side is above 0
     u = uniform_rows(seed, LATENT + number, copy.key)
-    # By the tail that keeps its digits; so far out that nothing is left of it: at 0.
+    # Inverted through the lower tail, which keeps its digits; if the tail underflows, z = 0.
     drawn = toward - ndtri(np.maximum(u * ndtr(toward), 1e-300))
     return np.asarray(sign * np.maximum(drawn, 0.0), np.float32)
 
 
 def _draw_hyper(state: State, number: int, plan: FMPlan, gang: Gang, rng: np.random.Generator) -> None:
-    """mu and lambda of each column of a field from their normal-gamma conditional."""
+    """Draw mu and lambda of each column of a field from their normal-gamma conditional."""
     f, hyper, present = plan.fields[number], state.hypers[number], state.visits[number].present
     copy = state.copies[f.side or USER]
     begin = plan.starts()[number] if f.side is None else copy.own.start
@@ -244,7 +248,7 @@ def _draw_hyper(state: State, number: int, plan: FMPlan, gang: Gang, rng: np.ran
 
 
 def _solve_field(state: State, number: int, plan: FMPlan, gang: Gang, sweep: int) -> None:
-    """All features of a one-hot field, in slices whose normal equations fit into memory."""
+    """Solve all features of a one-hot field, in slices whose normal equations fit into memory."""
     f, visits, width = plan.fields[number], state.visits[number], plan.config.rank + 1
     copy = state.copies[f.side or USER]
     if f.side is not None and not _uneven(visits.starts, plan.threads):
@@ -260,7 +264,7 @@ def _solve_field(state: State, number: int, plan: FMPlan, gang: Gang, sweep: int
 
 
 def _solve_own(state: State, number: int, plan: FMPlan, gang: Gang, sweep: int) -> None:
-    """All features of a field that lives here, each summed and solved at once; threads take nearly equal visits."""
+    """Solve this worker's ids of a field, each summed and solved in one pass; threads get nearly equal visits."""
     f, all_visits, hyper = plan.fields[number], state.visits[number], state.hypers[number]
     copy = state.copies[f.side or USER]
     starts, size = all_visits.starts, len(all_visits.present)
@@ -281,30 +285,30 @@ def _solve_own(state: State, number: int, plan: FMPlan, gang: Gang, sweep: int) 
 
 
 def _sum_slice(state: State, number: int, copy: Copy, plan: FMPlan, low: int, high: int) -> tuple[F64, F64]:
-    """The normal equations of features low to high; threads take nearly equal numbers of visits.
+    """Normal equations of the features low to high; threads get nearly equal numbers of visits.
 
-    A feature's visits are one thread's, unless it has so many that the other threads would wait.
+    The visits of a feature go to one thread, unless they are so many that the other threads would wait.
     """
     all_visits, threads, width = state.visits[number], plan.threads, plan.config.rank + 1
     starts = all_visits.starts[low : high + 1]
     cuts = np.linspace(starts[0], starts[-1], threads + 1).astype(np.int64)
-    apart = _uneven(starts, threads)
-    if not apart:
+    divided = _uneven(starts, threads)
+    if not divided:
         cuts[1:-1] = starts[np.searchsorted(starts, cuts[1:-1])]
-    a = np.zeros((threads if apart else 1, high - low, width, width))
+    a = np.zeros((threads if divided else 1, high - low, width, width))
     b = np.zeros(a.shape[:3])
 
     def share(thread: int) -> None:
-        part, own = slice(cuts[thread], cuts[thread + 1]), thread if apart else 0
+        part, own = slice(cuts[thread], cuts[thread + 1]), thread if divided else 0
         at = (all_visits.rows[part], all_visits.entries[part], all_visits.places[part] - low, copy.targets)
         sum_features(*at, copy.entries, copy.table, copy.fields, plan.pairs, state.w0, number, a[own], b[own])
 
     in_threads(threads, share)
-    return (a.sum(axis=0), b.sum(axis=0)) if apart and threads > 1 else (a[0], b[0])
+    return (a.sum(axis=0), b.sum(axis=0)) if divided and threads > 1 else (a[0], b[0])
 
 
 def _uneven(starts: I64, threads: int) -> bool:
-    """Whether a feature has so many visits that the other threads would wait for the one that takes them."""
+    """Whether a feature has so many visits that the other threads would wait for its thread."""
     return threads > 1 and int(np.diff(starts).max(initial=0)) * 4 * threads > starts[-1] - starts[0]
 
 
@@ -315,12 +319,12 @@ def _noise(state: State, number: int, where: slice, plan: FMPlan, gang: Gang, sw
         return np.zeros(shape, np.float32)
     ids = feature_ids(plan.fields[number], plan, gang)[where]
     normal = normal_rows(plan.seed, SWEEP * sweep + number, ids, shape[1], 1.0)
-    normal[~state.visits[number].present[where]] = 0.0  # what no row has stays at the field's mean
+    normal[~state.visits[number].present[where]] = 0.0  # features without rows: the field's mean
     return normal
 
 
 def _draw(state: State, number: int, where: slice, a: F64, b: F64, plan: FMPlan, gang: Gang, sweep: int) -> None:
-    """Draw (or solve) features of a one-hot field from their normal equations and write them down."""
+    """Draw (or solve) features of a one-hot field from their normal equations and store them."""
     f, hyper = plan.fields[number], state.hypers[number]
     copy = state.copies[f.side or USER]
     begin = (plan.starts()[number] if f.side is None else copy.own.start) + where.start
@@ -329,17 +333,17 @@ def _draw(state: State, number: int, where: slice, a: F64, b: F64, plan: FMPlan,
 
     def share(thread: int) -> int:
         part = slice(thread * len(b) // plan.threads, (thread + 1) * len(b) // plan.threads)
-        given = (state.noise_precision, hyper.precision, hyper.mean, normal[part])
-        return int(draw_features(a[part], b[part], *given, theta[part]))
+        drawn = (state.noise_precision, hyper.precision, hyper.mean, normal[part])
+        return int(draw_features(a[part], b[part], *drawn, theta[part]))
 
     state.singular += sum(in_threads(plan.threads, share))
     _set(state, number, where, theta, plan)
 
 
 def _solve_several(state: State, number: int, plan: FMPlan, gang: Gang, sweep: int) -> None:
-    """The features of a field of which rows may have several, group after group, residuals and contexts kept.
+    """Solve a field of which rows may have several features, group by group; residuals and contexts are updated.
 
-    No row has two features of a group, so that those are solved at once, as one after the other would be.
+    No row has two features of a group, so that solving a group at once equals solving its features in turn.
     """
     copy, visits, hyper = state.copies[USER], state.visits[number], state.hypers[number]
     size, width = len(visits.present), plan.config.rank + 1
@@ -368,19 +372,19 @@ def _solve_several(state: State, number: int, plan: FMPlan, gang: Gang, sweep: i
 
 
 def _summed(a: F64, b: F64, gang: Gang) -> tuple[F64, F64]:
-    """Two arrays summed over the workers, in one exchange."""
+    """Sum two arrays over the workers, in one collective."""
     both = gang.sum(np.concatenate([a.ravel(), b.ravel()]))
     return both[: a.size].reshape(a.shape), both[a.size :].reshape(b.shape)
 
 
 def _figures(state: State, plan: FMPlan, gang: Gang) -> dict[str, float]:
-    """The objective: what ALS minimises; for MCMC twice the negative log-likelihood of the current draw, as a sign."""
+    """The objective of ALS; for MCMC only the error (twice the negative log-likelihood) of the current draw."""
     users = state.copies[USER]
     if plan.config.task == "classification":
-        lost = -2 * log_ndtr(np.where(users.y > 0, 1.0, -1.0) * state.fitted).sum()
+        own_loss = -2 * log_ndtr(np.where(users.y > 0, 1.0, -1.0) * state.fitted).sum()
     else:
-        lost = np.square(users.y - state.fitted).sum()
-    loss = float(gang.sum(np.array([lost]))[0])
+        own_loss = np.square(users.y - state.fitted).sum()
+    loss = float(gang.sum(np.array([own_loss]))[0])
     penalty = 0.0
     for number, f in enumerate(plan.fields):
         copy, hyper = state.copies[f.side or USER], state.hypers[number]

@@ -72,7 +72,9 @@ class MacridVAE(nn.Module):
         ends = rows.offsets.new_full((1,), entries * k)
         unit = Rows(rows.indices.repeat(k), torch.cat([offsets.flatten(), ends]), masked.flatten()).unit()
         h = self.encoder(unit.with_values(F.dropout(unit.values, self.dropout, self.training)))
-        mean, s = h.float().view(k, len(rows), h.shape[1]).transpose(0, 1).chunk(2, dim=2)  # concept by concept -> (B, K, 2 d)
+        mean, s = (
+            h.float().view(k, len(rows), h.shape[1]).transpose(0, 1).chunk(2, dim=2)
+        )  # concept by concept -> (B, K, 2 d)
         return F.normalize(mean, dim=2), s
 
     def loss(self, rows: Rows, kl_weight: float) -> Tensor:

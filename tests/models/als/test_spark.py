@@ -184,8 +184,8 @@ def test_weights_travel_with_the_pairs(spark: SparkSession) -> None:
     weights = np.random.default_rng(5).integers(1, 4, len(users)).astype(np.float32)
     rows = [(int(u), int(i), float(v), float(w)) for u, i, v, w in zip(users, items, values, weights, strict=True)]
     pairs = spark.createDataFrame(rows, "user_idx int, item_idx int, value double, weight double")
-    starts = {"user": spark.createDataFrame([(0, [0.1, 0.2, 0.3, 0.0])], "idx int, factor array<float>")}
-    fitted = fit(pairs, 25, 18, problem.config, 3, starts=starts)
+    warm_start = {"user": spark.createDataFrame([(0, [0.1, 0.2, 0.3, 0.0])], "idx int, factor array<float>")}
+    fitted = fit(pairs, 25, 18, problem.config, 3, warm_start=warm_start)
     assert_same(
         arrays(fitted, problem), fit_arrays(users, items, values, 25, 18, problem.config, 3, weights=weights), 1e-5
     )
@@ -236,8 +236,8 @@ def test_a_warm_start_goes_on_from_the_given_factors(frame: Make, form: str) -> 
     whole = fit(frame(problem), 30, 20, problem.config, 3)
     vector = F.concat("factor", F.array("bias")) if form == "biases" else F.col("factor")
     sides = {"user": whole.user_factors, "item": whole.item_factors}
-    starts = {side: factors.select("idx", vector.alias("factor")) for side, factors in sides.items()}
-    warm = fit(frame(problem), 30, 20, with_defaults(problem.config, iterations=1), 4, starts=starts)
+    warm_start = {side: factors.select("idx", vector.alias("factor")) for side, factors in sides.items()}
+    warm = fit(frame(problem), 30, 20, with_defaults(problem.config, iterations=1), 4, warm_start=warm_start)
     longer = fit_arrays(*problem.triples(), 30, 20, with_defaults(problem.config, iterations=6), 3)
     assert warm.log[0]["objective"] < whole.log[-1]["objective"] < whole.log[0]["objective"]
     assert_same(arrays(warm, problem), longer, 1e-4)  # the sixth sweep, whatever the seed

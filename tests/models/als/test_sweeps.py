@@ -121,7 +121,7 @@ def test_a_weight_counts_like_so_many_equal_rows_when_folding_in(form: str) -> N
 
 
 def test_weights_of_implicit_pairs_are_refused() -> None:
-    with pytest.raises(ConfigError, match=r"weights go with als\.mode=explicit"):
+    with pytest.raises(ConfigError, match=r"weights need als\.mode=explicit"):
         problem = random_problem("ials")
         fit_arrays(*problem.triples(), 12, 9, problem.config, 1, weights=np.ones(1, np.float32))
 

@@ -40,7 +40,7 @@ def test_comments_and_empty_lines_are_left_out(tmp_path: Path) -> None:
         ("1 -2:1\n", r"line 1: '-2:1' is not feature:value"),
         ("1 99999999999:1\n", r"line 1: '99999999999:1' is not feature:value"),
         ("1 2\n", r"line 1: '2' is not feature:value"),
-        ("1 2:1 2:3\n", r"line 1: a feature stands there twice"),
+        ("1 2:1 2:3\n", r"line 1: a feature is repeated"),
     ],
 )
 def test_a_wrong_line_is_named(tmp_path: Path, text: str, told: str) -> None:

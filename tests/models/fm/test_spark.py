@@ -146,7 +146,7 @@ def test_features_of_a_row_have_the_weight_that_the_field_says(spark, ratings, c
 
 def test_a_field_without_its_values_is_refused_in_a_line(spark, ratings, context) -> None:
     pairs = spark.createDataFrame(ratings, "user_idx int, item_idx int, value float")
-    with pytest.raises(ConfigError, match=r"genres is of categories, and there is no table of items"):
+    with pytest.raises(ConfigError, match=r"genres is of categories, but there is no table of items"):
         features_of(TrainingData(pairs, N, M), configured().fm)
     with pytest.raises(ConfigError, match=r"no item has categories"):
         features_of(
@@ -158,7 +158,7 @@ def test_a_field_without_its_values_is_refused_in_a_line(spark, ratings, context
 
 
 def test_weights_are_refused(spark, ratings, context) -> None:
-    with pytest.raises(ConfigError, match=r"preference\.weight=event: model=fm takes every row with weight 1"):
+    with pytest.raises(ConfigError, match=r"preference\.weight=event: model=fm weighs every row 1"):
         on_spark(spark, ratings, configured(), context, weight=2.0)
 
 

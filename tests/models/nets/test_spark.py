@@ -97,7 +97,7 @@ COUNTED = ("read", "clean", "exact_duplicates", "superseded", "quarantined")
 
 def test_one_model_that_fails_does_not_keep_the_other_from_its_readers(spark, root: Path, monkeypatch) -> None:
     monkeypatch.setattr("sparkcf.jobs.nightly.clean_day", lambda *_: {"counts": dict.fromkeys(COUNTED, 0)})
-    with pytest.raises(TrainingError, match="models multdae failed, published: popularity; the first said: the loss"):
+    with pytest.raises(TrainingError, match="models multdae failed, published: popularity; the first error: the loss"):
         nightly(spark, config(root, "models=[multdae, popularity]", "multdae.learning_rate=1e30"))
     assert Lake(root).published("popularity").ds == DAY
 
