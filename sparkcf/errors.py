@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import re
+
 
 class SparkcfError(Exception):
     """Base of all errors that end a job with a one-line message and `exit_code`, without a stack trace."""
@@ -67,8 +69,11 @@ EXIT_CODES = {
 }
 
 
+TRACEBACK = "Traceback (most recent call last)"
+
+
 def first_line(error: BaseException) -> str:
-    """First line of an error's message; of a JVM error the message of its root cause."""
+    """First line of an error's message; of a JVM error that of its root cause; of a Python worker's its own error."""
     java = getattr(error, "java_exception", None)
     if java is not None:
         while java.getCause() is not None:
@@ -76,5 +81,8 @@ def first_line(error: BaseException) -> str:
         text = java.toString()
     else:
         text = str(error)
+    if TRACEBACK in text:
+        raised = [line for line in text.splitlines() if re.match(r"[\w.]+(Error|Exception|Interrupt)\b", line)]
+        text = raised[-1] if raised else text
     lines = [line.strip() for line in text.splitlines() if line.strip()]
     return lines[0] if lines else type(error).__name__

@@ -27,6 +27,7 @@ if TYPE_CHECKING:
 # Packages heavier than typer are imported in functions, so that `--help` and usage errors are fast.
 Record = dict[str, Any]
 DEFAULT_LAKE = "./lake"
+CONCEPT_MODEL = "macridvae"
 RUN_COLUMNS = ["run_id", "job", "model", "ds", "state", "started_at", "updated_at", "reason"]
 STATUS_STYLES = {"ok": "green", "warn": "yellow", "fail": "bold red"}
 
@@ -87,13 +88,20 @@ def recommend(
     context: typer.Context,
     user: Annotated[str, typer.Option("--user", help="External id of the user.")],
     k: CountOption = 10,
+    concept: Annotated[int | None, typer.Option("--concept", help="Rank within this concept alone.")] = None,
     model: ModelOption = None,
     ds: DayOption = None,
     form: FormatOption = "table",
     lake: LakeOption = None,
 ) -> None:
-    """Show a user's published list."""
-    rows = _open(context, lake).recommend_rows(user, k, model, ds)
+    """Show a user's published list, or rank within one concept of a model that has concepts."""
+    opened = _open(context, lake)
+    if concept is None:
+        rows = opened.recommend_rows(user, k, model, ds)
+    else:
+        from sparkcf.lake.concepts import Concepts
+
+        rows = Concepts.read(opened, model or CONCEPT_MODEL, ds).list_within(user, concept, k)
     _show(_records(rows), rows.column_names, form, _origin(rows))
 
 
@@ -143,13 +151,42 @@ def metrics(
     context: typer.Context,
     run_id: Annotated[str | None, typer.Option("--run-id", help="A run; by default the published one.")] = None,
     model: ModelOption = None,
+    dimensions: Annotated[bool, typer.Option("--dimensions", help="Also a net's figures by latent dimension.")] = False,
     form: FormatOption = "table",
     lake: LakeOption = None,
 ) -> None:
     """Show the measures of a run."""
-    rows = _open(context, lake).metric_rows(run_id, model)
+    rows = _open(context, lake).metric_rows(run_id, model, dimensions)
     columns = [name for name in rows.column_names if form != "table" or name != "run_id"]
     _show(_records(rows), columns, form, _origin(rows) or f"run {run_id}")
+
+
+@app.command()
+def concepts(
+    context: typer.Context,
+    vary: Annotated[
+        str | None,
+        typer.Option("--vary", metavar="CONCEPT:DIMENSION", help="How the ranking moves with one dimension."),
+    ] = None,
+    user: Annotated[str | None, typer.Option("--user", help="With --vary: start from this user's vector.")] = None,
+    k: CountOption = 5,
+    model: ModelOption = None,
+    ds: DayOption = None,
+    form: FormatOption = "table",
+    lake: LakeOption = None,
+) -> None:
+    """Show what the concepts of a model are made of."""
+    from sparkcf.lake.concepts import Concepts
+
+    read = Concepts.read(_open(context, lake), model or CONCEPT_MODEL, ds)
+    if vary is None:
+        rows = read.summaries()
+    else:
+        concept, _, dimension = vary.partition(":")
+        if not (concept.isdigit() and dimension.isdigit()):
+            raise typer.BadParameter(f"--vary {vary}: give a concept and a dimension, such as 3:17")
+        rows = read.varied(int(concept), int(dimension), k, user)
+    _show(_records(rows), rows.column_names, form, _origin(rows))
 
 
 @app.command()

@@ -128,7 +128,7 @@ class Lake:
         ds : logical date; default: the latest published one. Its newest row wins.
         """
         day = _day(ds)
-        rows = self._read("published").to_pylist()
+        rows = self.read("published").to_pylist()
         if not rows:
             raise NotFoundError(f"nothing is published in lake {self.root} yet: {CURE}")
         models = sorted({row["model"] for row in rows})
@@ -145,28 +145,28 @@ class Lake:
 
     def recommend_rows(self, user_id: str, k: int = 10, model: str | None = None, ds: Day = None) -> pa.Table:
         run = self.published(model, ds)
-        rows = self._with_titles(self._top(k, "user", str(user_id), "recommendations", run))
+        rows = self.with_titles(self._top(k, "user", str(user_id), "recommendations", run))
         return _answered_by(rows.select(["position", "item_id", "title", "score", "reason"]), run)
 
     def similar_rows(self, item_id: str, k: int = 10, model: str | None = None, ds: Day = None) -> pa.Table:
         run = self.published(model, ds)
         rows = self._top(k, "item", str(item_id), "similar_items", run).drop(["item_id"])
-        rows = self._with_titles(rows.rename_columns(["position", "item_id", "score"]))
+        rows = self.with_titles(rows.rename_columns(["position", "item_id", "score"]))
         return _answered_by(rows.select(["position", "item_id", "title", "score"]), run)
 
     def history_rows(self, user_id: str, limit: int = 20) -> pa.Table:
         user_id, limit = str(user_id), _positive("limit", limit)
-        rows = self._read("interactions", ("user_id", [user_id]))
-        if not rows.num_rows and not self._read("users", ("user_id", [user_id])).num_rows:
+        rows = self.read("interactions", ("user_id", [user_id]))
+        if not rows.num_rows and not self.read("users", ("user_id", [user_id])).num_rows:
             hint = self._examples("user", user_id, "users", {})
             raise NotFoundError(f"user {_quoted(user_id)} is not in lake {self.root}{hint}")
         order = [("ts", "descending"), ("item_id", "ascending"), ("event", "ascending")]
-        rows = self._with_titles(rows.sort_by(order).slice(0, limit))
+        rows = self.with_titles(rows.sort_by(order).slice(0, limit))
         return rows.select(["ts", "item_id", "title", "event", "value"])
 
     def run_rows(self, limit: int = 20, model: str | None = None) -> pa.Table:
         limit = _positive("limit", limit)
-        rows = self._read("runs")
+        rows = self.read("runs")
         if model is not None:
             models = sorted(set(rows["model"].to_pylist()) - {None})
             rows = rows.filter(pc.is_in(rows["model"], value_set=_strings([str(model)])))
@@ -174,21 +174,28 @@ class Lake:
                 raise NotFoundError(f"model {_quoted(model)} has no runs: there are {_listed(models)}")
         return rows.sort_by([("started_at", "descending"), ("run_id", "descending")]).slice(0, limit)
 
-    def metric_rows(self, run_id: str | None = None, model: str | None = None) -> pa.Table:
+    def metric_rows(self, run_id: str | None = None, model: str | None = None, dimensions: bool = False) -> pa.Table:
         if run_id is not None and model is not None:
             raise ConfigError("give a run or a model, not both: a run is of one model already")
         run = self.published(model) if run_id is None else None
         run_id = run.run_id if run else str(run_id)
-        rows = self._read("metrics", ("run_id", [run_id]))
+        rows = self.read("metrics", ("run_id", [run_id]))
         if not rows.num_rows:
             raise NotFoundError(self._without_metrics(run_id))
         rows = rows.append_column("fit", pc.is_in(rows["protocol"], value_set=_strings(["fit"])))
         if "segment" not in rows.column_names:  # a lake written before segments were introduced
             rows = rows.append_column("segment", pa.nulls(rows.num_rows, pa.string()))
+        if not dimensions:
+            of_dimension = pc.starts_with(rows["segment"].cast(pa.string()), "dimension ")
+            rows = rows.filter(pc.invert(pc.fill_null(of_dimension, False)))
         rows = rows.append_column("some", pc.is_valid(rows["segment"]))
         rows = rows.sort_by([(name, "ascending") for name in ("fit", "protocol", "some", "system", "metric", "k")])
         inner = [name for name in ("fit", "some", "settings", "replicates") if name in rows.column_names]
         return _answered_by(rows.drop(inner), run)
+
+    def has(self, name: str) -> bool:
+        """Whether a table is there."""
+        return bool(DeltaTable.is_deltatable(self.address(name), self.storage_options))
 
     def address(self, name: str) -> str:
         """Address of a table, in the form that delta-rs takes."""
@@ -207,20 +214,26 @@ class Lake:
             raise LakeError(f"{what} uses {features}: only Spark reads that; drop the feature")
         return table
 
-    def _read(self, name: str, wanted: Wanted | None = None, partition: Partition | None = None) -> pa.Table:
+    def read(
+        self,
+        name: str,
+        wanted: Wanted | None = None,
+        partition: Partition | None = None,
+        columns: Sequence[str] | None = None,
+    ) -> pa.Table:
         """The rows of one partition whose column has one of the wanted values."""
         table = self.open(name)
-        schema = self._schema(name, table)
+        schema = self._schema(name, table, columns)
         pieces = [pa.table([pa.nulls(0, f.type) for f in schema], schema=schema)]
         for path in self.files(table, wanted, partition):
             with self._parquet(name, path) as file:
                 pieces += _matching_rows(file, schema, wanted)
         return pa.concat_tables(pieces)
 
-    def _schema(self, name: str, table: DeltaTable) -> pa.Schema:
+    def _schema(self, name: str, table: DeltaTable, columns: Sequence[str] | None) -> pa.Schema:
         """The wanted columns as Delta declares them. Partition columns are in the paths, not in the files."""
         declared, partitions = pa.schema(table.schema().to_arrow()), table.metadata().partition_columns
-        wanted = COLUMNS.get(name) or [c for c in declared.names if c not in partitions]
+        wanted = columns or COLUMNS.get(name) or [c for c in declared.names if c not in partitions]
         if missing := [c for c in wanted if c not in declared.names]:
             raise LakeError(f"table {name} of lake {self.root} lacks {missing}: it has {declared.names}")
         return pa.schema([(c, declared.field(c).type) for c in wanted])
@@ -264,15 +277,16 @@ class Lake:
             return NotFoundError(f"nothing is published in lake {self.root} yet: {CURE}")
         return NotFoundError(f"lake {self.root} has no table {name} yet: {CURE}")
 
-    def _with_titles(self, rows: pa.Table) -> pa.Table:
-        items = self._read("items", ("item_id", rows["item_id"].unique().to_pylist()))
+    def with_titles(self, rows: pa.Table) -> pa.Table:
+        """Rows that have item_id, with a column `title`."""
+        items = self.read("items", ("item_id", rows["item_id"].unique().to_pylist()))
         found = pc.index_in(rows["item_id"], value_set=items["item_id"])
         return rows.append_column("title", items["title"].take(found))
 
     def _top(self, k: int, kind: str, key: str, name: str, run: PublishedRun) -> pa.Table:
         """The first k rows of a user's or item's list in a run."""
         k = _positive("k", k)
-        rows = self._read(name, (f"{kind}_id", [key]), run.partition)
+        rows = self.read(name, (f"{kind}_id", [key]), run.partition)
         if not rows.num_rows:
             raise self._without_list(kind, key, name, run)
         return rows.sort_by("position").slice(0, k)
@@ -280,7 +294,7 @@ class Lake:
     def _without_list(self, kind: str, key: str, name: str, run: PublishedRun) -> NotFoundError:
         if not self.files(self.open(name), None, run.partition):
             return NotFoundError(f"{run} has no rows in table {name}: run its recommend step again")
-        seen = self._read(f"{kind}s", (f"{kind}_id", [key])).num_rows
+        seen = self.read(f"{kind}s", (f"{kind}_id", [key])).num_rows
         known, unknown = f"the {kind} is in the lake, but the run made no list for it", f"the lake has no such {kind}"
         hint = self._examples(kind, key, name, run.partition)
         reason = known if seen else unknown

@@ -243,6 +243,7 @@ ITEM_CONCEPTS = Table(
             column("item_id", STRING, "external id of the item"),
             column("concept", INT, "number of the concept, from 0"),
             column("probability", FloatType(), "that the item belongs to it; of an item they sum to 1"),
+            column("users", INT, "users of the training who have the item"),
             column("model", STRING, "model's name"),
             column("run_id", STRING, "run that made it"),
         ]

@@ -20,6 +20,7 @@ from numpy.typing import NDArray
 
 from sparkcf.config.section import ModelSection
 from sparkcf.kernels.csr import take_rows
+from sparkcf.kernels.vectors import unit_rows
 from sparkcf.lake.arrays import Arrays, Shapes
 
 if TYPE_CHECKING:
@@ -326,10 +327,3 @@ class Model(ABC, Generic[Params]):
         pairs : user_idx, ts, context, and columns that are passed on. data : what the fit was trained on.
         """
         return None
-
-
-def unit_rows(vectors: F32) -> F32:
-    """Rows divided by their lengths; a row of zeros stays."""
-    norms = np.sqrt(np.einsum("nk,nk->n", vectors, vectors, dtype=np.float64))[:, None]
-    unit: F32 = np.divide(vectors, norms, out=np.zeros_like(vectors), where=norms > 0, casting="same_kind")
-    return unit

@@ -21,7 +21,8 @@ from sparkcf.data.pairs import ROW
 from sparkcf.data.shared import SharedArrays, share
 from sparkcf.kernels.csr import take_rows
 from sparkcf.kernels.topk import rank_block, rank_scores
-from sparkcf.models.contract import F32, InnerProduct, Model, Saved, Scorer, UserBlock, unit_rows
+from sparkcf.kernels.vectors import unit_rows
+from sparkcf.models.contract import F32, InnerProduct, Model, Saved, Scorer, UserBlock
 from sparkcf.ranking.scorers import SharedScorer, share_scorer, user_block
 
 LISTS = "user_idx int, items array<int>, scores array<float>, by_model boolean"
@@ -199,7 +200,7 @@ def _with_concepts(lists: Any, concepts: NDArray[np.int32] | None) -> Any:
     column = pa.nulls(lists.num_rows, pa.list_(pa.int32()))
     if concepts is not None:
         column = pa.ListArray.from_arrays(lists.column("items").offsets, pa.array(concepts[concepts >= 0]))
-    return lists.append_column("concepts", column)
+    return pa.RecordBatch.from_arrays([*lists.columns, column], names=[*lists.schema.names, "concepts"])
 
 
 def similar_items(items: DataFrame, shared: SharedRanker, k: int) -> DataFrame:

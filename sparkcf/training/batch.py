@@ -8,6 +8,7 @@ Three users of whom the first has items 1 and 4, the second none and the third i
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import cached_property
 
 import torch
 from torch import Tensor
@@ -29,7 +30,7 @@ class Rows:
     def __len__(self) -> int:
         return len(self.offsets) - 1
 
-    @property
+    @cached_property
     def row_of(self) -> Tensor:
         """The row of every entry, int64 (nnz,)."""
         rows = torch.arange(len(self), device=self.offsets.device)
@@ -43,7 +44,9 @@ class Rows:
 
     def with_values(self, values: Tensor) -> Rows:
         """The same entries with other values."""
-        return Rows(self.indices, self.offsets, values, self.ids)
+        made = Rows(self.indices, self.offsets, values, self.ids)
+        made.__dict__["row_of"] = self.row_of
+        return made
 
     def take(self, rows: Tensor) -> Rows:
         """Some of the rows, int64 (n,), in the order asked for."""

@@ -199,13 +199,13 @@ def synchronised(objective: nn.Module, group: Group) -> nn.Module:
     """The objective whose gradients are averaged over the ranks: by nccl, by gloo, or in the memory of one machine."""
     if group.device.type == "cuda":
         return DistributedDataParallel(
-            objective, device_ids=[group.device.index], gradient_as_bucket_view=True, broadcast_buffers=False
+            objective, device_ids=[group.device.index], gradient_as_bucket_view=True, forward_sync_buffers=False
         )
     shared = shared_gradients(group, sum(p.numel() for p in objective.parameters() if p.requires_grad))
     wrapped = DistributedDataParallel(
         objective,
         gradient_as_bucket_view=True,
-        broadcast_buffers=False,  # no forward pass changes one
+        forward_sync_buffers=False,  # no forward pass changes one
         bucket_cap_mb=SHARED_BUCKET_MB if shared else BUCKET_MB,
     )
     if shared:

@@ -96,7 +96,7 @@ class SideVAE(nn.Module):
     def log_likelihood(self, z: Tensor, rows: Rows) -> Tensor:
         """sum_j T(x_j) eta(f_j) - A(eta(f_j)) with f_j = z · v_j over all rows v_j of the other side, (B,)."""
         family, settings = self.settings.family, self.settings
-        f = (z[rows.row_of] * self.others[rows.indices]).sum(dim=1)  # (nnz,)
+        f = (z.index_select(0, rows.row_of) * self.others.index_select(0, rows.indices)).sum(dim=1)  # (nnz,)
         values = torch.ones_like(rows.values) if settings.binary else rows.values
         observed = by_row(values * family.eta(f), rows)
         others, scale = self.others, 1.0

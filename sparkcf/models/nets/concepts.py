@@ -20,6 +20,7 @@ from sparkcf.data.packing import Snapshot
 from sparkcf.data.shared import share
 from sparkcf.errors import ConfigError
 from sparkcf.kernels.concepts import assignments, concept_mass, normalised_mutual_information
+from sparkcf.kernels.vectors import unit_rows
 from sparkcf.lake.arrays import Arrays
 from sparkcf.models.contract import (
     F32,
@@ -31,7 +32,6 @@ from sparkcf.models.contract import (
     Scorer,
     TrainingData,
     UserBlock,
-    unit_rows,
 )
 from sparkcf.models.nets.fit import Encoder, NetModel, Retrained, Sizes, item_vectors
 
@@ -89,7 +89,7 @@ class MacridVAEModel(NetModel[MacridVAEConfig]):
         return {"item_concepts": self._rows(data, state)}
 
     def _rows(self, data: TrainingData, state: Arrays) -> DataFrame:
-        """item_idx, concept, probability of the items of the pairs, a row for every concept."""
+        """item_idx, users, concept, probability of the items of the pairs, a row for every concept."""
         shared = share(data.pairs.sparkSession, assigned=_assigned(state, self.params))
 
         def work(batches: Iterable[Any]) -> Iterator[Any]:
@@ -98,13 +98,14 @@ class MacridVAEModel(NetModel[MacridVAEConfig]):
             (assigned,) = shared.open()
             k = assigned.shape[1]
             for batch in batches:
-                idx = batch.column(0).to_numpy(zero_copy_only=False).astype(np.int32)
-                columns = [np.repeat(idx, k), np.tile(np.arange(k, dtype=np.int32), len(idx)), assigned[idx].ravel()]
-                names = ["item_idx", "concept", "probability"]
+                idx, users = (column.to_numpy(zero_copy_only=False).astype(np.int32) for column in batch.columns)
+                concepts = np.tile(np.arange(k, dtype=np.int32), len(idx))
+                columns = [np.repeat(idx, k), np.repeat(users, k), concepts, assigned[idx].ravel()]
+                names = ["item_idx", "users", "concept", "probability"]
                 yield pa.RecordBatch.from_arrays([pa.array(c) for c in columns], names=names)
 
-        present = data.pairs.select("item_idx").distinct()
-        return present.mapInArrow(work, "item_idx int, concept int, probability float")
+        present = data.pairs.groupBy("item_idx").agg(F.count(F.lit(1)).alias("users"))
+        return present.mapInArrow(work, "item_idx int, users int, concept int, probability float")
 
     def open(self, saved: Saved) -> ConceptScorer:
         return ConceptScorer(saved, self)

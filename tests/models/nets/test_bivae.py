@@ -156,9 +156,13 @@ def test_two_ranks_train_what_one_trains_on_the_joined_batches(monkeypatch: pyte
 
 
 def features_of(tmp_path) -> dict:
-    """Users 0, 2 and 4 have feature 0, the others feature 1."""
-    rows = (np.arange(N + 1), (np.arange(N) % 2).astype(np.int32), np.ones(N, np.float32))
-    return {"features": store_features(str(tmp_path), {"user": (rows, 2)})}
+    """Users 0, 2 and 4 have feature 0, like the items 0 and 2 that they have more of; all others feature 1."""
+    kinds = {"user": [0, 1, 0, 1, 0, 1], "item": [0, 1, 0, 1, 1]}
+    rows = {
+        side: (np.arange(len(of) + 1), np.array(of, np.int32), np.ones(len(of), np.float32))
+        for side, of in kinds.items()
+    }
+    return {"features": store_features(str(tmp_path), {side: (each, 2) for side, each in rows.items()})}
 
 
 def test_a_prior_of_side_features_costs_the_distance_from_its_mean(tmp_path) -> None:
@@ -175,7 +179,7 @@ def test_a_prior_of_side_features_costs_the_distance_from_its_mean(tmp_path) -> 
 
 def test_a_prior_or_a_lower_weight_revives_a_collapsed_posterior(tmp_path) -> None:
     """Under a heavy divergence the posterior says nothing of a row; both cures make it say something again."""
-    heavy = config(anneal_cap=30.0, epochs=150, likelihood="bernoulli")
+    heavy = config(anneal_cap=3.0, epochs=150, likelihood="bernoulli")
     collapsed = trained(ALONE, heavy)[1][-1]
     assert collapsed["active_units"] == 0
     assert trained(ALONE, config(anneal_cap=0.05, epochs=150, likelihood="bernoulli"))[1][-1]["active_units"] > 0
