@@ -71,8 +71,9 @@ class Concepts:
     def summaries(self) -> pa.Table:
         """A row a concept: concept, items, users_led, categories, typical.
 
-        items : that have it as their most probable concept. typical : titles of those of them that most users have, each
-        counted by its probability. categories : those with the largest share in the concept against all items.
+        items : that have it as their most probable concept.
+        typical : titles of those of them that most users have, each counted by its probability.
+        categories : those with the largest share in the concept against all items.
         """
         found = self.lake.read("items", None, None, ("item_id", "title", "categories"))
         told = dict(

@@ -11,36 +11,24 @@ from __future__ import annotations
 
 import argparse
 import multiprocessing
-import os
 import resource
-import socket
 import sys
 import tempfile
-from collections.abc import Callable, Iterator, Sequence
-from itertools import pairwise
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-import pyarrow as pa
-import pyarrow.parquet as pq
 import torch
 
-from sparkcf.config.models import MultDAEConfig, MultVAEConfig
 from sparkcf.data.packed import PackedRows
-from sparkcf.data.packing import EVEN_FILES, LEAST_ROWS
-from sparkcf.kernels.metrics import ranking_measures
-from sparkcf.models.nets.registry import build_net
-from sparkcf.training.feed import MemoryFeed, PetastormFeed
-from sparkcf.training.group import Group, joined_from_environment
-from sparkcf.training.loop import to_tensors, train
+from sparkcf.training.feed import PetastormFeed
 from tests.bench import mllib, peers, quality
 from tests.bench.report import Goal, finish, print_table
 from tests.bench.synthetic import QUICK, Interactions, interactions
 from tests.bench.timing import Times, clock, interleaved
+from tests.bench.training import EPOCHS, figure, in_processes, packed, seconds, seconds_from, write_files
 
-ALONE = Group(0, 1, torch.device("cpu"))
-EPOCHS = 4  # a turn, of which the first is left out: it warms up
 SIZES: dict[str, dict[str, Any]] = {  # as Liang et al. (2018) have them
     "multvae": {"hidden": (600,), "latent_dim": 200},
     "multdae": {"hidden": (), "latent_dim": 200},
@@ -63,47 +51,12 @@ GOALS = {
 }
 
 
-def section(model: str, **changes: Any) -> MultVAEConfig | MultDAEConfig:
-    kind = MultVAEConfig if model == "multvae" else MultDAEConfig
-    return kind(**(SIZES[model] | {"epochs": EPOCHS, "patience": 0, "batch_size": 500} | changes))
-
-
-def packed(data: Interactions) -> PackedRows:
-    rows = quality.rows(np.column_stack([data.users, data.items]), data.n_users, data.n_items)
-    return PackedRows(np.arange(data.n_users), *rows)
-
-
-def write_files(rows: PackedRows, folder: Path) -> list[str]:
-    """The rows as the prepare job lays them down: dealt by index to files of one row group."""
-    written, files = [], min(-(-len(rows) // LEAST_ROWS), EVEN_FILES)
-    for number in range(files):
-        part = rows.take(np.arange(number, len(rows), files))
-        ends = part.indptr
-        columns = {
-            "user_idx": pa.array(part.ids.astype(np.int32)),
-            "items": [part.indices[a:b].tobytes() for a, b in pairwise(ends)],
-            "values": [part.values[a:b].tobytes() for a, b in pairwise(ends)],
-        }
-        path = folder / f"part-{number:03}.parquet"
-        pq.write_table(pa.table(columns), path)
-        written.append(path.as_uri())
-    return written
-
-
-def seconds(model: str, feed: Any, n_items: int, group: Group = ALONE, **changes: Any) -> list[float]:
-    """Of the epochs of one training, without the first."""
-    config = section(model, **changes)
-    log = train(build_net({"n_items": n_items}, config, 1), feed, config, 1, group)
-    return [entry["seconds"] for entry in log[1:]]
-
-
 def epochs(data: Interactions, rounds: int, quick: bool, goals: list[Goal]) -> None:
-    rows = packed(data)
     table = []
     with peers.optional_neural(quick) as peer:
         for model in SIZES:
             systems: dict[str, Callable[[], Sequence[float]]] = {
-                "sparkcf": lambda model=model: seconds(model, MemoryFeed(rows, 500, 1), data.n_items)
+                "sparkcf": lambda model=model: seconds(model, data, **SIZES[model])
             }
             if peer:
                 width = SIZES[model] | {"hidden": list(SIZES[model]["hidden"])}
@@ -126,9 +79,9 @@ def feeds(data: Interactions, rounds: int, quick: bool, goals: list[Goal]) -> No
         files = write_files(rows, Path(folder))
         for model in SIZES:
             systems = {
-                "from memory": lambda model=model: seconds(model, MemoryFeed(rows, 500, 1), data.n_items),
-                "by petastorm": lambda model=model: seconds(
-                    model, PetastormFeed(files, "user_idx", 500, 1), data.n_items
+                "from memory": lambda model=model: seconds(model, data, **SIZES[model]),
+                "by petastorm": lambda model=model: seconds_from(
+                    model, PetastormFeed(files, "user_idx", 500, 1), data.n_items, **SIZES[model]
                 ),
             }
             times: dict[str, Times] = interleaved(systems, rounds)
@@ -140,11 +93,13 @@ def feeds(data: Interactions, rounds: int, quick: bool, goals: list[Goal]) -> No
 
 
 def processes(data: Interactions, rounds: int, quick: bool, goals: list[Goal]) -> None:
-    rows, table = packed(data), []
+    table = []
     for model in SIZES:
         for name, batch in (("batch 500 together", (500, 250)), ("batch 500 each", (500, 500))):
             systems = {
-                n: lambda n=n, batch=batch[n - 1], model=model: in_processes(n, model, rows, batch, data.n_items)
+                n: lambda n=n, batch=batch[n - 1], model=model: in_processes(
+                    n, model, data, batch_size=batch, **SIZES[model]
+                )
                 for n in (1, 2)
             }
             times = interleaved(systems, rounds)
@@ -154,29 +109,6 @@ def processes(data: Interactions, rounds: int, quick: bool, goals: list[Goal]) -
                 goals.append(Goal(f"{model}: users/s of two processes ÷ one, {name}", ratio, 1.6))
     print("\nprocesses of one thread each")
     print_table(("model", "batch", "processes", "seconds an epoch", "users/s"), table)
-
-
-def in_processes(size: int, model: str, rows: PackedRows, batch: int, n_items: int) -> list[float]:
-    """Seconds of epochs that so many processes train together."""
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port = probe.getsockname()[1]
-    context = multiprocessing.get_context("spawn")
-    answers = context.Queue()
-    given = (model, rows, batch, n_items)
-    members = [context.Process(target=_member, args=(r, size, port, answers, *given)) for r in range(size)]
-    for member in members:
-        member.start()
-    found = [answers.get(timeout=600) for _ in members]
-    for member in members:
-        member.join(30)
-    return found[0]
-
-
-def _member(rank: int, size: int, port: int, answers: Any, model: str, rows: PackedRows, batch: int, m: int) -> None:
-    os.environ |= {"RANK": str(rank), "WORLD_SIZE": str(size), "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
-    with joined_from_environment(60, 1) as group:
-        answers.put(seconds(model, MemoryFeed(rows, batch, 1, rank, size), m, group))
 
 
 def memory(data: Interactions, rounds: int, quick: bool, goals: list[Goal]) -> None:
@@ -204,7 +136,7 @@ def memory(data: Interactions, rounds: int, quick: bool, goals: list[Goal]) -> N
 
 def _peak(files: list[str], n_items: int, answers: Any) -> None:
     torch.set_num_threads(1)
-    seconds("multvae", PetastormFeed(files, "user_idx", 500, 1), n_items, epochs=2)
+    seconds_from("multvae", PetastormFeed(files, "user_idx", 500, 1), n_items, epochs=2, **SIZES["multvae"])
     answers.put(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024)
 
 
@@ -232,39 +164,12 @@ def qualities(data: Interactions, rounds: int, quick: bool, goals: list[Goal]) -
     table = []
     torch.set_num_threads(2)
     for (split, model), chosen in CHOSEN.items():
-        figures = [figure(split, model, chosen, seed) for seed in (1, 2, 3)]
+        figures = [figure(split, model, SIZES[model] | chosen, seed) for seed in (1, 2, 3)]
         mean = float(np.mean(figures))
         table.append((split, model, f"{mean:.4f} ± {np.std(figures):.4f}", f"{GOALS[split, model]:.4f}", chosen))
         goals.append(Goal(f"{split} {model} NDCG@100", mean, GOALS[split, model]))
     print("\nquality on the test parts, 3 seeds")
     print_table(("split", "model", "NDCG@100", "peers", "picked on validation"), table)
-
-
-def figure(split: str, model: str, chosen: dict[str, Any], seed: int) -> float:
-    """NDCG@100 of the test users, of the epoch that validation users like best."""
-    archive = quality.load(split)
-    n_items, n = int(archive["n_items"]), len(archive["train_users"])
-    config = section(model, **({"epochs": 200, "patience": 15} | chosen))
-    rows = PackedRows(np.arange(n), *quality.rows(archive["train"], n, n_items))
-    net = build_net({"n_items": n_items}, config, seed)
-
-    def part(name: str) -> tuple[PackedRows, PackedRows]:
-        known, heldout = quality.parts(archive, name)
-        ids = np.arange(len(known[0]) - 1)
-        return PackedRows(ids, *known), PackedRows(ids, *heldout)
-
-    def validation() -> Iterator[tuple[PackedRows, PackedRows]]:
-        yield part("valid")
-
-    train(net, MemoryFeed(rows, config.batch_size, seed), config, seed, ALONE, validation)
-    known, heldout = part("test")
-    tensors = to_tensors(known, "cpu")
-    with torch.inference_mode():
-        logits = net.eval()(tensors)[0]
-        logits[tensors.row_of, tensors.indices] = -torch.inf
-        ranked = logits.topk(100, dim=1).indices.int().numpy()
-    names, values = ranking_measures(ranked, heldout.indptr, heldout.indices, (100,))
-    return float(np.nanmean(values[:, names.index(("ndcg_at_k", 100))]))
 
 
 MEASURES = {

@@ -13,8 +13,9 @@ from typing import Any
 import numpy as np
 import torch
 
-from tests.bench.nets import CHOSEN, figure
+from tests.bench.nets import CHOSEN, SIZES
 from tests.bench.report import Goal, finish, print_table
+from tests.bench.training import figure
 
 ALTERNATING = {"encoder_epochs": 3, "patience": 40}  # epochs of either side count
 DENSE = {"encoder": "dense", "hidden": (600,), "latent_dim": 200}
@@ -40,7 +41,7 @@ def main() -> None:
     for name, changes in PARTS.items():
         if given.only and name != given.only:
             continue
-        chosen = CHOSEN[given.split, "multvae"] | changes
+        chosen = SIZES["multvae"] | CHOSEN[given.split, "multvae"] | changes
         figures = [figure(given.split, "multvae", chosen, seed) for seed in range(1, given.seeds + 1)]
         table.append((name, f"{np.mean(figures):.4f} ± {np.std(figures):.4f}"))
         print(*table[-1], flush=True)
