@@ -115,9 +115,14 @@ class Lake:
         """The newest runs of all jobs, failed ones included; with `model` only the runs of that model."""
         return _frame(self.run_rows(limit, model))
 
-    def metrics(self, run_id: str | None = None, model: str | None = None) -> pd.DataFrame:
-        """The measures of a run, the fit's log last. Default: the published run (of `model`)."""
-        return _frame(self.metric_rows(run_id, model))
+    def metrics(self, run_id: str | None = None, model: str | None = None, dimensions: bool = False) -> pd.DataFrame:
+        """The measures of a run, the fit's log last; without `run_id` of the published run (of `model`).
+
+        Parameters
+        ----------
+        dimensions : also the KL divergences of a net's latent dimensions, a row for each dimension and epoch.
+        """
+        return _frame(self.metric_rows(run_id, model, dimensions))
 
     def published(self, model: str | None = None, ds: Day = None) -> PublishedRun:
         """The run that readers see.

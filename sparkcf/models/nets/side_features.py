@@ -1,6 +1,6 @@
 """Side features of users and items for the priors of BiVAE, as arrays that every training process reads.
 
-A side's features are compressed rows by dense index, stored in `<checkpoint folder>/features`.
+A side's features are compressed rows by dense index, stored beside the checkpoints and removed with them.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ def store_features(folder: str, features: Mapping[str, tuple[Features, int]]) ->
     stored: dict[str, Any] = {"folder": folder, "sides": {}}
     for side, (rows, n_features) in features.items():
         arrays: Arrays = dict(zip(PARTS, rows, strict=True))
-        write_arrays(Folder(folder), side, arrays, {})
+        write_arrays(Folder(folder), f"features-{side}", arrays, {})
         stored["sides"][side] = {"n": len(rows[0]) - 1, "nnz": len(rows[1]), "n_features": n_features}
     return stored
 
@@ -35,7 +35,7 @@ def side_features(data: Mapping[str, Any]) -> dict[str, tuple[Rows, int]]:
     found: dict[str, tuple[Rows, int]] = {}
     for side, sizes in stored["sides"].items():
         shapes = {"offsets": (sizes["n"] + 1,), "indices": (sizes["nnz"],), "values": (sizes["nnz"],)}
-        arrays, _ = read_arrays(Folder(stored["folder"]), side, shapes)
+        arrays, _ = read_arrays(Folder(stored["folder"]), f"features-{side}", shapes)
         offsets, indices = (torch.from_numpy(arrays[name].astype(np.int64)) for name in ("offsets", "indices"))
         found[side] = Rows(indices, offsets, torch.from_numpy(arrays["values"].copy())), int(sizes["n_features"])
     return found

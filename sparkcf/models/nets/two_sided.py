@@ -69,7 +69,7 @@ class BiVAEModel(NetModel[BiVAEConfig]):
         for side, fields in (("user", self.params.user_prior), ("item", self.params.item_prior)):
             if fields:
                 features[side] = _collected(data, side, fields, sizes[f"n_{side}s"])
-        return sizes | ({"features": store_features(f"{folder}-features", features)} if features else {})
+        return sizes | ({"features": store_features(folder, features)} if features else {})
 
     def sizes_of(self, state: Arrays) -> Sizes:
         return {f"n_{other}s": len(state[f"{side}.encoder.input.weight"]) for side, other in SIDES.items()}
