@@ -18,8 +18,10 @@ from torch import Tensor
 class Rows:
     """Compressed rows.
 
-    indices : int64 (nnz,). offsets : int64 (B + 1,). values : float32 (nnz,).
-    ids : int64 (B,), the rows' dense indices. None where they are not known.
+    indices : int64 (nnz,).
+    offsets : int64 (B + 1,).
+    values : float32 (nnz,).
+    ids : int64 (B,), the rows' dense indices; None: not known.
     """
 
     indices: Tensor
@@ -39,17 +41,17 @@ class Rows:
     def unit(self) -> Rows:
         """The rows divided by their L2 norms; an empty row stays empty."""
         squares = torch.zeros(len(self), device=self.values.device).index_add_(0, self.row_of, self.values**2)
-        norms = squares.clamp_min(1e-24).sqrt()  # in this order, so that the gradient at an empty row is 0
+        norms = squares.clamp_min(1e-24).sqrt()  # clamped before the root: the gradient at an empty row is 0
         return self.with_values(self.values / norms[self.row_of])
 
     def with_values(self, values: Tensor) -> Rows:
         """The same entries with other values."""
-        made = Rows(self.indices, self.offsets, values, self.ids)
-        made.__dict__["row_of"] = self.row_of
-        return made
+        rows = Rows(self.indices, self.offsets, values, self.ids)
+        rows.__dict__["row_of"] = self.row_of
+        return rows
 
     def take(self, rows: Tensor) -> Rows:
-        """Some of the rows, int64 (n,), in the order asked for."""
+        """The given rows, int64 (n,), in the given order."""
         counts = self.offsets.diff()[rows]
         offsets = torch.cat([counts.new_zeros(1), counts.cumsum(0)])
         first = torch.repeat_interleave(self.offsets[rows] - offsets[:-1], counts)

@@ -1,4 +1,4 @@
-"""How far a training is, kept in a folder an epoch at a time, and taken up again.
+"""Checkpoints of a training: one per epoch, from which it resumes.
 
 epoch-000012.safetensors, .json     net, optimizer and the log up to the epoch
 best.safetensors, .json             the net of the best epoch
@@ -27,7 +27,12 @@ MOMENTS = ("exp_avg", "exp_avg_sq")
 
 @dataclass
 class Progress:
-    """The log so far, which epoch was best, and that epoch's weights."""
+    """Progress of a training.
+
+    log : an entry per finished epoch.
+    best_epoch : number of the best epoch; 0: none yet.
+    best : weights of that epoch.
+    """
 
     log: list[dict[str, Any]] = field(default_factory=list)
     best_epoch: int = 0
@@ -35,11 +40,11 @@ class Progress:
 
     @property
     def epoch(self) -> int:
-        """The last one that ended."""
+        """Number of the last finished epoch."""
         return len(self.log)
 
     def add(self, entry: dict[str, Any]) -> bool:
-        """Whether the epoch is the best yet; the last one is, where nothing is measured."""
+        """Append an epoch's log entry; returns whether it is the best so far (always, if nothing is measured)."""
         before = self.log[self.best_epoch - 1].get(MEASURE) if self.best_epoch else None
         self.log.append(entry)
         best = before is None or MEASURE not in entry or entry[MEASURE] > before
@@ -48,7 +53,7 @@ class Progress:
         return best
 
     def is_over(self, patience: int) -> bool:
-        """Whether `patience` epochs went by since the best; 0: never."""
+        """Whether `patience` epochs have passed since the best one; 0: never."""
         return bool(patience) and self.epoch - self.best_epoch >= patience
 
     def keep(self, net: nn.Module) -> None:
@@ -60,7 +65,7 @@ class Progress:
 
 
 class Checkpoints:
-    """The kept epochs of one training. The main rank writes; every rank must be able to read the folder."""
+    """Checkpoints of one training. The main rank writes; every rank must be able to read the folder."""
 
     def __init__(self, address: str) -> None:
         self._folder = Folder(address)
@@ -74,14 +79,14 @@ class Checkpoints:
         best: bool,
         on_progress: Callable[[dict[str, Any]], None],
     ) -> None:
-        """Write the epoch. What cannot be written costs a note, not the training."""
+        """Write the epoch. A failure to write is reported as a note and does not stop the training."""
         if not group.is_main:
             return
         notes = {"log": progress.log, "best_epoch": progress.best_epoch}
         try:
             if best:
                 write_arrays(self._folder, _name("best", progress.epoch), arrays_of(net), {})
-            write_arrays(self._folder, _name("epoch", progress.epoch), _everything(net, optimizer), notes)
+            write_arrays(self._folder, _name("epoch", progress.epoch), _state_arrays(net, optimizer), notes)
             for kind in ("epoch", "best"):
                 for old in self._numbers(kind)[KEPT:]:
                     for ending in (".json", ".safetensors"):
@@ -92,29 +97,29 @@ class Checkpoints:
     def resume(
         self, net: nn.Module, optimizer: Adam, group: Group, on_progress: Callable[[dict[str, Any]], None]
     ) -> Progress | None:
-        """Load the newest good epoch into net and optimizer, at every rank the same; None where there is none."""
-        found, kept = 0, None  # type: int, tuple[Arrays, Progress] | None
+        """Load the newest undamaged epoch into net and optimizer, the same at every rank; None if there is none."""
+        found, loaded = 0, None  # type: int, tuple[Arrays, Progress] | None
         if group.is_main:
             for epoch in self._numbers("epoch"):
                 try:
-                    found, kept = epoch, self._read(epoch, net)
+                    found, loaded = epoch, self._read(epoch, net)
                     break
                 except LakeError as error:
                     found = 0
-                    on_progress({"note": f"{error}; taking the epoch before"})
+                    on_progress({"note": f"{error}; using the previous epoch"})
         agreed = group.from_main(found)
         if not agreed:
             return None
         if not group.is_main:
             try:
-                kept = self._read(agreed, net)
+                loaded = self._read(agreed, net)
             except LakeError as error:
-                raise TrainingError(f"rank {group.rank} cannot read what rank 0 can: {error}") from None
-        assert kept is not None
-        arrays, progress = kept
+                raise TrainingError(f"rank {group.rank} cannot read the checkpoint that rank 0 read: {error}") from None
+        assert loaded is not None
+        arrays, progress = loaded
         _restore(net, optimizer, arrays)
         if group.is_main:
-            on_progress({"note": f"going on after epoch {agreed}, from {self._folder.address}"})
+            on_progress({"note": f"resuming after epoch {agreed}, from {self._folder.address}"})
         return progress
 
     def best(self, net: nn.Module) -> Arrays:
@@ -126,7 +131,7 @@ class Checkpoints:
         self._folder.delete()
 
     def _read(self, epoch: int, net: nn.Module) -> tuple[Arrays, Progress]:
-        """Net and optimizer after the epoch, and the progress with the weights of its best. Raises LakeError."""
+        """State of net and optimizer after the epoch, and the progress. Raises LakeError."""
         shapes = dict(shapes_of(net))
         for name, parameter in net.named_parameters():
             shapes |= {f"{moment}.{name}": tuple(parameter.shape) for moment in MOMENTS} | {f"step.{name}": (1,)}
@@ -158,10 +163,10 @@ def _name(kind: str, epoch: int) -> str:
     return f"{kind}-{epoch:06}"
 
 
-def _everything(net: nn.Module, optimizer: Adam) -> Arrays:
+def _state_arrays(net: nn.Module, optimizer: Adam) -> Arrays:
     arrays = arrays_of(net)
     for name, parameter in net.named_parameters():
-        state = optimizer.state.get(parameter, {})  # empty: the parameter has not been trained yet
+        state = optimizer.state.get(parameter, {})  # empty: not trained yet
         zeros = torch.zeros_like(parameter)
         arrays |= {f"{moment}.{name}": state.get(moment, zeros).cpu().numpy() for moment in MOMENTS}
         arrays[f"step.{name}"] = np.array([float(state.get("step", 0.0))], np.float32)

@@ -1,10 +1,10 @@
-"""Batches of rows for one rank: every row once an epoch, and as many steps at every rank.
+"""Batches of rows for one rank: every row once an epoch, and the same number of steps at every rank.
 
-    files ──dealt to ranks──▶ petastorm (one thread, ahead of the training) ──pool──shuffled──▶ batches
+    files ──assigned to ranks──▶ petastorm (one thread, ahead of the training) ──pool──shuffled──▶ batches
 
-A rank's rows are cut into as many batches as the rank with most rows needs, of equal size but for one row. So no rank
-waits for another, none is left without a step, and nothing has to be dropped or repeated where numbers do not divide.
-How many rows each rank has is read from the files' footers: every rank knows it of all without asking.
+A rank's rows are cut into as many batches as the rank with most rows needs; their sizes differ by at most one row. So
+every rank takes part in every step, and no row is dropped or repeated where numbers do not divide. Row counts are read
+from the files' footers, so every rank knows them for all ranks without communication.
 """
 
 from __future__ import annotations
@@ -27,26 +27,30 @@ from sparkcf.data.packed import NO_ROWS, PackedRows, join, unpack
 from sparkcf.errors import LakeError
 from sparkcf.lake.folder import Folder
 
-POOL_BATCHES = 8  # batches' worth of rows that are held for shuffling beside the row groups being read
+POOL_BATCHES = 8  # batches' worth of rows held for shuffling, besides the row groups being read
 AHEAD = 2  # row groups read ahead
 COLUMNS = ("items", "values")
 
 
 @dataclass(frozen=True)
 class Batch:
-    """A rank's rows of one step, and how many rows all ranks have in it."""
+    """One step.
+
+    rows : this rank's rows.
+    total : number of rows of all ranks.
+    """
 
     rows: PackedRows
     total: int
 
 
 class Feed(Protocol):
-    """`steps`: batches in an epoch, the same at every rank."""
+    """A source of batches. `steps`: batches in an epoch, the same at every rank."""
 
     steps: int
 
     def epoch(self, number: int) -> Iterator[Batch]:
-        """The batches of an epoch, in an order that depends on the seed and the epoch's number alone."""
+        """The batches of an epoch, in an order that depends only on the seed and the epoch's number."""
 
 
 def step_counts(sizes: Sequence[int], batch: int) -> NDArray[np.int64]:
@@ -54,7 +58,8 @@ def step_counts(sizes: Sequence[int], batch: int) -> NDArray[np.int64]:
 
     Parameters
     ----------
-    sizes : rows of each rank. batch : the most rows a step.
+    sizes : rows of each rank.
+    batch : most rows a rank takes in a step.
 
     Three ranks of 5, 4 and 0 rows with batch 2: [[1, 2, 2], [1, 1, 2], [0, 0, 0]].
     """
@@ -87,14 +92,15 @@ class PetastormFeed:
     Parameters
     ----------
     files : addresses of the live files, the same list in the same order at every rank. Never a folder: it may hold
-        dead files, and petastorm unpickles what it finds as `_common_metadata` there.
-    id_column : name of the column of row ids. batch : the most rows a rank has in a step.
-    repeats : whether the same epoch is asked for again and again, as for validation; else the next is read ahead.
+        dead files, and petastorm unpickles a `_common_metadata` that it finds there.
+    id_column : name of the column of row ids.
+    batch : most rows a rank takes in a step.
+    repeats : the same epoch is read every time, as for validation; else the next epoch is read ahead.
 
     Raises
     ------
     LakeError
-        A file is gone, or it is no Parquet.
+        A file is missing or not Parquet.
     """
 
     def __init__(
@@ -110,29 +116,29 @@ class PetastormFeed:
         self._repeats = repeats
         self._ahead: tuple[int, _Reading] | None = None
         self._id, self._seed, self._rank = id_column, seed, rank
-        held: list[list[tuple[str, int]]] = [[] for _ in range(size)]
+        assigned: list[list[tuple[str, int]]] = [[] for _ in range(size)]
         for address, n in sorted(_row_counts(files), key=lambda counted: -counted[1]):
             # Greedy: the largest file goes to the rank with the fewest rows.
-            least = min(held, key=lambda h: (sum(m for _, m in h), len(h)))
-            least.append((address, n))
+            smallest = min(assigned, key=lambda of_rank: (sum(m for _, m in of_rank), len(of_rank)))
+            smallest.append((address, n))
         self._local: tempfile.TemporaryDirectory[str] | None = None
-        self._files = [self._near(address) for address, _ in held[rank]]
-        self._counts = step_counts([sum(n for _, n in h) for h in held], batch)
+        self._files = [self._local_copy(address) for address, _ in assigned[rank]]
+        self._counts = step_counts([sum(n for _, n in of_rank) for of_rank in assigned], batch)
         self.steps = self._counts.shape[1]
 
-    def _near(self, address: str) -> str:
-        """The file on this machine under a plain name: petastorm's own way to object stores is broken."""
+    def _local_copy(self, address: str) -> str:
+        """A local path of the file with a plain name: petastorm's own access to object stores is broken."""
         path = local_path(address)
         if path is not None and not set("#?;") & set(path):
             return path
         self._local = self._local or tempfile.TemporaryDirectory(prefix="sparkcf-feed-")
         folder, name = _place(address)
-        near = str(Path(self._local.name, f"{len(os.listdir(self._local.name))}.parquet"))
-        folder.copy_to(name, near)
-        return near
+        copy = str(Path(self._local.name, f"{len(os.listdir(self._local.name))}.parquet"))
+        folder.copy_to(name, copy)
+        return copy
 
     def close(self) -> None:
-        """End what is being read and remove copies of files."""
+        """Stop reading and remove local copies."""
         if self._ahead:
             self._ahead[1].close()
             self._ahead = None
@@ -152,7 +158,7 @@ class PetastormFeed:
                     left -= len(pool) - before
                     pool = pool.take(random.permutation(len(pool)))
                 if len(pool) < count:
-                    raise LakeError("a snapshot's files hold fewer rows than their footers say: prepare it again")
+                    raise LakeError("a snapshot's files have fewer rows than their footers say: prepare it again")
                 if not left and self._ahead is None:  # opening files takes longer than reading them
                     following = number if self._repeats else number + 1
                     self._ahead = following, self._begin(following)
@@ -162,7 +168,7 @@ class PetastormFeed:
             reading.close()
 
     def _begin(self, number: int) -> _Reading:
-        """The row groups of an epoch, in an order that is its own whatever the threads do."""
+        """The row groups of an epoch, in an order that does not depend on threads."""
         if self._ahead:
             ahead, reading = self._ahead
             self._ahead = None
@@ -174,7 +180,7 @@ class PetastormFeed:
 
 
 def _filled(pool: PackedRows, reading: _Reading, wanted: int) -> PackedRows:
-    """The pool with row groups added until it has so many rows, or there are no more."""
+    """The pool with row groups added until it has `wanted` rows or none are left."""
     parts = [pool]
     while sum(map(len, parts)) < wanted and (group := reading.next()) is not None:
         parts.append(group)
@@ -182,7 +188,7 @@ def _filled(pool: PackedRows, reading: _Reading, wanted: int) -> PackedRows:
 
 
 class _Reading:
-    """Row groups that a thread reads, a few ahead of who takes them."""
+    """Reads row groups in a thread, a few ahead of the consumer."""
 
     def __init__(self, files: Sequence[str], id_column: str) -> None:
         self._over = not files
@@ -193,15 +199,15 @@ class _Reading:
             self._thread.start()
 
     def next(self) -> PackedRows | None:
-        """The next row group; None after the last. Raises what the thread met."""
-        got = None if self._over else self._ready.get()
-        self._over = not isinstance(got, PackedRows)
-        if isinstance(got, BaseException):
-            raise got
-        return got
+        """The next row group; None after the last. Raises the thread's error."""
+        group = None if self._over else self._ready.get()
+        self._over = not isinstance(group, PackedRows)
+        if isinstance(group, BaseException):
+            raise group
+        return group
 
     def close(self) -> None:
-        """End the thread; nothing of it may live when the process ends."""
+        """End the thread; it must not be alive when the process ends."""
         self._stop.set()
         if self._thread.is_alive():
             self._thread.join()
@@ -212,14 +218,14 @@ class _Reading:
             for group in read_groups(files, id_column):
                 if not self._put(group):
                     return
-        except BaseException as error:  # raised again where the next row group is awaited
+        except BaseException as error:  # raised again by `next`
             last = error
         self._put(last)
 
-    def _put(self, what: PackedRows | BaseException | None) -> bool:
+    def _put(self, group: PackedRows | BaseException | None) -> bool:
         while not self._stop.is_set():
             try:
-                self._ready.put(what, timeout=0.05)
+                self._ready.put(group, timeout=0.05)
                 return True
             except queue.Full:
                 continue
@@ -227,17 +233,17 @@ class _Reading:
 
 
 def read_groups(files: Sequence[str], id_column: str) -> Iterator[PackedRows]:
-    """The row groups of local files in their order, by petastorm."""
-    # Of petastorm's age, not of ours. For good: to set filters back is not safe in a thread.
-    for where in ("petastorm", "pyarrow"):
-        warnings.filterwarnings("ignore", category=FutureWarning, module=where)
+    """The row groups of local files, in order, read by petastorm."""
+    # Warnings about petastorm's old calls. Not restored: resetting filters is not safe in a thread.
+    for module in ("petastorm", "pyarrow"):
+        warnings.filterwarnings("ignore", category=FutureWarning, module=module)
     from petastorm import make_batch_reader
 
     reader = make_batch_reader(
-        [f"file://{path}" for path in files],  # which petastorm does not decode
+        [f"file://{path}" for path in files],  # petastorm does not decode it
         schema_fields=[f"^{name}$" for name in (id_column, *COLUMNS)],
         reader_pool_type="thread",
-        workers_count=1,  # more would deliver in whatever order they end
+        workers_count=1,  # more would deliver in no fixed order
         results_queue_size=1,
         shuffle_row_groups=False,
         num_epochs=1,
@@ -249,7 +255,7 @@ def read_groups(files: Sequence[str], id_column: str) -> Iterator[PackedRows]:
 
 
 def _row_counts(files: Sequence[str]) -> list[tuple[str, int]]:
-    """The files that have rows, and how many, by their footers."""
+    """The files that have rows, with the row counts of their footers."""
     import pyarrow.parquet as pq
 
     counts = []
@@ -278,5 +284,5 @@ def local_path(address: str) -> str | None:
 
 
 def generator(seed: int, *more: int) -> np.random.Generator:
-    """Random numbers that depend on these numbers alone."""
+    """Random generator seeded by these numbers."""
     return np.random.default_rng([seed, *more])

@@ -1,4 +1,4 @@
-"""Training on the executors by TorchDistributor: a process a task, a GPU each where Spark gives tasks one.
+"""Training on the executors by TorchDistributor: one process per task, one GPU each if Spark assigns GPUs to tasks.
 
 driver ──TrainingSpec: plain values──▶ TorchDistributor ──▶ `run_spec` in every process ──▶ checkpoints
 """
@@ -29,9 +29,18 @@ IGNORE_TLS = "pytorch.spark.distributor.ignoreSsl"
 class TrainingSpec:
     """Training specification, serialised and sent to every process.
 
-    factory : dotted name `module:function` of what builds the net from (data, params, seed).
-    params_class, params : the class of the model's parameters by its dotted name, and they as JSON.
-    data : plain values that the factory needs to know of the data. train, validation : files of rows.
+    model : the model's name, for messages.
+    factory : dotted name `module:function` of the function that builds the net from (data, params, seed).
+    params_class : dotted name of the class of the model's parameters.
+    params : the parameters as JSON.
+    seed : of the net's initial weights and of the training.
+    data : plain values about the data that the factory needs.
+    id_column : column of row ids in the files.
+    train : files of training rows.
+    validation : files of validation rows.
+    checkpoint_dir : folder or address that every process can write.
+    threads : of each process.
+    report_to : host, port and token of the driver's listener; None: no reports.
     item_train : files of items' rows, for a net that trains on them too.
     """
 
@@ -51,7 +60,7 @@ class TrainingSpec:
 
 
 def class_name(instance: object) -> str:
-    """The dotted name by which a process finds the instance's class again."""
+    """Dotted name from which a process imports the instance's class."""
     kind = type(instance)
     return f"{kind.__module__}:{kind.__qualname__}"
 
@@ -61,68 +70,68 @@ def launch(
 ) -> list[dict[str, Any]]:
     """Train in `workers` processes; returns the log of the epochs. The weights are in `checkpoint_dir`.
 
-    A job that was cut short goes on from its last epoch when it is launched again.
+    An interrupted training resumes from its last epoch when launched again.
 
     Raises
     ------
     TrainingError
-        A loss was not finite, a snapshot's file is gone, or a process died.
+        A loss was not finite, a snapshot's file is missing, or a process died.
     """
     with listening(spark, on_progress) as report_to, _quiet_output() as printed:
-        sent = json.dumps(asdict(spec) | {"report_to": report_to, "threads": worker_threads(spark)})
+        spec_json = json.dumps(asdict(spec) | {"report_to": report_to, "threads": worker_threads(spark)})
         try:
-            answer = _run(spark, workers, sent)
+            result = _run(spark, workers, spec_json)
         except Exception as error:
             raise TrainingError(
-                f"training of {spec.model} broke off: {_cause(error, printed)}; run it again: it goes on after the "
-                "last epoch that was saved"
+                f"training of {spec.model} failed: {_cause(error, printed)}; run it again to resume after the last "
+                "saved epoch"
             ) from error
-    if "error" in answer:
-        raise TrainingError(str(answer["error"]))
-    return list(answer["log"])
+    if "error" in result:
+        raise TrainingError(str(result["error"]))
+    return list(result["log"])
 
 
-def _run(spark: SparkSession, workers: int, sent: str) -> Any:
+def _run(spark: SparkSession, workers: int, spec_json: str) -> Any:
     """The result of `run_spec` on the first rank.
 
-    One process without a GPU is an ordinary Spark task: TorchDistributor would start three Pythons for it, each of
-    which imports torch.
+    One process without a GPU is an ordinary Spark task: TorchDistributor would start three Python processes for it,
+    and each imports torch.
     """
     use_gpu = gpus_a_task(spark) > 0
     if workers == 1 and not use_gpu:
-        return spark.sparkContext.parallelize([sent], 1).map(_entry(ends_process=False)).collect()[0]
+        return spark.sparkContext.parallelize([spec_json], 1).map(_entry(ends_process=False)).collect()[0]
     from pyspark.ml.torch.distributor import TorchDistributor
 
     distributor = TorchDistributor(num_processes=workers, local_mode=False, use_gpu=use_gpu)
     distributor.logger.setLevel(logging.ERROR)
-    return distributor.run(_entry(ends_process=True), sent)
+    return distributor.run(_entry(ends_process=True), spec_json)
 
 
 def check_launch(spark: SparkSession, workers: int | None, section: str) -> int:
-    """The number of processes: as asked, or every task slot.
+    """The number of processes: `workers`, or one per task slot.
 
-    Raises ConfigError for settings of Spark that TorchDistributor refuses late or breaks on.
+    Raises ConfigError for settings of Spark that TorchDistributor refuses late or fails on.
     """
     conf = spark.sparkContext.getConf()
     secured = conf.get("spark.ssl.enabled", "false").lower() == "true"
     if secured and conf.get(IGNORE_TLS, "false").lower() != "true":
         raise ConfigError(
-            f"spark.ssl.enabled=true, and torch's processes talk in clear: set {IGNORE_TLS}=true where the network is "
-            "trusted, or spark.ssl.enabled=false"
+            f"spark.ssl.enabled=true, and torch's processes communicate without encryption: set {IGNORE_TLS}=true "
+            "where the network is trusted, or spark.ssl.enabled=false"
         )
     gpus_a_task(spark)
     return check_slots(spark, workers, section)
 
 
 def gpus_a_task(spark: SparkSession) -> int:
-    """0 or 1. Raises ConfigError for any other amount."""
+    """GPUs per task, 0 or 1. Raises ConfigError for any other amount."""
     given = spark.sparkContext.getConf().get(GPU_AMOUNT, "0")
     try:
         amount = float(given)
     except ValueError:
         amount = -1.0
     if amount not in (0.0, 1.0):
-        raise ConfigError(f"{GPU_AMOUNT}={given}: training takes one whole GPU a process: set it to 1, or leave it out")
+        raise ConfigError(f"{GPU_AMOUNT}={given}: every process uses one whole GPU: set it to 1, or leave it out")
     return int(amount)
 
 
@@ -131,39 +140,39 @@ def _entry(ends_process: bool) -> Callable[[str], dict[str, Any]]:
 
     Parameters
     ----------
-    ends_process : nothing else runs in its process, which may end without unloading.
+    ends_process : the function has a process of its own, which may exit without cleaning up.
     """
     from pyspark import SparkFiles
 
     root = SparkFiles.getRootDirectory()
 
-    def entry(sent: str) -> dict[str, Any]:
+    def entry(spec_json: str) -> dict[str, Any]:
         import atexit
         import glob
         import os
         import sys
 
-        for folder in (root, os.getcwd()):  # where Spark lays what came by --py-files
+        for folder in (root, os.getcwd()):  # where Spark puts the files of --py-files
             for kind in ("whl", "zip", "egg"):
                 sys.path.extend(glob.glob(f"{folder}/*.{kind}"))
         from sparkcf.training.launch import run_spec
 
-        answer = run_spec(sent)
+        result = run_spec(spec_json)
         if ends_process:
-            # Once in some dozens of exits a thread of Arrow's aborts a Python that unloads itself, and the job with it.
+            # Once in a few dozen exits a thread of Arrow aborts a Python that cleans up, and the job fails with it.
             atexit.register(os._exit, 0)
-        return answer
+        return result
 
     entry.__module__ = "__main__"
     return entry
 
 
-def run_spec(sent: str) -> dict[str, Any]:
-    """In a process of the group: train, and return the log, or the error that all ranks raised."""
+def run_spec(spec_json: str) -> dict[str, Any]:
+    """Train in a process of the group; returns {"log": …}, or {"error": …} that all ranks raised."""
     from sparkcf.training.group import joined_from_environment
 
-    spec = TrainingSpec(**json.loads(sent))
-    params = _found(spec.params_class).model_validate_json(spec.params)
+    spec = TrainingSpec(**json.loads(spec_json))
+    params = _import_object(spec.params_class).model_validate_json(spec.params)
     with joined_from_environment(params.gradient.timeout_s, spec.threads) as group:
         reporter = Reporter(*spec.report_to) if spec.report_to and group.is_main else None
         on_progress = reporter.send if reporter else lambda entry: None
@@ -183,25 +192,25 @@ def _train(
 
     config = params.gradient
 
-    def feed(files: Sequence[str], repeats: bool = False, id_column: str = spec.id_column) -> PetastormFeed:
+    def open_feed(files: Sequence[str], repeats: bool = False, id_column: str = spec.id_column) -> PetastormFeed:
         batch = -(-config.batch_size // group.size)
-        made = PetastormFeed(files, id_column, batch, spec.seed, group.rank, group.size, repeats)
-        open_feeds.callback(made.close)
-        return made
+        feed = PetastormFeed(files, id_column, batch, spec.seed, group.rank, group.size, repeats)
+        open_feeds.callback(feed.close)
+        return feed
 
     def validation() -> Iterator[tuple[PackedRows, PackedRows]]:
-        return (fold_in_and_heldout(b.rows, FOLD_IN_SHARE, spec.seed) for b in held.epoch(0) if len(b.rows))
+        return (fold_in_and_heldout(b.rows, FOLD_IN_SHARE, spec.seed) for b in heldout.epoch(0) if len(b.rows))
 
     with contextlib.ExitStack() as open_feeds:
-        users, held = feed(spec.train), feed(spec.validation, repeats=True)
-        items = feed(spec.item_train, id_column="item_idx") if spec.item_train else None
-        net = _found(spec.factory)(spec.data, params, spec.seed)
+        users, heldout = open_feed(spec.train), open_feed(spec.validation, repeats=True)
+        items = open_feed(spec.item_train, id_column="item_idx") if spec.item_train else None
+        net = _import_object(spec.factory)(spec.data, params, spec.seed)
+        checkpoints = Checkpoints(spec.checkpoint_dir)
         measured = validation if spec.validation else None
-        saved = Checkpoints(spec.checkpoint_dir)
-        return train(net, users, config, spec.seed, group, measured, saved, on_progress, items)
+        return train(net, users, config, spec.seed, group, measured, checkpoints, on_progress, items)
 
 
-def _found(name: str) -> Any:
+def _import_object(name: str) -> Any:
     """The object of a dotted name `module:name`."""
     module, _, attribute = name.partition(":")
     return getattr(import_module(module), attribute)
@@ -209,14 +218,14 @@ def _found(name: str) -> Any:
 
 @contextlib.contextmanager
 def _quiet_output() -> Iterator[io.StringIO]:
-    """TorchDistributor prints its processes' output to ours, whose last line is an answer."""
+    """Capture TorchDistributor's output: the last line of our standard output is the job's JSON result."""
     printed = io.StringIO()
     with contextlib.redirect_stdout(printed):
         yield printed
 
 
 def _cause(error: BaseException, printed: io.StringIO) -> str:
-    """The line that says most of what the processes printed, else of the error itself."""
+    """The most informative line of the processes' output, else of the error."""
     lines = [line.strip() for line in f"{error}\n{printed.getvalue()}".splitlines()]
-    telling = [line for line in lines if "Error: " in line or "Signal " in line]
-    return (telling or [line for line in lines if line] or [type(error).__name__])[-1][:300]
+    informative = [line for line in lines if "Error: " in line or "Signal " in line]
+    return (informative or [line for line in lines if line] or [type(error).__name__])[-1][:300]

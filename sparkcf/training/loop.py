@@ -1,9 +1,9 @@
-"""The training loop: epochs over a feed, validation, early stopping, checkpoints. The same in one process and in many.
+"""The training loop: epochs over a feed, validation, early stopping, checkpoints, in one or many processes.
 
     feed ──batch──▶ loss of the rows ÷ rows of all ranks ──gradients summed over ranks──▶ Adam
 
-A step's loss is the mean over the rows of all ranks, so ranks of unequal batches count row by row. A net of two sides
-has a phase of items' rows and then one of users' rows in every epoch.
+A step's loss is the mean over the rows of all ranks, so every row counts the same where batches are unequal. For a net
+of two sides every epoch has a phase of items' rows, then one of users' rows.
 """
 
 from __future__ import annotations
@@ -32,11 +32,11 @@ from sparkcf.training.posterior import posterior_figures
 from sparkcf.training.shared_gradients import shared_gradients
 
 OnProgress = Callable[[dict[str, Any]], None]
-Validation = Callable[[], Iterable[tuple[PackedRows, PackedRows]]]  # rows to fold in, and what to find
-AT = 100  # of the NDCG that stops the training
-NAMED = 5  # rows in a message
-BUCKET_MB = 2  # of gradient that travels at once: small, so that it travels while the rest is computed
-SHARED_BUCKET_MB = 1024  # nothing travels: all at once
+Validation = Callable[[], Iterable[tuple[PackedRows, PackedRows]]]  # rows to fold in, and their held-out entries
+NDCG_AT = 100  # k of the NDCG for early stopping
+NAMED = 5  # rows named in a message
+BUCKET_MB = 2  # gradients sent at once: small, so that sending overlaps with the backward pass
+SHARED_BUCKET_MB = 1024  # nothing is sent: all gradients at once
 
 
 @runtime_checkable
@@ -44,7 +44,7 @@ class Phased(Protocol):
     """A net that does not train all of its parameters in every epoch."""
 
     def begin_epoch(self, number: int) -> Sequence[nn.Parameter]:
-        """Called before every epoch, from 1; returns the parameters that rest in it."""
+        """Called before every epoch, from 1; returns the parameters that are not trained in the epoch."""
         ...
 
 
@@ -68,7 +68,7 @@ class TwoSided(Protocol):
 class BatchLoss(nn.Module):
     """The summed loss of a batch as a module: DDP synchronises only gradients of `forward`.
 
-    Of a net the loop asks `loss(rows, kl_weight)`, (B,), and by its call logits (B, n_items) and anything.
+    A net has `loss(rows, kl_weight)`, (B,), and its call returns a tuple whose first element is logits (B, n_items).
     """
 
     net: Any
@@ -86,7 +86,10 @@ class BatchLoss(nn.Module):
 class Phase:
     """The training of one part of a net in an epoch.
 
-    part : the module with the loss. objective : BatchLoss of it, over all ranks.
+    side : "user" or "item".
+    feed : rows of the side.
+    part : the module with the loss.
+    objective : its BatchLoss, with gradients synchronised over the ranks.
     """
 
     side: str
@@ -110,11 +113,12 @@ def train(
 
     Parameters
     ----------
-    feed : rows of users. item_feed : rows of items, for a `TwoSided` net.
-    validation : gives this rank's share of the validation rows, anew at each call.
-    checkpoints : where an epoch's end is written, and the training goes on from.
+    feed : rows of users.
+    validation : returns this rank's share of the validation rows, from the start at each call.
+    checkpoints : written after every epoch; the training resumes from them.
     on_progress : called by the main rank with every epoch's log entry: epoch, loss, kl_weight, ndcg_at_100, seconds,
-        and the figures of `sparkcf.training.posterior`; those of a phase of items begin with "item_".
+        and the figures of `sparkcf.training.posterior`; names of figures of items' phases begin with "item_".
+    item_feed : rows of items, for a `TwoSided` net.
 
     Returns
     -------
@@ -124,26 +128,26 @@ def train(
     Raises
     ------
     TrainingError
-        At every rank: there is no row, or a loss is not finite.
+        At every rank: there are no rows, or a loss is not finite.
     """
     feeds = {"user": feed} if item_feed is None else {"item": item_feed, "user": feed}
     if not all(each.steps for each in feeds.values()):
-        raise TrainingError("there is no row to train on: look at preference.positive_from and at the table of rows")
+        raise TrainingError("there is no row to train on: check preference.positive_from and the table of rows")
     net.to(group.device)
     phases = [_phase(net, side, each, group) for side, each in feeds.items()]
     optimizer = Adam(net.parameters(), config.learning_rate, weight_decay=config.weight_decay, fused=True)
     progress = (checkpoints.resume(net, optimizer, group, on_progress) if checkpoints else None) or Progress()
     while progress.epoch < config.epochs and not progress.is_over(config.patience):
-        begin, number = time.perf_counter(), progress.epoch + 1
+        start, number = time.perf_counter(), progress.epoch + 1
         torch.manual_seed(int(np.random.SeedSequence([seed, number, group.rank]).generate_state(1)[0]))
         net.train()
-        resting = net.begin_epoch(number) if isinstance(net, Phased) else []
+        frozen = net.begin_epoch(number) if isinstance(net, Phased) else []
         entry: dict[str, Any] = {"epoch": number, "rows": 0}
         for phase in phases:
-            figures, rows = _run_phase(net, phase, optimizer, config, group, number, resting)
+            figures, rows = _run_phase(net, phase, optimizer, config, group, number, frozen)
             entry["rows"] += rows
             entry |= figures if phase.side == "user" else {f"{phase.side}_{name}": v for name, v in figures.items()}
-        entry |= {"kl_weight": annealed(config.annealing, number * feed.steps), "seconds": time.perf_counter() - begin}
+        entry |= {"kl_weight": annealed(config.annealing, number * feed.steps), "seconds": time.perf_counter() - start}
         if validation is not None:
             entry["ndcg_at_100"] = validate(net, validation(), group)
         best = progress.add(entry)
@@ -170,33 +174,33 @@ def _run_phase(
     config: GradientConfig,
     group: Group,
     epoch: int,
-    resting: Sequence[nn.Parameter],
+    frozen: Sequence[nn.Parameter],
 ) -> tuple[dict[str, Any], int]:
     """One pass over the rows of a side; returns its figures, the loss first, and the number of rows of all ranks."""
     steps_before, total, n_rows = (epoch - 1) * phase.feed.steps, 0.0, 0
-    own: list[Tensor] = []
+    own_ids: list[Tensor] = []
     for place, batch in enumerate(phase.feed.epoch(epoch)):
         weight = annealed(config.annealing, steps_before + place)
         rows = to_tensors(batch.rows, group.device)
-        total += _step(phase, optimizer, rows, batch, weight, config, group, (epoch, place + 1), resting)
+        total += _step(phase, optimizer, rows, batch, weight, config, group, (epoch, place + 1), frozen)
         n_rows += batch.total
         if isinstance(net, TwoSided):
             net.store(phase.side, rows)
-            own.append(rows.ids)  # type: ignore[arg-type]
+            own_ids.append(rows.ids)  # type: ignore[arg-type]
     if isinstance(net, TwoSided):
         for table in net.stored(phase.side):
-            group.merge_rows(table, torch.cat(own))
+            group.merge_rows(table, torch.cat(own_ids))
     return {"loss": total / n_rows} | posterior_figures(phase.part, rows, group), n_rows
 
 
 def annealed(annealing: tuple[float, int], update: int) -> float:
-    """The weight of the KL divergence at an update, from 0: it rises in a line from 0 to the cap."""
+    """The weight of the KL divergence at an update, counted from 0: rises linearly from 0 to the cap."""
     cap, steps = annealing
     return cap * min(1.0, update / steps) if steps else cap
 
 
 def synchronised(objective: nn.Module, group: Group) -> nn.Module:
-    """The objective whose gradients are averaged over the ranks: by nccl, by gloo, or in the memory of one machine."""
+    """The objective with gradients averaged over the ranks: by nccl, by gloo, or in the memory of one machine."""
     if group.device.type == "cuda":
         return DistributedDataParallel(
             objective, device_ids=[group.device.index], gradient_as_bucket_view=True, forward_sync_buffers=False
@@ -205,7 +209,7 @@ def synchronised(objective: nn.Module, group: Group) -> nn.Module:
     wrapped = DistributedDataParallel(
         objective,
         gradient_as_bucket_view=True,
-        forward_sync_buffers=False,  # no forward pass changes one
+        forward_sync_buffers=False,  # no forward pass changes a buffer
         bucket_cap_mb=SHARED_BUCKET_MB if shared else BUCKET_MB,
     )
     if shared:
@@ -222,7 +226,7 @@ def _step(
     config: GradientConfig,
     group: Group,
     place: tuple[int, int],
-    resting: Sequence[nn.Parameter],
+    frozen: Sequence[nn.Parameter],
 ) -> float:
     """One update; returns the loss summed over the rows of all ranks."""
     mixed = config.mixed_precision and group.device.type == "cuda"
@@ -233,8 +237,8 @@ def _step(
     (loss * (group.size / batch.total)).backward()  # DDP divides by the number of ranks
     total = summed()
     if not np.isfinite(total):
-        raise TrainingError(group.first_of(_blame(float(loss.detach()), phase.side, batch, config, place)))
-    for parameter in resting:  # Adam leaves alone what has no gradient; DDP wants one of every parameter
+        raise TrainingError(group.first_of(_not_finite_message(float(loss.detach()), phase.side, batch, config, place)))
+    for parameter in frozen:  # Adam skips parameters without a gradient; DDP needs a gradient of every parameter
         parameter.grad = None
     if config.clip_norm is not None:
         nn.utils.clip_grad_norm_(phase.objective.parameters(), config.clip_norm)
@@ -242,13 +246,14 @@ def _step(
     return total
 
 
-def _blame(own: float, side: str, batch: Batch, config: GradientConfig, place: tuple[int, int]) -> str:
-    if np.isfinite(own):
+def _not_finite_message(loss: float, side: str, batch: Batch, config: GradientConfig, place: tuple[int, int]) -> str:
+    """Empty where this rank's loss is finite."""
+    if np.isfinite(loss):
         return ""
     ids = ", ".join(map(str, batch.rows.ids[:NAMED]))
     return (
-        f"the loss is {own} in epoch {place[0]}, step {place[1]}, whose rows begin with {side}_idx {ids}: lower "
-        f"{config.section}.learning_rate, set {config.section}.clip_norm or look for huge values"
+        f"the loss is {loss} in epoch {place[0]}, step {place[1]}, whose rows begin with {side}_idx {ids}: lower "
+        f"{config.section}.learning_rate, set {config.section}.clip_norm or check for huge values"
     )
 
 
@@ -263,17 +268,17 @@ def to_tensors(rows: PackedRows, device: torch.device | str) -> Rows:
 
 @torch.inference_mode()
 def validate(net: nn.Module, parts: Iterable[tuple[PackedRows, PackedRows]], group: Group) -> float:
-    """Mean NDCG@100 over the validation rows of all ranks; 0 where there is none."""
+    """Mean NDCG@100 over the validation rows of all ranks; 0 without validation rows."""
     net.eval()
     total, count = 0.0, 0.0
     for known, heldout in parts:
         rows = to_tensors(known, group.device)
         logits = net(rows)[0].float()
         logits[rows.row_of, rows.indices] = -torch.inf
-        ranked = logits.topk(min(AT, logits.shape[1]), dim=1).indices.to("cpu", torch.int32).numpy()
-        ranked = np.pad(ranked, ((0, 0), (0, AT - ranked.shape[1])), constant_values=-1)
-        names, values = ranking_measures(ranked, heldout.indptr, heldout.indices, (AT,))
-        ndcg = values[:, names.index(("ndcg_at_k", AT))]
+        ranked = logits.topk(min(NDCG_AT, logits.shape[1]), dim=1).indices.to("cpu", torch.int32).numpy()
+        ranked = np.pad(ranked, ((0, 0), (0, NDCG_AT - ranked.shape[1])), constant_values=-1)
+        names, values = ranking_measures(ranked, heldout.indptr, heldout.indices, (NDCG_AT,))
+        ndcg = values[:, names.index(("ndcg_at_k", NDCG_AT))]
         total, count = total + float(np.nansum(ndcg)), count + float(np.isfinite(ndcg).sum())
     total, count = group.sum(total, count)
     return total / count if count else 0.0

@@ -1,7 +1,7 @@
 """Figures that show whether a variational net's posterior has collapsed to its prior.
 
 A latent dimension is active when its posterior mean varies over the rows by more than ACTIVE (Burda, Grosse,
-Salakhutdinov 2016, section 5.2). One that is not says nothing about a row, and its divergence is near zero.
+Salakhutdinov 2016, section 5.2). An inactive dimension carries no information, and its divergence is near zero.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ class Variational(Protocol):
     """A net that encodes rows as distributions."""
 
     def posterior(self, rows: Rows) -> tuple[Tensor, Tensor] | None:
-        """Means in units of the prior's deviation, and divergences from the prior, (B, D) each. None: it has none."""
+        """Means in units of the prior's deviation, and divergences from the prior, (B, D); None: no posterior."""
         ...
 
 
@@ -30,20 +30,20 @@ class Variational(Protocol):
 def posterior_figures(part: nn.Module, rows: Rows, group: Group) -> dict[str, Any]:
     """active_units, kl (a row's mean divergence) and kl_by_dimension over some rows of all ranks.
 
-    Empty for a net without a posterior. Nothing is drawn or dropped.
+    Empty for a net without a posterior. Evaluated without sampling and dropout.
     """
     if not isinstance(part, Variational):
         return {}
     training = part.training
     part.train(False)
-    found = part.posterior(rows)
+    posterior = part.posterior(rows)
     part.train(training)
-    if found is None:
+    if posterior is None:
         return {}
-    mean, kl = (each.double() for each in found)
+    mean, kl = (each.double() for each in posterior)
     sums = torch.cat([mean.sum(dim=0), mean.square().sum(dim=0), kl.sum(dim=0)]).tolist()
-    n, *whole = group.sum(float(len(mean)), *sums)
-    first, second, divergence = torch.tensor(whole, dtype=torch.float64).view(3, -1) / max(n, 1.0)
+    n, *totals = group.sum(float(len(mean)), *sums)
+    first, second, divergence = torch.tensor(totals, dtype=torch.float64).view(3, -1) / max(n, 1.0)
     active = (second - first.square() > ACTIVE).sum().item()
     by_dimension = [float(f"{value:.4g}") for value in divergence.tolist()]
     return {"active_units": int(active), "kl": float(divergence.sum()), "kl_by_dimension": by_dimension}

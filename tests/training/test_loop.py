@@ -239,7 +239,7 @@ def test_a_killed_training_goes_on_along_the_same_losses(tmp_path: Path, parts: 
             run(config(epochs=5, **parts), tmp_path, validation=halves, heard=killed_after(epoch))
     notes: list[dict[str, Any]] = []
     net, resumed = run(config(epochs=5, **parts), tmp_path, validation=halves, heard=notes.append)
-    assert "going on after epoch 4" in notes[0]["note"]
+    assert "resuming after epoch 4" in notes[0]["note"]
     assert [entry.get("epoch") for entry in notes[1:]] == [5]
     for mine, theirs in zip(log, resumed, strict=True):
         assert theirs["loss"] == pytest.approx(mine["loss"], rel=1e-6)
@@ -261,7 +261,7 @@ def test_a_damaged_checkpoint_gives_way_to_the_one_before_and_that_is_said(tmp_p
     notes: list[dict[str, Any]] = []
     _, resumed = run(config(epochs=5), tmp_path, heard=notes.append)
     assert "epoch-000004.safetensors cannot be used" in notes[0]["note"]
-    assert "going on after epoch 3" in notes[1]["note"]
+    assert "resuming after epoch 3" in notes[1]["note"]
     assert [e["loss"] for e in resumed] == pytest.approx([e["loss"] for e in log], rel=1e-6)
 
 

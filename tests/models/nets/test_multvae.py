@@ -210,8 +210,8 @@ def test_a_rows_divergence_weighs_the_sum_of_its_values() -> None:
 def test_three_epochs_of_the_encoder_come_before_one_of_the_decoder() -> None:
     net = recvae(dropout=0.9)
     sides = {"encoder": set(net.encoder.parameters()), "decoder": {*net.decoder.parameters(), *net.output.parameters()}}
-    resting = [set(net.begin_epoch(number)) for number in range(1, 9)]
-    assert resting == [sides["decoder"]] * 3 + [sides["encoder"]] + [sides["decoder"]] * 3 + [sides["encoder"]]
+    frozen = [set(net.begin_epoch(number)) for number in range(1, 9)]
+    assert frozen == [sides["decoder"]] * 3 + [sides["encoder"]] + [sides["decoder"]] * 3 + [sides["encoder"]]
     net.train().begin_epoch(4)
     torch.testing.assert_close(net.encode(ROWS).mean, net.encode(ROWS).mean)  # nothing is dropped
     net.begin_epoch(5)

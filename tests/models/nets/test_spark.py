@@ -127,7 +127,7 @@ def test_a_killed_process_fails_the_job_soon_and_the_rerun_goes_on(spark: SparkS
 
     killer = threading.Thread(target=kill_when_it_runs, daemon=True)
     killer.start()
-    with pytest.raises(TrainingError, match=r"training of multdae broke off: .*goes on after the last epoch"):
+    with pytest.raises(TrainingError, match=r"training of multdae failed: .*resume after the last saved epoch"):
         launch(spark, spec, 2, heard.append)
     while torch_processes("RANK=") and time.monotonic() - killed[0] < 60:
         time.sleep(0.1)
@@ -138,7 +138,7 @@ def test_a_killed_process_fails_the_job_soon_and_the_rerun_goes_on(spark: SparkS
     ended = section.model_copy(update={"epochs": done + 3})
     log = launch(spark, replace(spec, params=ended.model_dump_json()), 2, again.append)
     assert [entry["epoch"] for entry in log] == list(range(1, done + 4))
-    assert "going on after epoch" in again[0]["note"]
+    assert "resuming after epoch" in again[0]["note"]
     assert [entry["loss"] for entry in log][:5] == [entry["loss"] for entry in heard if "epoch" in entry][:5]
 
 
