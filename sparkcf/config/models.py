@@ -1,4 +1,4 @@
-"""The models' own parameters: a section for each, and `SECTIONS`, the list of them."""
+"""Parameters of the models, a section for each; `SECTIONS` lists them."""
 
 from __future__ import annotations
 
@@ -25,9 +25,9 @@ class FactorizationConfig(ModelSection):
     nonnegative: bool = False  # factors >= 0: als with solver=cholesky (each row exactly) or hals
     init_sd: Annotated[float, Field(gt=0, allow_inf_nan=False)] = 0.1  # entries ~ N(0, init_sd / sqrt(rank))
     tolerance: NonNegative = 0.0  # stop when the objective falls by a smaller share in a sweep; 0: never
-    save_every: Annotated[int, Field(ge=0)] = 5  # sweeps between savings of progress; 0: never
+    save_every: Annotated[int, Field(ge=0)] = 5  # sweeps between checkpoints; 0: none
     workers: Positive | None = None  # size of the gang; None: all task slots
-    timeout_s: Positive = 60  # a peer silent for longer is taken for dead
+    timeout_s: Positive = 60  # seconds; a peer silent for longer counts as dead
 
     @model_validator(mode="after")
     def _consistent(self) -> FactorizationConfig:
@@ -39,7 +39,7 @@ class FactorizationConfig(ModelSection):
 
     @property
     def width(self) -> int:
-        """Columns of a stored row: the vector, and the bias where there is one."""
+        """Columns of a stored row: the vector and, if there is one, the bias."""
         return self.rank + self.biases
 
 
@@ -47,9 +47,9 @@ class ALSConfig(FactorizationConfig):
     section: ClassVar[str] = "als"
     implementation: ClassVar[str] = "sparkcf.models.als.fit:ALS"
 
-    solver: Literal["cg", "cholesky", "subspace"] = "cg"  # the first to an objective at every rank: tests/bench/als.py
+    solver: Literal["cg", "cholesky", "subspace"] = "cg"  # cg: fastest to a given objective: tests/bench/als.py
     cg_steps: Positive = 3
-    subspace_size: Positive = 64  # dimensions that the subspace solver solves at a time
+    subspace_size: Positive = 64  # subspace: dimensions solved at a time
 
     @model_validator(mode="after")
     def _solvable(self) -> ALSConfig:
@@ -59,7 +59,7 @@ class ALSConfig(FactorizationConfig):
 
     @property
     def steps(self) -> int:
-        """The solver's own count: steps of conjugate gradient, or dimensions in a block."""
+        """Steps of conjugate gradient, or dimensions in a block of the subspace solver."""
         return self.cg_steps if self.solver == "cg" else min(self.subspace_size, self.width)
 
 
@@ -79,21 +79,22 @@ class HALSConfig(FactorizationConfig):
 
 
 class GradientConfig(ModelSection):
-    """How parameters are trained by gradient: Adam over mini-batches."""
+    """Training by gradient: Adam over mini-batches."""
 
     epochs: Positive = 100
-    batch_size: Positive = 500  # rows that all workers have together in a step
+    batch_size: Positive = 500  # rows in a step of all workers together
     learning_rate: Annotated[float, Field(gt=0, allow_inf_nan=False)] = 0.001
     weight_decay: NonNegative = 0.0  # Adam's: adds weight_decay x parameter to its gradient, biases included
-    clip_norm: Annotated[float, Field(gt=0, allow_inf_nan=False)] | None = None  # of a step's gradient; None: as it is
-    patience: Annotated[int, Field(ge=0)] = 10  # epochs without a better validation that end the training; 0: never
+    clip_norm: Annotated[float, Field(gt=0, allow_inf_nan=False)] | None = None  # of a gradient; None: no clipping
+    # Training ends after this many epochs without a better validation; 0: never.
+    patience: Annotated[int, Field(ge=0)] = 10
     mixed_precision: bool = True  # on CUDA: bfloat16 where it is safe
     workers: Positive | None = None  # processes; None: all task slots
-    timeout_s: Positive = 50  # a peer silent for longer is taken for dead
+    timeout_s: Positive = 50  # seconds; a peer silent for longer counts as dead
 
     @property
     def annealing(self) -> tuple[float, int]:
-        """The weight of the KL divergence at the end, and over how many updates it rises to that from 0."""
+        """Final weight of the KL divergence, and the number of updates in which it rises to that from 0."""
         return 0.0, 0
 
 
@@ -102,7 +103,7 @@ class NetConfig(GradientConfig):
 
     hidden: tuple[Positive, ...] = (600,)  # widths between a row and the latent vector; the decoder has them reversed
     latent_dim: Positive = 200
-    dropout: Annotated[float, Field(ge=0, lt=1)] = 0.5  # of a row's entries, while training
+    dropout: Annotated[float, Field(ge=0, lt=1)] = 0.5  # share of a row's entries dropped while training
     validation_share: Annotated[float, Field(ge=0, lt=1)] = 0.1  # of users, kept from training; 0: last epoch is kept
 
     @property
@@ -121,14 +122,14 @@ class MultVAEConfig(NetConfig):
 
     likelihood: Literal["multinomial", "gaussian", "logistic"] = "multinomial"
     anneal_cap: NonNegative = 0.2  # the largest beta, the weight of the divergence
-    # Updates in which beta rises from 0 to anneal_cap; 0: it is the cap from the start. Liang et al. state the updates
+    # Updates in which beta rises from 0 to anneal_cap; 0: it is the cap from the start. Liang et al. give the updates
     # in which it would rise to 1: their total_anneal_steps is anneal_steps / anneal_cap.
     anneal_steps: Annotated[int, Field(ge=0)] = 20_000
     # RecVAE (Shenbin et al. 2020): each of these may be set alone; conf/models/multvae-recvae.yaml sets them all.
     encoder: Literal["mlp", "dense"] = "mlp"  # dense: layers of width hidden[0] with skips; the decoder is linear then
     dense_layers: Positive = 5
-    prior: Literal["normal", "composite"] = "normal"  # composite: also near what the encoder said an epoch before
-    kl_per_item: NonNegative | None = None  # a row's beta: this times the sum of its values; None: anneal_cap
+    prior: Literal["normal", "composite"] = "normal"  # composite: a mixture with the encoder's output an epoch before
+    kl_per_item: NonNegative | None = None  # beta of a row: this times the sum of its values; None: anneal_cap
     encoder_epochs: Annotated[int, Field(ge=0)] = 0  # epochs of the encoder alone before one of the decoder; 0: both
 
     @model_validator(mode="after")
@@ -163,16 +164,16 @@ class MacridVAEConfig(NetConfig):
     section: ClassVar[str] = "macridvae"
     implementation: ClassVar[str] = "sparkcf.models.nets.concepts:MacridVAEModel"
 
-    concepts: Annotated[int, Field(ge=1, le=100)] = 7  # K
+    concepts: Annotated[int, Field(ge=1, le=100)] = 7  # K, number of concepts
     hidden: tuple[Positive, ...] = (100,)  # widths between a row and the latent vectors; all concepts share them
-    latent_dim: Positive = 100  # of a concept's vector
-    temperature: Annotated[float, Field(ge=0.02, le=10)] = 0.1  # tau, what cosines are divided by
-    deviation: Annotated[float, Field(gt=0, le=10)] = 0.075  # sigma_0, of the prior
-    assignment: Literal["gumbel", "softmax"] = "gumbel"  # of items to concepts while training; served: the softmax
+    latent_dim: Positive = 100  # length of a concept's vector
+    temperature: Annotated[float, Field(ge=0.02, le=10)] = 0.1  # tau: cosines are divided by it
+    deviation: Annotated[float, Field(gt=0, le=10)] = 0.075  # sigma_0, standard deviation of the prior
+    assignment: Literal["gumbel", "softmax"] = "gumbel"  # of items to concepts while training; serving uses the softmax
     anneal_cap: NonNegative = 0.2  # the largest beta, the weight of the divergence
     anneal_steps: Annotated[int, Field(ge=0)] = 100  # updates in which beta rises from 0 to anneal_cap; 0: at once
-    # More trainings, with other seeds, whose concepts are compared with this one's: the figure concept_stability is the
-    # mean normalised mutual information. 0: it is not measured.
+    # Further trainings with other seeds, to compare their concepts with this one's: the figure concept_stability is the
+    # mean normalised mutual information. 0: not measured.
     stability_seeds: Annotated[int, Field(ge=0, le=20)] = 0
 
     @property
@@ -181,11 +182,11 @@ class MacridVAEConfig(NetConfig):
 
 
 class SideField(Section):
-    """A group of side features of users or items, see `sparkcf/data/features.py`."""
+    """A group of side features of users or items; see `sparkcf/data/features.py`."""
 
-    # categories: the item's; attribute: a text, number: a number, both of the side's own table
+    # categories: of the item; attribute: a text, number: a number, of the side's own table
     of: Literal["categories", "attribute", "number"]
-    column: str | None = None  # attribute, number: its name
+    column: str | None = None  # attribute, number: name of the column
 
     @model_validator(mode="after")
     def _complete(self) -> SideField:
@@ -195,24 +196,24 @@ class SideField(Section):
 
 
 class BiVAEConfig(NetConfig):
-    """BiVAE (Truong et al. 2021): an autoencoder of users' rows and one of items' rows, in turns."""
+    """BiVAE (Truong et al. 2021): an autoencoder of users' rows and one of items' rows, trained in turns."""
 
     section: ClassVar[str] = "bivae"
     implementation: ClassVar[str] = "sparkcf.models.nets.two_sided:BiVAEModel"
 
     likelihood: Literal["poisson", "bernoulli", "gaussian"] = "poisson"
-    link: Literal["sigmoid", "exp", "softplus", "identity"] = "sigmoid"  # from theta · beta to the parameter
-    binary: bool = True  # an interaction counts as 1; False: as its value, which the likelihood must allow
-    hidden: tuple[Positive, ...] = (40,)  # widths between a row and the latent vector, on either side
+    link: Literal["sigmoid", "exp", "softplus", "identity"] = "sigmoid"  # the likelihood's parameter from theta · beta
+    binary: bool = True  # an interaction counts as 1; false: as its value, which the likelihood must allow
+    hidden: tuple[Positive, ...] = (40,)  # widths between a row and the latent vector, of both sides
     latent_dim: Positive = 20
-    dropout: Annotated[float, Field(ge=0, lt=1)] = 0.0  # of a row's entries, while training
+    dropout: Annotated[float, Field(ge=0, lt=1)] = 0.0  # share of a row's entries dropped while training
     batch_size: Positive = 128
     anneal_cap: NonNegative = 1.0  # the largest weight of the divergence
     anneal_steps: Annotated[int, Field(ge=0)] = 0  # updates of a side in which it rises from 0; 0: at once
-    other_side: Literal["samples", "means"] = "samples"  # a side trains against these vectors of the other
-    sampled_rows: Positive | None = None  # of the other side, drawn for every step to estimate its sum; None: all
-    user_prior: tuple[SideField, ...] = ()  # side features that the prior's mean of a user depends on (CAP); (): 0
-    item_prior: tuple[SideField, ...] = ()  # the same of an item
+    other_side: Literal["samples", "means"] = "samples"  # vectors of the other side that a side trains against
+    sampled_rows: Positive | None = None  # random rows that estimate a step's sum over the other side; None: all
+    user_prior: tuple[SideField, ...] = ()  # side features that give a user's prior mean (CAP); empty: mean 0
+    item_prior: tuple[SideField, ...] = ()  # side features that give an item's prior mean; empty: mean 0
 
     @property
     def annealing(self) -> tuple[float, int]:
@@ -234,19 +235,19 @@ class BiVAEConfig(NetConfig):
 
 
 class FMField(Section):
-    """A group of features of a factorization machine, see `sparkcf/models/fm/features.py`."""
+    """A group of features of a factorization machine; see `sparkcf/models/fm/features.py`."""
 
     name: str = Field(..., pattern=r"^[A-Za-z][A-Za-z0-9_]{0,39}$")
-    # user, item: the id; categories: the item's; attribute: a text, number: a number, both of `table`; history: the
-    # user's items; hour, weekday: of the timestamp, UTC; previous: the item that the user had before
+    # user, item: the id; categories: of the item; attribute: a text, number: a number, of `table`; history: the user's
+    # items; hour, weekday: of the timestamp, UTC; previous: the user's previous item
     of: Literal["user", "item", "categories", "attribute", "number", "history", "hour", "weekday", "previous"]
-    column: str | None = None  # attribute, number: its name
-    table: Literal["users", "items", "interactions"] = "items"  # attribute, number: whose it is
-    # categories, history: the value of each of a row's m features: one: 1, sqrt: 1 / sqrt(m) (Koren 2008, SVD++),
-    # mean: 1 / m (Rendle 2010, fig. 1). None: one for categories, sqrt for history.
+    column: str | None = None  # attribute, number: name of the column
+    table: Literal["users", "items", "interactions"] = "items"  # attribute, number: table of the column
+    # categories, history: value of each of a row's m features. one: 1; sqrt: 1 / sqrt(m) (Koren 2008, SVD++); mean:
+    # 1 / m (Rendle 2010, fig. 1); None: one for categories, sqrt for history
     weight: Literal["one", "sqrt", "mean"] | None = None
     regularization: NonNegative | None = None  # of this field's vectors; None: fm.regularization
-    linear_regularization: NonNegative | None = None  # of its weights; None: fm.linear_regularization
+    linear_regularization: NonNegative | None = None  # of this field's weights; None: fm.linear_regularization
 
     @model_validator(mode="after")
     def _complete(self) -> FMField:
@@ -268,7 +269,7 @@ class FMField(Section):
 
     @property
     def side(self) -> Literal["user", "item", "context"]:
-        """Whose features these are: a user's, an item's, or of the moment when they meet."""
+        """What the features describe: the user, the item, or the context of the interaction."""
         if self.of in ("attribute", "number"):
             sides: dict[str, Literal["user", "item", "context"]]
             sides = {"users": "user", "items": "item", "interactions": "context"}
@@ -279,19 +280,19 @@ class FMField(Section):
 
     @property
     def dictionary(self) -> str | None:
-        """Name of its texts in the dictionary; None: it has no texts."""
+        """Name of the field's texts in the dictionary; None: it has no texts."""
         if self.of == "categories":
             return "categories"
         return f"{self.table}.{self.column}" if self.of == "attribute" else None
 
     @property
     def whose(self) -> str:
-        """The entity that a row of its table describes."""
+        """The entity that a row of `table` describes."""
         return {"users": "user", "items": "item", "interactions": "event"}[self.table]
 
     @property
     def source_key(self) -> str:
-        """The configuration's key that brings it into the lake."""
+        """The configuration key that reads the field into the lake."""
         if self.of == "categories":
             return "input.items.columns.categories"
         if self.table == "interactions":
@@ -300,7 +301,7 @@ class FMField(Section):
 
 
 class SGDConfig(GradientConfig):
-    """Of a factorization machine that learns by gradient; its penalties are fm.regularization's."""
+    """A factorization machine trained by gradient; the penalties are those of `fm`."""
 
     section: ClassVar[str] = "fm.sgd"
 
@@ -310,7 +311,7 @@ class SGDConfig(GradientConfig):
 
 
 class FMConfig(ModelSection):
-    """Factorization machine: ALS solves each feature's (v, w), MCMC draws it, SGD goes down the gradient.
+    """Factorization machine: ALS solves each feature's (v, w), MCMC samples it, SGD follows the gradient.
 
     ALS and SGD minimise, over all rows and features,
 
@@ -328,27 +329,27 @@ class FMConfig(ModelSection):
         FMField(name="user", of="user"),
         FMField(name="item", of="item"),
     )
-    pairs: tuple[tuple[str, str], ...] | None = None  # names of fields that interact; None: all, and with themselves
-    task: Literal["regression", "classification"] = "regression"  # classification: yes or no, by probit; sgd: logistic
+    pairs: tuple[tuple[str, str], ...] | None = None  # names of fields that interact; None: all, also with themselves
+    task: Literal["regression", "classification"] = "regression"  # classification: yes or no; probit, sgd: logistic
     learner: Literal["mcmc", "als", "sgd"] = "mcmc"
     rank: Annotated[int, Field(ge=1, le=1024)] = 32
     iterations: Positive = 120
     burn_in: Annotated[int, Field(ge=0)] = 20  # mcmc: sweeps before the first sample
-    # mcmc: draws that are kept, evenly thinned; predictions are their mean. A user's and an item's vector hold them
-    # side by side, so that the size of the factors and the time of top-K grow with samples x rank.
+    # mcmc: samples that are kept, evenly thinned; predictions are their mean. A user's and an item's vector hold them
+    # side by side, so the size of the factors and the time of top-K grow with samples x rank.
     samples: Positive = 40
     regularization: NonNegative = 1.0  # als, sgd: of vectors
     linear_regularization: NonNegative = 1.0  # als, sgd: of weights
-    # w_0 is fitted, without a penalty. False: it stays where it begins, at the mean value; for classification at the
-    # link of the share of yes.
+    # Fit w_0, without a penalty. false: it keeps its initial value, the mean value; for classification the link of the
+    # share of yes.
     intercept: bool = True
-    # The moment that vectors, and so lists, are made for: by field, a text, a number, or an hour; previous is every
-    # user's last item. A field of the moment that is not named adds nothing.
+    # Context that vectors, and so lists, are made for: by field, a text, a number or an hour; previous is every user's
+    # last item. A context field that is not named contributes 0.
     context: dict[str, str | float] = Field(default_factory=dict)
     init_sd: Annotated[float, Field(gt=0, allow_inf_nan=False)] = 0.1
     tolerance: NonNegative = 0.0  # als: stop when the objective falls by a smaller share in a sweep; 0: never
     workers: Positive | None = None  # size of the gang; None: all task slots
-    timeout_s: Positive = 60  # a peer silent for longer is taken for dead
+    timeout_s: Positive = 60  # seconds; a peer silent for longer counts as dead
     sgd: SGDConfig = SGDConfig()
 
     @property
@@ -359,18 +360,18 @@ class FMConfig(ModelSection):
     def _consistent(self) -> FMConfig:
         names = [f.name for f in self.fields]
         if len(set(names)) < len(names):
-            raise ValueError(f"fields {names} name one twice: name each once")
+            raise ValueError(f"fields {names} repeat a name: name each once")
         for name in (name for pair in self.pairs or () for name in pair):
             if name not in names:
                 raise ValueError(f"pairs name {name!r}, which is none of the fields {names}")
-        for name, told in self.context.items():
+        for name, value in self.context.items():
             field = next((f for f in self.fields if f.name == name), None)
             if field is None or field.side != "context" or field.of == "previous":
-                raise ValueError(f"context names {name!r}, which is no field of the moment: leave it out")
+                raise ValueError(f"context names {name!r}, which is no context field: leave it out")
             least, size = {"number": (-math.inf, math.inf), "hour": (0, 24), "weekday": (0, 7)}.get(field.of, (0, 0))
-            if size and not (isinstance(told, float) and least <= told < size):
+            if size and not (isinstance(value, float) and least <= value < size):
                 raise ValueError(
-                    f"context gives {told!r} for {name}, a field of {field.of}: give a number in its range"
+                    f"context gives {value!r} for {name}, a field of {field.of}: give a number in its range"
                 )
         if self.learner == "mcmc" and self.burn_in >= self.iterations:
             raise ValueError(f"burn_in={self.burn_in} leaves no sample of {self.iterations} iterations: lower it")
@@ -382,11 +383,11 @@ class FMConfig(ModelSection):
 
     @property
     def contextual(self) -> bool:
-        """Whether any field is of the moment."""
+        """Whether any field is of the context."""
         return any(f.side == "context" for f in self.fields)
 
     def kept_sweeps(self) -> list[int]:
-        """Numbers of the sweeps, from 1, whose state is kept: evenly spaced to the last one."""
+        """Numbers of the sweeps, from 1, whose samples are kept: evenly spaced to the last one."""
         if self.learner != "mcmc":
             return []
         n = self.iterations - self.burn_in
@@ -406,7 +407,7 @@ class PopularityConfig(ModelSection):
     section: ClassVar[str] = "popularity"
     implementation: ClassVar[str] = "sparkcf.models.popularity:Popularity"
 
-    by: Literal["users", "weight"] = "users"  # distinct users, or the sum of the pairs' weights
+    by: Literal["users", "weight"] = "users"  # users: distinct users; weight: sum of the pairs' weights
 
 
 class EASEConfig(ModelSection):
@@ -416,11 +417,11 @@ class EASEConfig(ModelSection):
     implementation: ClassVar[str] = "sparkcf.models.ease:EASE"
 
     regularization: Annotated[float, Field(gt=0, allow_inf_nan=False)] = 500.0  # lambda
-    user_exponent: Annotated[float, Field(ge=0, le=1)] = 0.0  # a user counts as n^-b: heavy users less
-    item_exponent: Annotated[float, Field(ge=0, le=1)] = 0.0  # a weight counts as (n_i / n_j)^a: popular items less
-    denoising: Annotated[float, Field(ge=0, lt=1)] = 0.0  # share of a row that a denoising autoencoder would drop
-    max_items: Positive = 20_000  # more are refused: the driver holds 12 bytes for every pair of items
-    max_history: Positive = 5_000  # pairs of a user that count; of more, those of the least hash
+    user_exponent: Annotated[float, Field(ge=0, le=1)] = 0.0  # b: a user's weight is n^-b: heavy users less
+    item_exponent: Annotated[float, Field(ge=0, le=1)] = 0.0  # a: scales B_ij by (n_i / n_j)^a: popular items less
+    denoising: Annotated[float, Field(ge=0, lt=1)] = 0.0  # share of a row that a denoising autoencoder drops
+    max_items: Positive = 20_000  # more are an error: the driver holds 12 bytes for every pair of items
+    max_history: Positive = 5_000  # most pairs of a user; of more, those with the smallest hash
 
 
 SECTIONS: dict[str, type[ModelSection]] = {

@@ -1,10 +1,10 @@
-"""The interface between jobs and models: jobs use nothing else of a model.
+"""The interface between jobs and models; jobs use a model only through it.
 
     TrainingData, FitRun ──Model.fit──▶ Fitted ──stored, read back──▶ Saved ──Model.open──▶ Scorer
 
-`Fitted` is what a fit gives and what is read back from the lake: frames and arrays. A `Scorer` is opened from its
+`Fitted` is the result of a fit, fresh or read back from the lake: frames and arrays. A `Scorer` is opened from its
 arrays in any process, without Spark. There are two kinds: an `InnerProduct` of user and item vectors, which the fused
-top-K kernel ranks, and every other one, which scores blocks of users against all items.
+top-K kernel ranks, and any other scorer, which scores blocks of users against all items.
 """
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ F64 = NDArray[np.float64]
 I32 = NDArray[np.int32]
 I64 = NDArray[np.int64]
 Rows = tuple[I64, I32, F32, F32]  # indptr (n + 1,), indices, values, weights (nnz,) of users' pairs over the items
-Features = tuple[I64, I32, F32]  # indptr (n + 1,), feature, value: what users have beside their ids and pairs
+Features = tuple[I64, I32, F32]  # indptr (n + 1,), feature, value: side features of users
 Params = TypeVar("Params", bound=ModelSection)
 
 
@@ -42,9 +42,13 @@ Params = TypeVar("Params", bound=ModelSection)
 class TrainingData:
     """Input data of a fit.
 
-    pairs : user_idx, item_idx, value and what `Model.reads` asks for beside; indices dense, below n_users and n_items.
-    users, items, dictionary : the tables of attributes and of the numbers of texts; None where the model reads none.
-    packing : packs rows into files for models that train by gradient; None where nothing can be written.
+    pairs : user_idx, item_idx, value and the further columns of `Model.reads`.
+    n_users : user_idx is dense and below it.
+    n_items : item_idx is dense and below it.
+    users : table of users with attributes; None: the model reads none.
+    items : table of items with attributes; None: the model reads none.
+    dictionary : table of the numbers of texts; None: the model reads none.
+    packing : packs rows into files for models that train by gradient; None: nothing can be written.
     """
 
     pairs: DataFrame
@@ -61,8 +65,8 @@ class FitRun:
     """How a fit begins, reports and saves its progress.
 
     warm_start : by side ("user", "item"), frames (idx, factor, bias) of an earlier run; None: start from the seed.
-    on_progress : called on the driver with the log entry of every sweep or epoch, or with a "note" for people.
-    checkpoint_dir : folder or address for progress; a fit that was cut short goes on from there.
+    on_progress : called on the driver with the log entry of every sweep or epoch, or with a "note" to print.
+    checkpoint_dir : folder or address of checkpoints, from which an interrupted fit resumes.
     """
 
     warm_start: Mapping[str, DataFrame] | None = None
@@ -71,7 +75,7 @@ class FitRun:
 
 
 class FitFigure(NamedTuple):
-    """A figure of a fit as a whole. segment : of what, where it is not of all."""
+    """A figure of a fit as a whole. `segment`: the part that it describes; None: all."""
 
     metric: str
     value: float
@@ -80,16 +84,18 @@ class FitFigure(NamedTuple):
 
 @dataclass(frozen=True)
 class Fitted:
-    """A fit: fresh, or read back from the lake.
+    """The result of a fit, fresh or read back from the lake.
 
-    user_factors, item_factors : idx, factor, bias (users of nets: latent too); a row for every user and item that the
-        model knows. Where scores do not come from vectors, the factors are empty lists.
-    log : an entry a sweep or epoch, with its number as "sweep" or "epoch".
-    mean : what the biases stand on; 0 without biases. average : the mean value of the training pairs, where the
-        model predicts values.
-    arrays : what else scoring and folding in need. tables : more frames to store, by the tables' names.
-    figures : of the fit as a whole, for the table of measures.
-    cached : the frame that the others are made of, until `release`.
+    user_factors : idx, factor, bias (nets: latent too) of every user that the model knows; empty factors where scores
+        do not come from vectors.
+    item_factors : idx, factor, bias of every item that the model knows; likewise.
+    log : an entry per sweep or epoch, with its number as "sweep" or "epoch".
+    mean : the mean that biases are relative to; 0 without biases.
+    average : mean value of the training pairs, if the model predicts values.
+    arrays : further arrays for scoring and fold-in.
+    tables : further frames to store, by table name.
+    figures : figures of the fit as a whole, for the table of metrics.
+    cached : persisted frame behind the other frames, freed by `release`.
     """
 
     user_factors: DataFrame
@@ -104,7 +110,7 @@ class Fitted:
 
     @classmethod
     def without_vectors(cls, pairs: DataFrame, arrays: Arrays) -> Fitted:
-        """A fit whose scores do not come from vectors: it knows every user and item of the pairs."""
+        """A fit whose scores do not come from vectors; it knows every user and item of the pairs."""
         from pyspark import StorageLevel
         from pyspark.sql import functions as F
 
@@ -112,7 +118,7 @@ class Fitted:
         known = pairs.select(F.inline(F.array(*sides))).distinct()
         empty, no_bias = F.array().cast("array<float>"), F.lit(0.0).cast("float")
         cached = known.select("side", "idx", empty.alias("factor"), no_bias.alias("bias"))
-        cached = cached.persist(StorageLevel.MEMORY_AND_DISK)  # released with the fit
+        cached = cached.persist(StorageLevel.MEMORY_AND_DISK)  # unpersisted by `release`
         user, item = (cached.where(F.col("side") == side).drop("side") for side in ("user", "item"))
         return cls(user, item, arrays=arrays, cached=cached)
 
@@ -125,9 +131,12 @@ class Fitted:
 class Saved:
     """A fit as arrays, in one process.
 
-    arrays : those of `Fitted`.
-    item_vectors : (m, item_width). item_bias : (m,). item_known : bool (m,), which items the model knows.
-    mean, average : see `Fitted`.
+    item_vectors : (m, item_width).
+    item_bias : (m,).
+    item_known : bool (m,), whether the model knows the item.
+    arrays : see `Fitted`.
+    mean : see `Fitted`.
+    average : see `Fitted`.
     """
 
     item_vectors: F32
@@ -140,10 +149,12 @@ class Saved:
 
 @dataclass(frozen=True)
 class UserBlock:
-    """Some users as a scorer takes them.
+    """Input of a scorer: some users.
 
-    vectors : (n, width). bias : (n,). known : bool (n,), whether the model knows the user; vectors of others are 0.
-    rows : their pairs, where the model scores by them (`Model.scores_rows`).
+    vectors : (n, width); 0 for users that the model does not know.
+    bias : (n,).
+    known : bool (n,), whether the model knows the user.
+    rows : the users' pairs; None unless `Model.scores_rows`.
     """
 
     vectors: F32
@@ -155,7 +166,7 @@ class UserBlock:
         return len(self.known)
 
     def take(self, chosen: NDArray[np.intp]) -> UserBlock:
-        """Some of the users, in the order asked for."""
+        """The chosen users, in the given order."""
         rows = None
         if self.rows is not None:
             indptr, entries = take_rows(self.rows[0], chosen)
@@ -165,7 +176,7 @@ class UserBlock:
 
 
 class Scorer(ABC):
-    """A fitted model in one process: numpy in, numpy out. `known_items` : bool (m,), the items that it can score."""
+    """A fitted model in one process: numpy in, numpy out. `known_items`: bool (m,), the items that it can score."""
 
     known_items: NDArray[np.bool_]
 
@@ -175,10 +186,10 @@ class Scorer(ABC):
 
     @abstractmethod
     def fold_in(self, rows: Rows, features: Features | None = None) -> tuple[F32, F32]:
-        """Vectors (n, width) and biases (n,) of users who were not in training, with everything else fixed."""
+        """Vectors (n, width) and biases (n,) of users not in training, with everything else fixed."""
 
     def similar_block(self, items: I32) -> F32:
-        """Likeness (n, m) of some items to all; the cosine of `likeness` where that is given."""
+        """Similarity (n, m) of items to all items; default: the cosine of `likeness`."""
         unit = unit_rows(self.likeness())
         return unit[items] @ unit.T
 
@@ -192,15 +203,16 @@ class Scorer(ABC):
         return None
 
     def likeness(self) -> F32:
-        """Vectors (m, any) whose cosine is the similarity of items. A model without any overrides `similar_block`."""
+        """Vectors (m, any) whose cosine is the similarity of items. A model without them overrides `similar_block`."""
         raise NotImplementedError
 
     def predict(self, users: UserBlock, items: I32) -> tuple[F64, F64 | None]:
-        """Values or probabilities (n,) of pairs, and their spread where the model has one.
+        """Values or probabilities (n,) of pairs, and their spread if the model has one.
 
         Parameters
         ----------
-        users : a row a pair. items : their items, -1 for one that is not in the catalogue.
+        users : a row per pair.
+        items : (n,); -1 is not in the catalogue.
         """
         raise NotImplementedError
 
@@ -210,9 +222,9 @@ class Scorer(ABC):
 
 
 class InnerProduct(Scorer):
-    """score = user vector · item vector + item bias; a value adds the user's bias and the mean.
+    """score = user vector · item vector + item bias; a predicted value adds the user's bias and the mean.
 
-    cold_value : predicted for a pair of which the user or the item is unknown; None: what is known of it is enough.
+    cold_value : prediction if the user or the item is unknown; None: an unknown one contributes 0.
     """
 
     def __init__(self, saved: Saved, cold_value: float | None = None) -> None:
@@ -245,18 +257,20 @@ class InnerProduct(Scorer):
         return value, None
 
     def knows(self, items: I32) -> NDArray[np.bool_]:
-        """Which of some items, -1 for none, the model knows."""
+        """Whether the model knows each item, bool (n,); -1 is unknown."""
         inside = (items >= 0) & (items < len(self.known_items))
         known: NDArray[np.bool_] = inside & self.known_items[np.where(inside, items, 0)]
         return known
 
 
 class Model(ABC, Generic[Params]):
-    """A model with its parameters: everything that differs between one model and another.
+    """A model with its parameters: everything that differs between models.
 
-    section : the class of its parameters. reads : see `data.pairs.Reads`. scores_rows : its scorer needs the users'
-    pairs. tables : the tables that it stores beside the factors. item_tables : those of them that say nothing of users,
-    so that folding users in leaves them as they are. validation_share : of user rows, kept from training to stop it.
+    section : class of its parameters.
+    scores_rows : its scorer needs the users' pairs.
+    tables : tables that it stores besides the factors.
+    item_tables : those of `tables` without users; folding in users leaves them unchanged.
+    validation_share : share of user rows kept from training, for early stopping.
     """
 
     section: ClassVar[type[ModelSection]]
@@ -275,21 +289,21 @@ class Model(ABC, Generic[Params]):
     @property
     @abstractmethod
     def reads(self) -> Reads:
-        """The interactions, and other tables, that it reads."""
+        """The interactions and other tables that it reads."""
 
     @property
     @abstractmethod
     def width(self) -> int:
-        """The length of a user's vector; 0 where scores do not come from vectors."""
+        """Length of a user's vector; 0 where scores do not come from vectors."""
 
     @property
     def item_width(self) -> int:
-        """The length of an item's vector."""
+        """Length of an item's vector."""
         return self.width
 
     @property
     def rounds(self) -> int:
-        """Sweeps or epochs of a fit, at most."""
+        """Most sweeps or epochs of a fit."""
         return 1
 
     @abstractmethod
@@ -299,7 +313,9 @@ class Model(ABC, Generic[Params]):
         Raises
         ------
         ConfigError
-            Settings that do not fit the data or each other. TrainingError: the numbers went wrong.
+            Settings that do not fit the data or each other.
+        TrainingError
+            The numbers are not finite, or the data do not suit the model.
         """
 
     @abstractmethod
@@ -307,23 +323,25 @@ class Model(ABC, Generic[Params]):
         """The scorer of a fit, in this process."""
 
     def shapes(self, data: TrainingData) -> Shapes:
-        """The arrays of `Fitted.arrays` of a fit over such data: nothing else is read back."""
+        """Names and shapes of `Fitted.arrays` for such data; only these are read back."""
         return {}
 
     def packed_by(self) -> dict[str, Any]:
-        """Those of its parameters that shape packed rows."""
+        """Parameters that shape packed rows."""
         return {}
 
     def user_features(self, data: TrainingData, fitted: Fitted) -> DataFrame | None:
-        """user_idx, features: what users have beside their ids and pairs now, for folding them in."""
+        """user_idx, features: current side features of users, for fold-in; None: the model uses none."""
         return None
 
     def in_context(self, pairs: DataFrame, data: TrainingData, fitted: Fitted) -> DataFrame | None:
-        """Pairs with the vector of their user in their moment: factor, bias, known_user, and unknown, how many values
-        of the moment were never seen. None where moments change no vector.
+        """Pairs with the vector of their user in the context of the pair; None: context changes no vector.
+
+        Adds factor, bias, known_user, and unknown: the number of context values that were not in training.
 
         Parameters
         ----------
-        pairs : user_idx, ts, context, and columns that are passed on. data : what the fit was trained on.
+        pairs : user_idx, ts, context, and columns that are passed on.
+        data : the training data of the fit.
         """
         return None

@@ -262,7 +262,7 @@ def test_fields_and_moments_that_do_not_fit_are_refused_in_a_line(spark, folder,
     size = [*FIELDS[:2], {"name": "size", "of": "number", "column": "size", "table": "interactions"}]
     refused(r"no event has a number 'size': give it in input\.columns\.context", f"fm.fields={json.dumps(size)}")
     refused(r"fm\.context\.device='fridge' is not a known value", "fm.context={device: fridge}")
-    refused(r"context names 'job', which is no field of the moment", "fm.context={job: cook}")
+    refused(r"context names 'job', which is no context field", "fm.context={job: cook}")
     refused(r"context gives 24\.0 for hour", "fm.context={hour: 24}")
 
 
