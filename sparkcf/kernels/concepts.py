@@ -1,4 +1,4 @@
-"""Concepts of items (Ma et al. 2019), as arrays: how much items belong to each, and what each adds to a score.
+"""Concepts of items (Ma et al. 2019) as arrays: assignments of items, and contributions to scores.
 
     c_ik = softmax over k of cos(h_i, m_k) / tau        exp(score_i) = sum_k c_ik exp(z_k · h_i / tau)
 
@@ -17,12 +17,12 @@ def assignments(items: F32, prototypes: F32, temperature: float) -> F32:
     """c (m, K) from h (m, d) and m_k (K, d), both of unit rows."""
     logits = items @ prototypes.T / np.float32(temperature)
     weights = np.exp(logits - logits.max(axis=1, keepdims=True))
-    found: F32 = weights / weights.sum(axis=1, keepdims=True)
-    return found
+    assigned: F32 = weights / weights.sum(axis=1, keepdims=True)
+    return assigned
 
 
 def concept_mass(z: F32, items: F32, assigned: F32, temperature: float) -> F32:
-    """What one concept adds to exp(score), (n, m), from its z (n, d), h (m, d) and its column of c, (m,)."""
+    """Contribution of one concept to exp(score), (n, m), from its z (n, d), h (m, d) and its column of c, (m,)."""
     mass: F32 = z @ items.T
     mass /= np.float32(temperature)
     np.exp(mass, out=mass)
@@ -31,9 +31,9 @@ def concept_mass(z: F32, items: F32, assigned: F32, temperature: float) -> F32:
 
 
 def normalised_mutual_information(one: NDArray[np.integer], other: NDArray[np.integer]) -> float:
-    """Mutual information of two labellings of the same things over the mean of their entropies, 0 to 1.
+    """Mutual information of two labellings of the same things, divided by the mean of their entropies: 0 to 1.
 
-    0 where one of them has a single label. Strehl, Ghosh (2002); the arithmetic mean as in scikit-learn.
+    0 if one of them has a single label. Strehl, Ghosh (2002); the arithmetic mean as in scikit-learn.
     """
     rows, columns = (np.unique(labels, return_inverse=True)[1] for labels in (one, other))
     joint = np.zeros((rows.max(initial=0) + 1, columns.max(initial=0) + 1))

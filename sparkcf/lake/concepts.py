@@ -1,4 +1,4 @@
-"""The concepts of a published run, read from the lake without Spark: what they are made of, and lists within one.
+"""The concepts of a published run, read from the lake without Spark: summaries and lists within a concept.
 
 item_concepts, item_factors, user_factors, items ──▶ summaries, a user's list within a concept, one dimension varied
 """
@@ -21,17 +21,20 @@ from sparkcf.lake.query import Day, Lake, PublishedRun
 
 TYPICAL = 5  # items of a summary
 TYPICAL_CATEGORIES = 3
-LEAST_ITEMS = 5  # of a category in a concept, before its share says anything
-STEPS = (-0.5, -0.25, 0.0, 0.25, 0.5)  # that one dimension of a unit vector is set to
+LEAST_ITEMS = 5  # of a category in a concept; the share of fewer is not shown
+STEPS = (-0.5, -0.25, 0.0, 0.25, 0.5)  # values of the varied dimension of a unit vector
 
 
 @dataclass(frozen=True)
 class Concepts:
     """The concepts of a run.
 
-    items : external ids (m,). users : (m,), how many have the item. vectors : float32 (m, d), of unit length.
-    assigned : float32 (m, K), probabilities. temperature : what cosines are divided by.
-    users_led : by concept, how many users it leads.
+    items : external ids (m,).
+    users : (m,), number of users who have the item.
+    vectors : float32 (m, d), of unit length.
+    assigned : float32 (m, K), probabilities.
+    temperature : cosines are divided by it.
+    users_led : number of users that each concept leads.
     """
 
     lake: Lake
@@ -50,12 +53,14 @@ class Concepts:
         Raises
         ------
         ConfigError
-            The model has no concepts. NotFoundError, LakeError: as `Lake.published`.
+            The model has no concepts.
+        NotFoundError, LakeError
+            As in `Lake.published`.
         """
         run = lake.published(model, ds)
         rows = lake.read("item_concepts", None, run.partition) if lake.has("item_concepts") else None
         if rows is None or not rows.num_rows:
-            raise ConfigError(f"{run} has no concepts: name a model that has by --model, such as macridvae")
+            raise ConfigError(f"{run} has no concepts: name a model with concepts, such as --model macridvae")
         factors = lake.read("item_factors", None, run.partition, ("item_id", "factor"))
         ids, vectors = factors["item_id"].to_pylist(), _vectors(factors["factor"])
         place = {item: number for number, item in enumerate(ids)}
@@ -69,23 +74,24 @@ class Concepts:
         )
 
     def summaries(self) -> pa.Table:
-        """A row a concept: concept, items, users_led, categories, typical.
+        """A row per concept: concept, items, users_led, categories, typical.
 
-        items : that have it as their most probable concept.
-        typical : titles of those of them that most users have, each counted by its probability.
-        categories : those with the largest share in the concept against all items.
+        items : number of items whose most probable concept it is.
+        users_led : number of users that it leads.
+        categories : categories whose share in the concept exceeds that in all items by most.
+        typical : titles of the concept's items with the largest users x probability.
         """
-        found = self.lake.read("items", None, None, ("item_id", "title", "categories"))
-        told = dict(
+        rows_of_items = self.lake.read("items", None, None, ("item_id", "title", "categories"))
+        described = dict(
             zip(
-                found["item_id"].to_pylist(),
-                zip(*(found[c].to_pylist() for c in ("title", "categories")), strict=True),
+                rows_of_items["item_id"].to_pylist(),
+                zip(*(rows_of_items[c].to_pylist() for c in ("title", "categories")), strict=True),
                 strict=True,
             )
         )
-        titles, categories = ([told.get(item, (None, None))[part] for item in self.items] for part in (0, 1))
+        titles, categories = ([described.get(item, (None, None))[part] for item in self.items] for part in (0, 1))
         leading = self.assigned.argmax(axis=1)
-        whole = Counter(c for each in categories for c in set(each or ()))
+        total = Counter(c for each in categories for c in set(each or ()))
         rows = []
         for concept in range(self.assigned.shape[1]):
             members = np.flatnonzero(leading == concept)
@@ -97,7 +103,7 @@ class Concepts:
                     "items": len(members),
                     "users_led": self.users_led[concept],
                     "categories": _distinguishing(
-                        Counter(c for i in members for c in set(categories[i] or ())), whole, len(members), len(leading)
+                        Counter(c for i in members for c in set(categories[i] or ())), total, len(members), len(leading)
                     ),
                     "typical": "; ".join(titles[i] or self.items[i] for i in typical),
                 }
@@ -105,7 +111,7 @@ class Concepts:
         return pa.Table.from_pylist(rows).replace_schema_metadata(self._origin())
 
     def list_within(self, user: str, concept: int, k: int) -> pa.Table:
-        """A user's unseen items ranked by what one concept adds to their scores: position, item_id, title, score."""
+        """A user's unseen items ranked by a concept's contribution to their scores: position, item_id, title, score."""
         self.check(concept)
         mass = self._mass(self._user(user)[concept], concept)
         seen = set(self.lake.read("interactions", ("user_id", [user]))["item_id"].to_pylist())
@@ -115,10 +121,10 @@ class Concepts:
             return self._listed(order, np.log(mass[order]))
 
     def varied(self, concept: int, dimension: int, k: int, user: str | None = None) -> pa.Table:
-        """How the ranking within a concept moves with one dimension of its vector: value, position, item_id, title.
+        """The ranking within a concept as one dimension of its vector varies: value, position, item_id, title, score.
 
-        The vector is the user's, else the centre of the concept's items; the dimension takes the values STEPS, the rest
-        keep their direction.
+        The vector is the user's, else the centre of the concept's items. The dimension takes the values STEPS; the rest
+        of the vector keeps its direction.
         """
         self.check(concept, dimension)
         z = self._center(concept) if user is None else self._user(user)[concept]
@@ -136,7 +142,7 @@ class Concepts:
         return pa.concat_tables(tables)
 
     def check(self, concept: int, dimension: int = 0) -> None:
-        """Raise ConfigError for a concept or a dimension that there is not."""
+        """Raise ConfigError for a concept or a dimension out of range."""
         for name, value, n in (
             ("concept", concept, self.assigned.shape[1]),
             ("dimension", dimension, self.vectors.shape[1]),
@@ -155,7 +161,7 @@ class Concepts:
         """z (K, d)."""
         rows = self.lake.read("user_factors", ("user_id", [user]), self.run.partition, ("user_id", "factor"))
         if not rows.num_rows:
-            raise NotFoundError(f"user {user!r} has no vector in {self.run}: it was trained without them")
+            raise NotFoundError(f"user {user!r} has no vector in {self.run}: the run was trained without this user")
         return _vectors(rows["factor"]).reshape(self.assigned.shape[1], -1)
 
     def _listed(self, order: NDArray[np.intp], scores: NDArray[Any]) -> pa.Table:
@@ -169,9 +175,9 @@ class Concepts:
         return {**self.run.partition, "ds": str(self.run.ds)}
 
 
-def _distinguishing(inside: Counter[str], whole: Counter[str], n: int, m: int) -> str:
+def _distinguishing(inside: Counter[str], total: Counter[str], n: int, m: int) -> str:
     """The categories whose share in a concept of n items exceeds that in all m by most, as "Comedy 2.1x"."""
-    lift = {name: count / n / (whole[name] / m) for name, count in inside.items() if count >= min(LEAST_ITEMS, n)}
+    lift = {name: count / n / (total[name] / m) for name, count in inside.items() if count >= min(LEAST_ITEMS, n)}
     best = sorted(lift, key=lambda name: (-lift[name], name))[:TYPICAL_CATEGORIES]
     return ", ".join(f"{name} {lift[name]:.1f}x" for name in best)
 

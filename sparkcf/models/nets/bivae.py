@@ -6,7 +6,7 @@ Truong, Salah, Lauw (2021), "Bilateral variational autoencoder for collaborative
                                                         ├─▶ theta · beta ──link──▶ p(x_ui)
     item's row ──▶ tanh layers ──▶ mu, sigma ──▶ beta ──┘
 
-A phase trains the autoencoder of one side with the vectors of the other side held:
+A phase trains the autoencoder of one side with the vectors of the other side fixed:
 
     loss of a row = kl_weight KL(q(theta | x) || N(prior mean, I)) - sum_i log p(x_i | theta · beta_i)
 
@@ -31,15 +31,18 @@ from sparkcf.models.nets.multvae import divergences
 from sparkcf.training.batch import Rows
 
 OTHER = {"user": "item", "item": "user"}
-BETA_SD = 0.01  # of the items' first vectors; the users' are uniform over ±1 / sqrt(k)
+BETA_SD = 0.01  # of the items' initial vectors; the users' are uniform over ±1 / sqrt(k)
 
 
 @dataclass(frozen=True)
 class BiVAESettings:
-    """What both sides share.
+    """Settings of both sides.
 
-    binary : entries count as 1 whatever their value. sampled : so many random rows of the other side estimate the sum
-    of log-partitions; None: all. stored_samples : the other side trains against samples of the vectors, else means.
+    family : likelihood of an entry.
+    dropout : share of a row's entries dropped while training.
+    binary : entries count as 1 whatever their value.
+    sampled : number of random rows of the other side that estimate the sum of log-partitions; None: all rows.
+    stored_samples : the other side trains against samples of the vectors, else means.
     """
 
     family: Family
@@ -54,9 +57,11 @@ class SideVAE(nn.Module):
 
     Parameters
     ----------
-    n_others : columns of a row. hidden : widths of the encoder's layers.
-    features : side features of the side's rows by their ids, or None. n_features : how many different ones.
-    trains : with the other side's vectors.
+    n_others : columns of a row.
+    hidden : widths of the encoder's layers.
+    features : side features of the side's rows, by id; None: the prior's mean is 0.
+    n_features : number of distinct side features.
+    trains : include the other side's vectors.
     """
 
     others: Tensor  # (n_others, latent_dim), the other side's vectors
@@ -115,11 +120,11 @@ class SideVAE(nn.Module):
         return mean, self._divergence(rows, mean, log_variance)
 
     def _divergence(self, rows: Rows, mean: Tensor, log_variance: Tensor) -> Tensor:
-        """KL(q || N(prior mean, I)) of every number, (B, latent_dim)."""
+        """KL(q || N(prior mean, I)) by dimension, (B, latent_dim)."""
         return divergences(mean if self.prior is None else mean - self.prior_mean(rows), log_variance)
 
     def prior_mean(self, rows: Rows) -> Tensor:
-        """(B, latent_dim) of the rows' side features."""
+        """The prior's mean (B, latent_dim) from the rows' side features."""
         assert self.prior is not None and rows.ids is not None
         features = Rows(self.feature_indices, self.feature_offsets, self.feature_values)  # type: ignore[arg-type]
         mean: Tensor = self.prior(features.take(rows.ids)).float()
@@ -127,7 +132,7 @@ class SideVAE(nn.Module):
 
 
 class BiVAE(nn.Module):
-    """The two autoencoders. `item_means` (n_items, latent_dim): of the items' rows as they were last stored."""
+    """The two autoencoders. `item_means` : (n_items, latent_dim), means of the items' rows when last stored."""
 
     item_means: Tensor
 
@@ -138,7 +143,7 @@ class BiVAE(nn.Module):
         self.register_buffer("item_means", torch.zeros_like(user.others) if trains else None)
 
     def begin(self, generator: torch.Generator) -> None:
-        """Draw the vectors that the first phases train against."""
+        """Draw the initial vectors that the first phases train against."""
         bound = self.user.latent_dim**-0.5
         self.item.others.uniform_(-bound, bound, generator=generator)
         self.user.others.normal_(0.0, BETA_SD, generator=generator)
@@ -148,7 +153,7 @@ class BiVAE(nn.Module):
 
     @torch.no_grad()
     def store(self, side: str, rows: Rows) -> None:
-        """Store the vectors of the rows, whose encoder has just changed."""
+        """Store the vectors of the rows after an update of their encoder."""
         assert rows.ids is not None
         part, other = self.part(side), self.part(OTHER[side])
         mean, log_variance = part.encode(rows)

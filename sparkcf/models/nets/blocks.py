@@ -2,9 +2,9 @@
 
     sum_j f(z_b · v_j)      b a row of the batch, v_j the rows of a table (n, k)
 
-The products of a batch with all rows would be (B, n). Blocks are of at most BLOCK_NUMBERS products; of more than one,
-each is computed again on the way back instead of being kept. So a step needs about 5 BLOCK_NUMBERS numbers beside the
-table and the batch.
+The products of a batch with all rows would be (B, n). A block has at most BLOCK_NUMBERS products. If there are several
+blocks, each is recomputed in the backward pass instead of being stored, so a step needs about 5 BLOCK_NUMBERS numbers
+besides the table and the batch.
 """
 
 from __future__ import annotations
@@ -23,7 +23,8 @@ def sum_over_blocks(of_block: Callable[..., Tensor], rows: int, *tables: Tensor)
 
     Parameters
     ----------
-    rows : products that one row of the tables makes. tables : (n, …) each.
+    rows : number of products per row of the tables.
+    tables : (n, …) each.
     """
     height = max(BLOCK_NUMBERS // max(rows, 1), 1)
     n = len(tables[0])

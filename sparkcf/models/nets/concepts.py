@@ -1,6 +1,6 @@
-"""MacridVAE on Spark: a scorer by blocks, and what its concepts are made of.
+"""MacridVAE on Spark: a scorer of blocks of users, and the table of its concepts.
 
-z (K, d) of a user, h and c of the items:   score_i = log sum_k c_ik exp(cos(z_k, h_i) / tau)
+With z (K, d) of a user, h (m, d) and c (m, K) of the items:   score_i = log sum_k c_ik exp(cos(z_k, h_i) / tau)
 """
 
 from __future__ import annotations
@@ -69,9 +69,9 @@ class MacridVAEModel(NetModel[MacridVAEConfig]):
         return item_vectors(data.pairs, unit, np.zeros(len(unit), np.float32))
 
     def figures(self, data: TrainingData, state: Arrays, retrained: Retrained) -> list[FitFigure]:
-        """How many users each concept leads, and the stability of the concepts where it is asked for.
+        """The number of users that each concept leads, and the stability of the concepts with `stability_seeds`.
 
-        A user is led by the concept that has most of their pairs, each shared out by its item's probabilities.
+        A user is led by the concept with the largest sum of their items' probabilities.
         """
         of_user = data.pairs.join(self._rows(data, state), on="item_idx", how="inner").groupBy("user_idx", "concept")
         masses = of_user.agg(F.sum("probability").alias("mass"))
@@ -81,15 +81,15 @@ class MacridVAEModel(NetModel[MacridVAEConfig]):
         figures = [FitFigure(LED, float(users.get(k, 0)), f"concept {k}") for k in range(self.params.concepts)]
         seeds = range(self.seed + 1, self.seed + 1 + self.params.stability_seeds)
         trained = [state, *(retrained(seed) for seed in seeds)] if seeds else []
-        found = [_assigned(each, self.params).argmax(axis=1) for each in trained]
-        alike = [normalised_mutual_information(a, b) for a, b in combinations(found, 2)]
-        return [*figures, FitFigure(STABILITY, float(np.mean(alike)))] if alike else figures
+        labels = [_assigned(each, self.params).argmax(axis=1) for each in trained]
+        similarities = [normalised_mutual_information(a, b) for a, b in combinations(labels, 2)]
+        return [*figures, FitFigure(STABILITY, float(np.mean(similarities)))] if similarities else figures
 
     def stored_tables(self, data: TrainingData, state: Arrays) -> dict[str, DataFrame]:
         return {"item_concepts": self._rows(data, state)}
 
     def _rows(self, data: TrainingData, state: Arrays) -> DataFrame:
-        """item_idx, users, concept, probability of the items of the pairs, a row for every concept."""
+        """item_idx, users, concept, probability of the items of the pairs, a row per item and concept."""
         shared = share(data.pairs.sparkSession, assigned=_assigned(state, self.params))
 
         def work(batches: Iterable[Any]) -> Iterator[Any]:
@@ -116,7 +116,7 @@ def _assigned(state: Arrays, params: MacridVAEConfig) -> F32:
 
 
 class ConceptScorer(Scorer):
-    """Scores by blocks; a user's vector is K vectors of unit length, side by side."""
+    """Scores blocks of users; a user's vector is K vectors of unit length, side by side."""
 
     def __init__(self, saved: Saved, model: MacridVAEModel) -> None:
         self.known_items = saved.item_known
@@ -142,7 +142,7 @@ class ConceptScorer(Scorer):
     def score_block(self, users: UserBlock) -> F32:
         z, tau = self.of_concepts(users), self._model.params.temperature
         scores = np.zeros((len(users), len(self.items)), np.float32)
-        for k in range(z.shape[1]):  # one concept at a time: memory of two blocks of scores
+        for k in range(z.shape[1]):  # one concept at a time: memory for two blocks of scores
             scores += concept_mass(z[:, k], self.items, self.assigned[:, k], tau)
         with np.errstate(divide="ignore"):
             return np.log(scores, out=scores)

@@ -13,11 +13,11 @@ from torch.nn import functional as F
 from sparkcf.models.nets.layers import SparseLinear
 from sparkcf.training.batch import Rows
 
-NORM_EPS = 0.1  # of the layer norms, as Shenbin et al. (2020) have it
+NORM_EPS = 0.1  # of the layer norms, as in Shenbin et al. (2020)
 
 
 class MLPEncoder(nn.Module):
-    """tanh layers (Liang et al. 2018): widths[0], …, the last of them linear, (B, widths[-1])."""
+    """tanh layers of the given widths, the last one linear (Liang et al. 2018); output (B, widths[-1])."""
 
     def __init__(self, n_items: int, widths: Sequence[int]) -> None:
         super().__init__()
@@ -32,7 +32,7 @@ class MLPEncoder(nn.Module):
 
 
 class DenseEncoder(nn.Module):
-    """Swish layers of one width, each normalised and added to all before it (Shenbin et al. 2020, section 3.2).
+    """Swish layers of one width, each normalised and fed by all before it (Shenbin et al. 2020, section 3.2).
 
     h_1 = norm(swish(W_1 x)),  h_l = norm(swish(W_l h_{l-1} + h_1 + … + h_{l-1})),  output = W h_L
     """
@@ -54,7 +54,7 @@ class DenseEncoder(nn.Module):
 
 
 def frozen_copy(module: nn.Module) -> nn.Module:
-    """A copy whose parameters are buffers: saved with the net, seen by no optimizer."""
+    """A copy whose parameters are buffers: saved with the net, not trained."""
     copied = copy.deepcopy(module)
     for part in copied.modules():
         for name, parameter in list(part.named_parameters(recurse=False)):

@@ -2,8 +2,8 @@
 
     log p(x | f) = T(x) eta(f) - A(eta(f)) + h(x)
 
-f is what a decoder gives for an entry, eta the natural parameter that a link makes of it, T(x) = x the sufficient
-statistic, A the log-partition; h does not depend on f and is left out. Truong, Salah, Lauw (2021), section 3.1.
+f is a decoder's output for an entry, eta(f) the natural parameter by a link, T(x) = x the sufficient statistic, A the
+log-partition; h does not depend on f and is left out. Truong, Salah, Lauw (2021), section 3.1.
 
     family      A(eta)              links: eta(f)
     bernoulli   log(1 + exp eta)    sigmoid: f
@@ -27,7 +27,11 @@ Function = Callable[[Tensor], Tensor]
 
 @dataclass(frozen=True)
 class Family:
-    """eta : natural parameter of a decoder's output. partition : A(eta(f)), written so that it cannot overflow."""
+    """A likelihood and its link, as functions of a decoder's output f.
+
+    eta : natural parameter eta(f).
+    partition : A(eta(f)), written so that it does not overflow.
+    """
 
     eta: Function
     partition: Function

@@ -1,9 +1,9 @@
-"""Nets over users' rows, on Spark: fitted from packed rows, all users encoded by blocks on the executors.
+"""Nets over users' rows on Spark: fitted from packed rows; the executors then encode all users in blocks.
 
     user_rows ──petastorm, torch──▶ weights ──shared──▶ user rows encoded ──▶ user factors, item factors
 
-A net whose last layer is linear ends in an inner product: the user's factor is what that layer multiplies, the item's
-factor its weights. So top-K, evaluation, gate and queries are those of every other model.
+A net whose last layer is linear ends in an inner product: the user's factor is the layer's input, the item's factor its
+weights. So top-K, evaluation, gate and queries work as for every other model.
 """
 
 from __future__ import annotations
@@ -44,18 +44,18 @@ from sparkcf.models.contract import (
 from sparkcf.training.launch import TrainingSpec, check_launch, class_name, launch
 
 FACTORS = "idx int, factor array<float>, bias float"
-BLOCK = 2_000  # rows that are encoded at once
+BLOCK = 2_000  # rows encoded at once
 FACTORY = "sparkcf.models.nets.registry:net_of"
 BOUNDS = {"multinomial": (0.0, math.inf), "gaussian": (-math.inf, math.inf), "logistic": (0.0, 1.0)}  # of values
 NetParams = TypeVar("NetParams", bound=NetConfig)
 Sizes = dict[str, int]  # n_users, n_items
-Retrained = Callable[[int], Arrays]  # the weights of the same training with another seed
+Retrained = Callable[[int], Arrays]  # weights of the same training with another seed
 
 
 class NetModel(Model[NetParams]):
-    """A net over users' rows, trained by gradient in processes of its own."""
+    """A net over users' rows, trained by gradient in separate processes."""
 
-    has_latent: bool = True  # a user's factor is not the latent vector, which is stored beside it
+    has_latent: bool = True  # the latent vector differs from a user's factor and is stored beside it
 
     @property
     def reads(self) -> Reads:
@@ -73,19 +73,19 @@ class NetModel(Model[NetParams]):
         return {"validation_share": self.validation_share}
 
     def fit(self, data: TrainingData, run: FitRun) -> Fitted:
-        """Pack the pairs, train the net on them, then encode every user.
+        """Pack the pairs, train the net on them and encode every user.
 
         Raises
         ------
         ConfigError
-            Settings of Spark that do not go together with processes that need each other, or no folder for progress.
+            Settings of Spark under which the processes cannot run together, or no folder for checkpoints.
         TrainingError
             A loss is not finite, or a process died.
         """
         if data.packing is None or run.checkpoint_dir is None:
             raise ConfigError(f"model={self.name} needs a folder that every process can write: set train.progress")
         if run.warm_start:
-            run.on_progress({"note": f"{self.name} starts from its seed"})
+            run.on_progress({"note": f"{self.name} starts from its seed, not from an earlier run"})
         workers = check_launch(data.pairs.sparkSession, self.params.workers, self.name)
         self.check(data)
         user_rows = data.packing.rows(data.pairs, "user", self.validation_share)
@@ -113,8 +113,8 @@ class NetModel(Model[NetParams]):
 
         figures = self.figures(data, state, retrained)
         users = self.encoded(data.packing.read(user_rows), state)
-        cached = users.persist(StorageLevel.MEMORY_AND_DISK)  # released with the fit
-        cached.count()  # encodes; from here on nothing is read from the snapshot or the checkpoints
+        cached = users.persist(StorageLevel.MEMORY_AND_DISK)  # unpersisted by `Fitted.release`
+        cached.count()  # encodes; the snapshot and the checkpoints are not read after this
         items = self.item_factors(data, state, item_rows)
         tables = self.stored_tables(data, state)
         return Fitted(cached, items, log, arrays=state, tables=tables, cached=cached, figures=figures)
@@ -122,7 +122,7 @@ class NetModel(Model[NetParams]):
     def _trained(
         self, spec: TrainingSpec, workers: int, data: TrainingData, run: FitRun
     ) -> tuple[list[dict[str, Any]], Arrays]:
-        """The log of a training, and the weights that are stored."""
+        """The log of a training, and the weights to store."""
         from sparkcf.training.checkpoint import Checkpoints
 
         log = launch(data.pairs.sparkSession, spec, workers, run.on_progress)
@@ -132,14 +132,14 @@ class NetModel(Model[NetParams]):
         return log, {name: trained[name] for name in self.shapes(data)}
 
     def check(self, data: TrainingData) -> None:
-        """Raise TrainingError for values that the likelihood excludes, before anything is packed."""
+        """Raise TrainingError, before packing, for values that the likelihood excludes."""
 
     def item_rows(self, data: TrainingData) -> Snapshot | None:
         """Packed rows of items, for a net that trains on them too."""
         return None
 
     def net_data(self, data: TrainingData, folder: str) -> dict[str, Any]:
-        """Plain values from which every process builds the net. `folder` : for what is too large for that."""
+        """Plain values from which every process builds the net. `folder`: for files with larger data."""
         return {"n_items": data.n_items, "n_users": data.n_users}
 
     def net_to_train(self, known: dict[str, Any]) -> Any:
@@ -149,7 +149,7 @@ class NetModel(Model[NetParams]):
         return net_of(known, self.params, self.seed)  # type: ignore[arg-type]
 
     def net_to_serve(self, sizes: Sizes) -> Any:
-        """The net without what only its training needs: the arrays that are stored are its state."""
+        """The net without the parts that only training needs; its state is what is stored."""
         from sparkcf.models.nets.registry import build_net
 
         return build_net(sizes, self.params, self.seed, trains=False)  # type: ignore[arg-type]
@@ -159,7 +159,7 @@ class NetModel(Model[NetParams]):
         raise NotImplementedError
 
     def item_factors(self, data: TrainingData, state: Arrays, item_rows: Snapshot | None) -> DataFrame:
-        """idx, factor, bias of every item that the pairs have."""
+        """idx, factor, bias of every item of the pairs."""
         raise NotImplementedError
 
     def figures(self, data: TrainingData, state: Arrays, retrained: Retrained) -> list[FitFigure]:
@@ -182,7 +182,7 @@ class NetModel(Model[NetParams]):
         return Encoder(self.net_to_serve(self.sizes_of(state)), state, side)
 
     def encoded(self, rows: DataFrame, state: Arrays, side: str = "user") -> DataFrame:
-        """FACTORS, and latent, of packed rows, a block at a time, on the executor's GPU where it has one."""
+        """FACTORS (and latent) of packed rows, encoded in blocks, on the executor's GPU if it has one."""
         shared, has_latent = share_state(rows.sparkSession, state), self.has_latent
 
         def work(batches: Iterable[Any]) -> Iterator[Any]:
@@ -205,15 +205,15 @@ class NetModel(Model[NetParams]):
 
 
 def collapse_warning(name: str, log: list[dict[str, Any]]) -> str | None:
-    """A line about a net most of whose latent dimensions ignore the rows; None for any other."""
+    """A warning if fewer than half of a side's latent dimensions are active, else None."""
     if not log:
         return None
-    kept = max(log, key=lambda entry: (entry.get("ndcg_at_100", 0.0), entry["epoch"]))
+    best = max(log, key=lambda entry: (entry.get("ndcg_at_100", 0.0), entry["epoch"]))
     for side in ("", "item_"):
-        active, whole = kept.get(f"{side}active_units"), len(kept.get(f"{side}kl_by_dimension", ()))
-        if active is not None and active < whole / 2:
+        active, size = best.get(f"{side}active_units"), len(best.get(f"{side}kl_by_dimension", ()))
+        if active is not None and active < size / 2:
             return (
-                f"{active} of {whole} latent dimensions of {side[:-1] or 'user'}s are active (posterior collapse): "
+                f"{active} of {size} latent dimensions of {side[:-1] or 'user'}s are active (posterior collapse): "
                 f"lower {name}.anneal_cap or {name}.latent_dim, or raise {name}.anneal_steps"
             )
     return None
@@ -231,8 +231,8 @@ class LinearDecoderModel(NetModel[NetParams]):
         least, most = BOUNDS[likelihood]
         value = F.col("value")
         outside = F.isnan(value) | (value < least) | (value > most) | (F.abs(value) == float("inf"))
-        takes = f"it takes {least:g} to {most:g}"
-        check_values(data.pairs, outside, self.name, likelihood, takes, f"{self.name}.likelihood=gaussian")
+        range_text = f"it takes {least:g} to {most:g}"
+        check_values(data.pairs, outside, self.name, likelihood, range_text, f"{self.name}.likelihood=gaussian")
 
     def sizes_of(self, state: Arrays) -> Sizes:
         return {"n_items": len(state["output.bias"])}
@@ -246,12 +246,14 @@ def check_values(pairs: DataFrame, outside: Any, name: str, likelihood: str, tak
 
     Parameters
     ----------
-    outside : condition on `value`. takes : what the likelihood takes. other : a setting that takes them.
+    outside : condition on `value`, true for excluded values.
+    takes : the values that the likelihood takes, for the message.
+    other : a setting that takes all values, for the message.
     """
-    wrong, whole = one_row(pairs.agg(F.count(F.when(outside, 1)), F.count(F.lit(1))))
+    wrong, total = one_row(pairs.agg(F.count(F.when(outside, 1)), F.count(F.lit(1))))
     if wrong:
         raise TrainingError(
-            f"{wrong:,} of {whole:,} pairs have a value that {name}.likelihood={likelihood} excludes ({takes}): "
+            f"{wrong:,} of {total:,} pairs have a value that {name}.likelihood={likelihood} excludes ({takes}): "
             f"set preference.weight=one, or {other}"
         )
 
@@ -269,7 +271,7 @@ class MultDAEModel(LinearDecoderModel[MultDAEConfig]):
 
 
 class Encoder:
-    """A net with given weights, on this process's device, to encode rows of a side."""
+    """Encodes rows of a side by a net with given weights, on this process's device."""
 
     def __init__(self, net: Any, state: Arrays, side: str = "user") -> None:
         from sparkcf.training.checkpoint import load_into
@@ -281,18 +283,18 @@ class Encoder:
         self._factors = net.factors if side == "user" else net.item_factors
 
     def __call__(self, rows: PackedRows) -> tuple[F32, ...]:
-        """Factors float32 (n, width) and, where they are others, latent means float32 (n, latent_dim)."""
+        """Factors float32 (n, width) and, where they differ from these, latent means float32 (n, latent_dim)."""
         import torch
 
         from sparkcf.training.loop import to_tensors
 
         with torch.inference_mode():
-            found = self._factors(to_tensors(rows, self._device))
-        return tuple(tensor.float().cpu().numpy() for tensor in found)
+            factors = self._factors(to_tensors(rows, self._device))
+        return tuple(tensor.float().cpu().numpy() for tensor in factors)
 
 
 class NetScorer(InnerProduct):
-    """Vectors of new users by the net's encoder."""
+    """Folds in new users by the net's encoder."""
 
     def __init__(self, saved: Saved, model: NetModel[Any]) -> None:
         super().__init__(saved)
@@ -313,7 +315,8 @@ def item_vectors(pairs: DataFrame, vectors: F32, bias: F32) -> DataFrame:
 
     Parameters
     ----------
-    vectors : (n_items, width). bias : (n_items,).
+    vectors : (n_items, width).
+    bias : (n_items,).
     """
     shared = share(pairs.sparkSession, vectors=vectors, bias=bias)
 

@@ -12,7 +12,7 @@ BIAS_SD = 0.001
 
 
 class SparseLinear(nn.Module):
-    """A linear layer over sparse rows: only the weights of the entries that there are get touched."""
+    """A linear layer over sparse rows; only the weights of their entries are read."""
 
     def __init__(self, n_in: int, n_out: int) -> None:
         super().__init__()
@@ -20,7 +20,7 @@ class SparseLinear(nn.Module):
         self.bias = nn.Parameter(torch.empty(n_out))
 
     def forward(self, rows: Rows) -> Tensor:
-        if not len(rows):  # embedding_bag refuses a batch of nothing
+        if not len(rows):  # embedding_bag refuses an empty batch
             return self.weight[:0] + self.bias  # (0, n_out)
         summed = F.embedding_bag(
             rows.indices,
@@ -34,7 +34,7 @@ class SparseLinear(nn.Module):
 
 
 def initialize(net: nn.Module, generator: torch.Generator) -> None:
-    """Xavier weights and biases of a truncated normal, as Liang et al. (2018) have them."""
+    """Xavier weights and truncated normal biases, as in Liang et al. (2018)."""
     for name, parameter in net.named_parameters():
         with torch.no_grad():
             if parameter.ndim == 1 and not name.endswith("bias"):
@@ -51,5 +51,5 @@ def entries(logits: Tensor, rows: Rows) -> Tensor:
 
 
 def by_row(per_entry: Tensor, rows: Rows) -> Tensor:
-    """Sums of what stands at the entries, (B,)."""
+    """Sums of numbers of the entries by row, (B,)."""
     return torch.zeros(len(rows), device=per_entry.device, dtype=per_entry.dtype).index_add_(0, rows.row_of, per_entry)

@@ -1,6 +1,6 @@
-"""log p(x | logits) of a user's whole row, without what does not depend on the logits.
+"""log p(x | logits) of a user's whole row, without terms that do not depend on the logits.
 
-Every one costs one pass over the dense logits f and one over the entries of x. Liang et al. (2018), equations 2 to 4.
+Each takes one pass over the dense logits f and one over the entries of x. Liang et al. (2018), equations 2 to 4.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ def multinomial(logits: Tensor, rows: Rows) -> Tensor:
 
 
 def gaussian(logits: Tensor, rows: Rows) -> Tensor:
-    """-1/2 sum_i c_i (x_i - f_i)^2 with c = CONFIDENCE where x_i is given, else 1, (B,)."""
+    """-1/2 sum_i c_i (x_i - f_i)^2 with c_i = CONFIDENCE where x has an entry, else 1, (B,)."""
     logits = logits.float()
     f = entries(logits, rows)
     return -0.5 * (logits.square().sum(dim=1) + by_row(CONFIDENCE * (rows.values - f) ** 2 - f**2, rows))

@@ -24,16 +24,18 @@ from sparkcf.models.nets.blocks import sum_over_blocks
 from sparkcf.models.nets.encoders import MLPEncoder
 from sparkcf.training.batch import Rows
 
-TINY = 1e-30  # an assignment below it is taken for it
+TINY = 1e-30  # smaller assignments are set to it before the logarithm
 
 
 class MacridVAE(nn.Module):
-    """The net; sizes B rows of a batch, K concepts, d = latent_dim, M items.
+    """The net. Sizes: B rows of a batch, K concepts, d = latent_dim, M items.
 
     Parameters
     ----------
-    hidden : widths of the encoder's layers. temperature : tau. deviation : sigma_0.
-    gumbel : assignments are drawn while training (a relaxed one-hot distribution of temperature 1), else the softmax.
+    hidden : widths of the encoder's layers.
+    temperature : tau.
+    deviation : sigma_0.
+    gumbel : sample assignments while training (Gumbel softmax of temperature 1); else the softmax.
     """
 
     def __init__(
@@ -58,7 +60,7 @@ class MacridVAE(nn.Module):
         return len(self.prototypes)
 
     def assignments(self) -> Tensor:
-        """c (M, K), rows that sum to 1. Drawn while training, where the net is set so."""
+        """c (M, K), rows that sum to 1. Sampled while training if `gumbel`."""
         logits = F.normalize(self.items, dim=1) @ F.normalize(self.prototypes, dim=1).T / self.temperature
         if self.training and self.gumbel:
             return F.gumbel_softmax(logits, tau=1.0, dim=1)
@@ -72,9 +74,8 @@ class MacridVAE(nn.Module):
         ends = rows.offsets.new_full((1,), entries * k)
         unit = Rows(rows.indices.repeat(k), torch.cat([offsets.flatten(), ends]), masked.flatten()).unit()
         h = self.encoder(unit.with_values(F.dropout(unit.values, self.dropout, self.training)))
-        mean, s = (
-            h.float().view(k, len(rows), h.shape[1]).transpose(0, 1).chunk(2, dim=2)
-        )  # concept by concept -> (B, K, 2 d)
+        h = h.float().view(k, len(rows), h.shape[1]).transpose(0, 1)  # (K B, 2 d) -> (B, K, 2 d)
+        mean, s = h.chunk(2, dim=2)
         return F.normalize(mean, dim=2), s
 
     def loss(self, rows: Rows, kl_weight: float) -> Tensor:
@@ -91,7 +92,7 @@ class MacridVAE(nn.Module):
         concept = torch.arange(k, device=z.device)
 
         def of_block(number: Tensor, items: Tensor, assigned: Tensor) -> Tensor:
-            """By row, sum x_i logit_i of the row's items in the block, and sum exp(logit) of all: (2, B)."""
+            """(2, B): sum x_i logit_i over the row's items in the block, and sum exp(logit) over all items of it."""
             products, first = flat @ items.T, int(number[0])  # (B K, block)
             inside = ((indices >= first) & (indices < first + len(items))).nonzero()[:, 0]
             own, item = row_of[inside], indices[inside] - first
@@ -117,7 +118,7 @@ class MacridVAE(nn.Module):
         return scores.log(), mean
 
     def factors(self, rows: Rows) -> tuple[Tensor]:
-        """Means (B, K d) of users' rows, concept by concept; each of unit length."""
+        """Means (B, K d) of users' rows, concept by concept; each concept's has unit length."""
         mean, _ = self.encode(rows, self.assignments())
         return (mean.flatten(1),)
 
@@ -127,5 +128,5 @@ class MacridVAE(nn.Module):
 
 
 def divergence(s: Tensor) -> Tensor:
-    """KL from the prior of every number, of the shape of s."""
+    """KL from the prior, elementwise."""
     return 0.5 * (s.exp() - 1.0 - s)

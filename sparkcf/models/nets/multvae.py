@@ -24,11 +24,11 @@ from sparkcf.models.nets.likelihoods import LIKELIHOODS
 from sparkcf.training.batch import Rows
 
 LOG_WIDE = 10.0  # log-variance of the composite prior's widest part
-SHARES = (0.15, 0.75, 0.1)  # of the composite prior: N(0, I), the encoder of before, N(0, e^10 I)
+SHARES = (0.15, 0.75, 0.1)  # of the composite prior: N(0, I), the previous encoder, N(0, e^10 I)
 
 
 class Encoded(NamedTuple):
-    """(B, latent_dim) each; log_variance is None where nothing is drawn."""
+    """(B, latent_dim) each; log_variance is None if the net is not variational."""
 
     mean: Tensor
     log_variance: Tensor | None
@@ -39,13 +39,13 @@ class MultVAE(nn.Module):
 
     Parameters
     ----------
-    encoder : gives 2 latent_dim numbers a row, means and log-variances; latent_dim means where it is not variational.
+    encoder : returns 2 latent_dim numbers per row, means and log-variances; if not variational, latent_dim means.
     hidden : widths of the decoder's layers between z and the items; empty: the decoder is linear.
-    variational : z is drawn and its divergence from the prior costs; else (Mult-DAE) z is the mean.
+    variational : z is sampled and the loss has its divergence from the prior; else (Mult-DAE) z is the mean.
     composite : the prior is the mixture of RecVAE (Shenbin et al. 2020, equation 7) instead of N(0, I).
-    kl_per_item : a row's divergence weighs this times the sum of its values (equation 8); None: the given `kl_weight`.
-    encoder_epochs : so many epochs train the encoder alone, then one the decoder alone, without dropout (section 3.4);
-        0: every epoch trains both.
+    kl_per_item : the weight of a row's divergence is this times the sum of its values (equation 8); None: `kl_weight`.
+    encoder_epochs : this many epochs train the encoder alone, then one the decoder alone, without dropout (section
+        3.4); 0: every epoch trains both.
     """
 
     def __init__(
@@ -72,9 +72,9 @@ class MultVAE(nn.Module):
         self._trains_decoder_alone = False
 
     def begin_epoch(self, number: int) -> list[nn.Parameter]:
-        """Prepare for an epoch, from 1; returns the parameters that rest in it.
+        """Prepare for an epoch, from 1; returns the parameters that are not trained in the epoch.
 
-        The composite prior takes the encoder of now: before an epoch of the decoder where the two alternate.
+        The composite prior copies the current encoder: every epoch, or before the decoder's where the two alternate.
         """
         alone = self.encoder_epochs and (number - 1) % (self.encoder_epochs + 1) == self.encoder_epochs
         self._trains_decoder_alone = bool(alone)
@@ -82,8 +82,8 @@ class MultVAE(nn.Module):
             self.old_encoder.load_state_dict(self.encoder.state_dict())
         if not self.encoder_epochs:
             return []
-        resting = [self.encoder] if alone else [self.decoder, self.output]
-        return [parameter for module in resting for parameter in module.parameters()]
+        frozen = [self.encoder] if alone else [self.decoder, self.output]
+        return [parameter for module in frozen for parameter in module.parameters()]
 
     def encode(self, rows: Rows) -> Encoded:
         unit = rows.unit()
@@ -98,13 +98,13 @@ class MultVAE(nn.Module):
         return Encoded(mean, log_variance)
 
     def decode(self, z: Tensor) -> Tensor:
-        """The last hidden layer, (B, hidden[0]): what the output layer multiplies."""
+        """The last hidden layer, (B, hidden[-1] or latent_dim): the input of the output layer."""
         for layer in self.decoder:
             z = torch.tanh(layer(z))
         return z
 
     def forward(self, rows: Rows) -> tuple[Tensor, Encoded]:
-        """Logits (B, n_items), and what the rows were encoded as. Draws noise while training only."""
+        """Logits (B, n_items) and the encoded rows. Draws noise while training only."""
         encoded = self.encode(rows)
         return self.output(self.decode(self._drawn(encoded))), encoded
 
@@ -127,7 +127,7 @@ class MultVAE(nn.Module):
         return negative + (kl_weight if self.kl_per_item is None else self.kl_per_item * rows.sums()) * kl
 
     def _composite_divergence(self, rows: Rows, encoded: Encoded, z: Tensor) -> Tensor:
-        """log q(z | x) - log prior(z | x) at the drawn z, (B,): an estimate of the divergence without bias."""
+        """log q(z | x) - log prior(z | x) at the drawn z, (B,): an unbiased estimate of the divergence."""
         assert self.old_encoder is not None and encoded.log_variance is not None
         with torch.no_grad():
             old = self._encoded(self.old_encoder, rows.unit())
@@ -142,7 +142,7 @@ class MultVAE(nn.Module):
         return (log_density(z, encoded.mean, encoded.log_variance) - mixed.logsumexp(dim=0)).sum(dim=1)
 
     def posterior(self, rows: Rows) -> tuple[Tensor, Tensor] | None:
-        """Means and divergences from N(0, I), (B, latent_dim) each; None where nothing is drawn."""
+        """Means and divergences from N(0, I), (B, latent_dim) each; None if the net is not variational."""
         mean, log_variance = self.encode(rows)
         return None if log_variance is None else (mean, divergences(mean, log_variance))
 
@@ -153,17 +153,17 @@ class MultVAE(nn.Module):
 
 
 def log_density(z: Tensor, mean: Tensor, log_variance: Tensor) -> Tensor:
-    """log N(z; mean, exp(log_variance)) of every number, of the shape of z."""
+    """log N(z; mean, exp(log_variance)), elementwise."""
     z, mean, log_variance = z.float(), mean.float(), log_variance.float()
     return -0.5 * (math.log(2 * math.pi) + log_variance + (z - mean).square() / log_variance.exp())
 
 
 def divergences(mean: Tensor, log_variance: Tensor) -> Tensor:
-    """KL(N(mean, exp(log_variance)) || N(0, 1)) of every number, of the shape of the mean."""
+    """KL(N(mean, exp(log_variance)) || N(0, 1)), elementwise."""
     mean, log_variance = mean.float(), log_variance.float()
     return 0.5 * (mean.square() + log_variance.exp() - 1.0 - log_variance)
 
 
 def divergence(mean: Tensor, log_variance: Tensor) -> Tensor:
-    """The same of every row, (B,)."""
+    """The sum of `divergences` over a row, (B,)."""
     return divergences(mean, log_variance).sum(dim=1)

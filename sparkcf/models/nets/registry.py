@@ -1,4 +1,4 @@
-"""Nets by their names in the configuration."""
+"""Builds nets by their names in the configuration."""
 
 from __future__ import annotations
 
@@ -65,16 +65,17 @@ NETS: dict[str, Callable[[Mapping[str, Any], Any, bool], nn.Module]] = {
 
 
 def net_of(data: Mapping[str, Any], config: Configured, seed: int) -> nn.Module:
-    """The net to train, for what is known of the data: its sizes, and what the model adds in `NetModel.net_data`."""
+    """The net to train. `data` : the values of `NetModel.net_data`."""
     return build_net(data, config, seed)
 
 
 def build_net(data: Mapping[str, Any], config: Configured, seed: int, trains: bool = True) -> nn.Module:
-    """The net with its initial weights, which depend on the seed alone.
+    """The net with its initial weights, which depend only on the seed.
 
     Parameters
     ----------
-    data : n_items, n_users. trains : with what only the loss needs, such as the encoder of before.
+    data : n_items, n_users.
+    trains : include the parts that only training needs, such as the copy of the encoder in the composite prior.
     """
     generator = torch.Generator().manual_seed(seed)
     net = NETS[config.section](data, config, trains)

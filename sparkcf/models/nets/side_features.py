@@ -20,7 +20,7 @@ PARTS = ("offsets", "indices", "values")
 
 
 def store_features(folder: str, features: Mapping[str, tuple[Features, int]]) -> dict[str, Any]:
-    """Write the features of sides, each with how many different ones there are; returns what `side_features` takes."""
+    """Write the features of each side (rows, number of distinct features); returns the input of `side_features`."""
     stored: dict[str, Any] = {"folder": folder, "sides": {}}
     for side, (rows, n_features) in features.items():
         arrays: Arrays = dict(zip(PARTS, rows, strict=True))
@@ -30,12 +30,12 @@ def store_features(folder: str, features: Mapping[str, tuple[Features, int]]) ->
 
 
 def side_features(data: Mapping[str, Any]) -> dict[str, tuple[Rows, int]]:
-    """By side its features as tensors, and how many different ones there are. Raises LakeError for a damaged file."""
+    """By side, its features as tensors and the number of distinct ones. Raises LakeError for a damaged file."""
     stored = data.get("features", {"sides": {}})
-    found: dict[str, tuple[Rows, int]] = {}
+    features: dict[str, tuple[Rows, int]] = {}
     for side, sizes in stored["sides"].items():
         shapes = {"offsets": (sizes["n"] + 1,), "indices": (sizes["nnz"],), "values": (sizes["nnz"],)}
         arrays, _ = read_arrays(Folder(stored["folder"]), f"features-{side}", shapes)
         offsets, indices = (torch.from_numpy(arrays[name].astype(np.int64)) for name in ("offsets", "indices"))
-        found[side] = Rows(indices, offsets, torch.from_numpy(arrays["values"].copy())), int(sizes["n_features"])
-    return found
+        features[side] = Rows(indices, offsets, torch.from_numpy(arrays["values"].copy())), int(sizes["n_features"])
+    return features

@@ -1,8 +1,8 @@
-"""BiVAE on Spark: rows of users and rows of items packed, both encoded at the end.
+"""BiVAE on Spark: packs rows of users and rows of items, and encodes both after training.
 
     pairs ──▶ user rows, item rows ──trained in turns──▶ two encoders ──▶ user factors, item factors
 
-Scores are inner products of the means. Users kept for validation are in no item's row.
+Scores are inner products of the means. Items' rows leave out the users kept for validation.
 """
 
 from __future__ import annotations
@@ -83,10 +83,10 @@ class BiVAEModel(NetModel[BiVAEConfig]):
 
 
 class BiVAEScorer(NetScorer):
-    """Vectors of new users by the users' encoder, of new items by the items'."""
+    """Folds in new users by the users' encoder and new items by the items' encoder."""
 
     def fold_in_items(self, rows: Rows) -> F32:
-        """Vectors (n, width) of items who were not in training, from their rows over the users."""
+        """Vectors (n, width) of items not in training, from their rows over the users."""
         indptr, indices, values, _ = rows
         encoder = self._model.encoder(self._state, "item")
         return encoder(PackedRows(np.arange(len(indptr) - 1), indptr, indices, values))[0]
@@ -97,14 +97,14 @@ def _texts(table: str, f: SideField) -> Texts:
 
 
 def _collected(data: TrainingData, side: str, fields: tuple[SideField, ...], n: int) -> tuple[Features, int]:
-    """The features of all rows of a side, in order of their indices, and how many different ones there are.
+    """The side features of all rows of a side, in order of their indices, and the number of distinct ones.
 
-    Raises ConfigError for a field that nobody has, or that is the same everywhere: it cannot move a prior.
+    Raises ConfigError for a field that no row has or that is the same in all rows.
     """
     key, table = f"bivae.{side}_prior", f"{side}s"
     frame = getattr(data, table)
     if frame is None or data.dictionary is None:
-        raise ConfigError(f"{key}: there is no table of {table} here")
+        raise ConfigError(f"{key}: there is no table of {table}: set input.{table}, or leave {key} out")
     columns, start = [], 0
     for number, f in enumerate(fields):
         name = f.column or f.of
@@ -119,13 +119,13 @@ def _collected(data: TrainingData, side: str, fields: tuple[SideField, ...], n: 
         else:
             texts = F.col("categories") if f.of == "categories" else F.array(F.col("attributes")[f.column])
             known = numbered(data.dictionary, _texts(table, f).name)
-            found = frame.select(f"{side}_idx", F.explode(F.array_distinct(texts)).alias("value"))
-            listed = found.join(known, on="value", how="inner").groupBy(f"{side}_idx")
+            exploded = frame.select(f"{side}_idx", F.explode(F.array_distinct(texts)).alias("value"))
+            listed = exploded.join(known, on="value", how="inner").groupBy(f"{side}_idx")
             entry = F.struct((F.col("feat") + start).alias("feat"), F.lit(1.0).alias("val"))
             features = listed.agg(F.sort_array(F.collect_list(entry)).cast(ENTRY).alias(f"_f{number}"))
             count, kinds = one_row(features.agg(F.count(F.lit(1)), F.count_distinct(f"_f{number}")))
-            whole = frame.count()
-            _check_field(key, name, table, count, kinds > 1 or count < whole)
+            total = frame.count()
+            _check_field(key, name, table, count, kinds > 1 or count < total)
             frame = frame.join(features, on=f"{side}_idx", how="left")
             size = known.count()
         columns.append(F.coalesce(f"_f{number}", F.array().cast(ENTRY)))
@@ -136,10 +136,10 @@ def _collected(data: TrainingData, side: str, fields: tuple[SideField, ...], n: 
 
 def _check_field(key: str, name: str, table: str, count: int, varies: bool) -> None:
     if not count:
-        raise ConfigError(f"{key}: no row of {table} has {name}: give it in input.{table}.columns, or drop it")
+        raise ConfigError(f"{key}: no row of {table} has {name}: set input.{table}.columns, or leave it out")
     if not varies:
         raise ConfigError(
-            f"{key}: {name} is the same in all {count:,} rows of {table} and can tell no two apart: drop it"
+            f"{key}: {name} is the same in all {count:,} rows of {table} and cannot distinguish them: leave it out"
         )
 
 
