@@ -177,6 +177,10 @@ class Scorer(ABC):
     def fold_in(self, rows: Rows, features: Features | None = None) -> tuple[F32, F32]:
         """Vectors (n, width) and biases (n,) of users who were not in training, with everything else fixed."""
 
+    def fold_in_items(self, rows: Rows) -> F32:
+        """Vectors (n, item_width) of items that were not in training, from their rows over the users of training."""
+        raise NotImplementedError
+
     def similar_block(self, items: I32) -> F32:
         """Likeness (n, m) of some items to all; the cosine of `likeness` where that is given."""
         unit = unit_rows(self.likeness())
