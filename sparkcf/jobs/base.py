@@ -17,7 +17,7 @@ from sparkcf.lake.factors import read_factors, read_of_run
 from sparkcf.lake.frames import one_row
 from sparkcf.lake.metrics import fit_figure
 from sparkcf.lake.published import published_run
-from sparkcf.lake.runs import Run, find_run
+from sparkcf.lake.runs import Run, find_run, trained_run
 from sparkcf.lake.tables import LakeTables
 from sparkcf.lake.weights import read_state
 from sparkcf.models.contract import Fitted, Model, TrainingData
@@ -74,12 +74,13 @@ def base_run(tables: LakeTables, config: Config) -> Run:
     return base
 
 
-def read_fitted(tables: LakeTables, model: Model[Any], run: Run, data: TrainingData) -> Fitted:
+def read_fitted(tables: LakeTables, model: Model[Any], run: Run, data: TrainingData, config: Config) -> Fitted:
     """Read a run's fit from the lake.
 
     Parameters
     ----------
-    data : the run's training data; its sizes give the shapes of the stored arrays.
+    data : the run's training data. Its sizes, or those of the run that it was folded into, give the shapes of the
+        stored arrays.
 
     Raises
     ------
@@ -94,6 +95,10 @@ def read_fitted(tables: LakeTables, model: Model[Any], run: Run, data: TrainingD
     if mean is None and biased:
         raise LakeError(f"run {run.run_id} has biases, but its mean was not stored: run jobs/train.py again")
     average = fit_figure(tables, run.run_id, "average")
+    trained = trained_run(run)
+    if trained.run_id != run.run_id:  # since then users and items may have been added
+        inputs = Inputs(tables, trained.row["inputs"])
+        data = training_data(model, inputs, inputs.events(trained.row["ds"]), config)
     shapes = model.shapes(data)
     return Fitted(
         users,

@@ -17,15 +17,16 @@ from pyspark.sql import DataFrame, SparkSession
 from pyspark.sql import functions as F
 
 from sparkcf.config.root import Config
-from sparkcf.data.arrow import entries_of, vectors_of
+from sparkcf.data.arrow import entries_of, vectors_of, vectors_to_arrow
 from sparkcf.data.inputs import Inputs, newest_versions
-from sparkcf.data.pairs import ENTRY, ROW, pairs, user_rows
+from sparkcf.data.pairs import ENTRY, ROW, pairs, row_lists, user_rows
 from sparkcf.errors import TrainingError
 from sparkcf.jobs.base import base_run, read_fitted, training_data
 from sparkcf.jobs.train import write_fitted, write_log
 from sparkcf.lake.frames import one_row
 from sparkcf.lake.runs import recorded_run
 from sparkcf.lake.tables import LakeTables
+from sparkcf.models.contract import Fitted, Scorer
 from sparkcf.models.registry import model_of
 from sparkcf.progress import say, step
 from sparkcf.ranking.scorers import SharedScorer, known_entries, rows_of, share_fitted
@@ -60,13 +61,15 @@ def fold_in_users(spark: SparkSession, config: Config) -> dict[str, Any]:
     model, then = model_of(config), Inputs(tables, base.row["inputs"])
     of_base = config.model_copy(update={"ds": base.row["ds"]})
     data = training_data(model, then, then.events(of_base.ds), of_base)
-    fitted = read_fitted(tables, model, base, data)
+    fitted = read_fitted(tables, model, base, data, of_base)
     with recorded_run(tables, "fold_in", config, newest_versions(tables)) as run:
         say(f"  against the items of run {base.run_id} of {base.row['ds']}")
         now = Inputs(tables, run.row["inputs"])
         paired = pairs(now.events(config.ds), model.reads, config)
         with step("fold in users", spark) as progress:
             shared = share_fitted(spark, model, fitted, now.n_items)
+            if folds_items(shared):
+                fitted = with_new_items(fitted, paired.where(F.col("user_idx") < data.n_users), shared)
             rows = marked(user_rows(paired), user_rows(data.pairs), fitted.user_factors)
             known = replace(data, pairs=paired.where(F.col("item_idx") < data.n_items))
             if model.reads.attributes:
@@ -91,6 +94,36 @@ def fold_in_users(spark: SparkSession, config: Config) -> dict[str, Any]:
         write_log(tables, run, updated)
         run.update("trained", counts=counts)
     return {"run_id": run.run_id, "base_run_id": base.run_id, "counts": run.counts}
+
+
+def folds_items(shared: SharedScorer) -> bool:
+    """Whether the model has vectors for items that were not in training."""
+    return type(shared.open()).fold_in_items is not Scorer.fold_in_items
+
+
+def with_new_items(fitted: Fitted, paired: DataFrame, shared: SharedScorer) -> Fitted:
+    """A fit with vectors of the items that it does not know, from their rows over the users of training.
+
+    Parameters
+    ----------
+    paired : user_idx, item_idx, value.
+    """
+
+    def work(batches: Iterable[Any]) -> Iterator[Any]:
+        import pyarrow as pa
+
+        for batch in batches:
+            for first in range(0, batch.num_rows, BATCH):
+                part = batch.slice(first, BATCH)
+                vectors = shared.open().fold_in_items(rows_of(part))
+                columns = [part.column(0), vectors_to_arrow(vectors), pa.array(np.zeros(len(vectors), np.float32))]
+                yield pa.RecordBatch.from_arrays(columns, names=["idx", "factor", "bias"])
+
+    known = fitted.item_factors.select(F.col("idx").alias("item_idx"))
+    new = paired.join(known, on="item_idx", how="left_anti")
+    swapped = new.select(F.col("item_idx").alias("user_idx"), F.col("user_idx").alias("item_idx"), "value")
+    solved = row_lists(swapped).mapInArrow(work, "idx int, factor array<float>, bias float")
+    return replace(fitted, item_factors=fitted.item_factors.unionByName(solved))
 
 
 def marked(now: DataFrame, before: DataFrame, factors: DataFrame) -> DataFrame:

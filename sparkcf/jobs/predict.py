@@ -55,7 +55,7 @@ def predict_pairs(spark: SparkSession, config: Config) -> dict[str, Any]:
     model, inputs = model_of(config), Inputs(tables, run.row["inputs"])
     requested = _requested(spark, model, config)
     data = training_data(model, inputs, inputs.events(run.row["ds"]), config)
-    fitted = read_fitted(tables, model, run, data)
+    fitted = read_fitted(tables, model, run, data, config)
     with step("predict", spark) as progress:
         pairs = requested.where("user_id IS NOT NULL AND item_id IS NOT NULL").distinct()
         pairs = pairs.withColumn("context", F.map_from_entries("context"))

@@ -38,7 +38,7 @@ def recommend_run(spark: SparkSession, config: Config) -> dict[str, Any]:
     events = inputs.events(config.ds)
     data = training_data(model, inputs, events, config)
     users, items = inputs.read("users"), inputs.read("items")
-    fitted = read_fitted(tables, model, run, data)
+    fitted = read_fitted(tables, model, run, data, config)
     saved = saved_of(model, fitted, data.n_items)
     scorer = share_scorer(spark, model.open, saved)
     catalogue = Catalogue.of(popularity(liked_pairs(events, config)), data.n_items, banned_items(spark, items, config))

@@ -137,6 +137,20 @@ def find_run(tables: LakeTables, config: Config, states: tuple[str, ...]) -> Run
     return Run(tables, row, dict(row["counts"] or {}))
 
 
+def trained_run(run: Run) -> Run:
+    """The run that trained the items of a run: itself, or the one that its users were folded into.
+
+    Raises NotFoundError if that run has no row any more.
+    """
+    while run.row["job"] == "fold_in":
+        run_id = json.loads(run.row["config"])["run_id"]
+        found = run.tables.read("runs").where(F.col("run_id") == run_id).collect()
+        if not found:
+            raise NotFoundError(f"run {run.run_id} stands on run {run_id}, which has no row any more: train again")
+        run = Run(run.tables, found[0].asDict(recursive=True))
+    return run
+
+
 def user_name() -> str:
     return os.environ.get("USER") or os.environ.get("LOGNAME") or "unknown"
 

@@ -188,6 +188,10 @@ class Scorer(ABC):
     def fold_in(self, rows: Rows, features: Features | None = None) -> tuple[F32, F32]:
         """Vectors (n, width) and biases (n,) of users not in training, with everything else fixed."""
 
+    def fold_in_items(self, rows: Rows) -> F32:
+        """Vectors (n, item_width) of items that were not in training, from their rows over the users of training."""
+        raise NotImplementedError
+
     def similar_block(self, items: I32) -> F32:
         """Similarity (n, m) of items to all items; default: the cosine of `likeness`."""
         unit = unit_rows(self.likeness())

@@ -240,3 +240,10 @@ def test_the_command_imports_neither_spark_nor_torch_nor_pandas(root: str) -> No
     out = subprocess.run([sys.executable, "-c", program, root], capture_output=True, text=True, check=True)
     assert "Brazil" in out.stdout
     assert out.stderr.strip() == "[] ['deltalake', 'pyarrow']"
+
+
+def test_concepts_of_a_model_without_any_are_refused_in_a_line(run, root: str) -> None:
+    for arguments in (("concepts",), ("recommend", "--user", "1", "--concept", "0")):
+        code, out, err = run(*arguments, "--model", "als", "--lake", root)
+        assert (code, out) == (2, "") and one_line(err)
+        assert "als-2" in err and "has no concepts: name a model that has by --model" in err

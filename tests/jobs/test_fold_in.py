@@ -54,13 +54,16 @@ FORMS = {
     "fm": ("model=fm", "fm.learner=als", "fm.rank=2", "fm.iterations=8"),
     "popularity": ("model=popularity",),
     "multdae": ("model=multdae", "multdae.latent_dim=3", "multdae.epochs=3", "multdae.workers=1"),
+    "bivae": ("model=bivae", "bivae.latent_dim=3", "bivae.epochs=3", "bivae.workers=1"),
 }
+ENCODED = {"multdae", "bivae"}  # by an encoder, which is the same in training and later
 EXPECTED = {  # users that are solved on the second day
     "ials": {"new", "u1", "u2", *FORCED},
     "explicit": {"new", "u1", "u2", "u4", *FORCED},  # a rating counts, not only that there is one
     "fm": {"new", "u1", "u2", "u4", *FORCED},
     "popularity": {"new", "u1", "u2", *FORCED},
     "multdae": {"new", "u1", "u2", *FORCED},
+    "bivae": {"new", "u1", "u2", *FORCED},
 }
 COUNTED = ("read", "clean", "exact_duplicates", "superseded", "quarantined")
 Vectors = dict[str, tuple[list[float], float]]
@@ -211,19 +214,28 @@ def test_only_users_whose_pairs_differ_are_solved(spark, first: Lake, lake: Lake
         assert after[user] == before[user]  # every bit of it
     if form == "popularity":
         assert set(map(str, after.values())) == {"([1.0], 0.0)"}
-    elif form == "multdae":  # encoding is the same in training and later: only u1 has another row to encode
+    elif form in ENCODED:  # only u1 has another row to encode
         for user in solved & before.keys():
             same = np.allclose(after[user][0], before[user][0], atol=1e-6)
             assert same == (user != "u1"), user
     else:
         assert all(after[user] != before[user] for user in solved & before.keys())
-    assert lake.vectors(spark, lake.runs[form], "item") == lake.vectors(spark, folded[form]["run_id"], "item")
+    items, kept = (lake.vectors(spark, run, "item") for run in (lake.runs[form], folded[form]["run_id"]))
+    new = {"fresh"} if form == "bivae" else set()  # its item encoder has a vector for an item that nobody had before
+    assert kept.keys() == items.keys() | new and {item: kept[item] for item in items} == items
     assert folded[form]["counts"] == {
         "users_folded_in": len(solved),
         "users_kept": N - 1 - len(solved - {"new"}),
         "users_without_known_items": 1,
-        "items": M,
+        "items": M + len(new),
     }
+
+
+@pytest.mark.parametrize("form", sorted(ENCODED))
+def test_a_folded_run_of_a_net_is_recommended_though_items_were_added(spark, own: Lake, folded, form: str) -> None:
+    """The stored weights have the sizes of the run that was trained."""
+    named = own.config(form, f"run_id={folded[form]['run_id']}", "topk.similar_items=0")
+    assert recommend_run(spark, named)["counts"]["users_fallback"] == 2
 
 
 def test_the_run_tells_what_it_stands_on(spark, lake: Lake, folded) -> None:

@@ -119,17 +119,14 @@ class ConceptScorer(Scorer):
     """Scores blocks of users; a user's vector is K vectors of unit length, side by side."""
 
     def __init__(self, saved: Saved, model: MacridVAEModel) -> None:
-        self.known_items = saved.item_known
+        self.known_items, self.items = saved.item_known, saved.item_vectors  # of unit length; 0 for an unknown item
         self._state, self._model = saved.arrays, model
-
-    @cached_property
-    def items(self) -> F32:
-        return unit_rows(self._state["items"])
 
     @cached_property
     def assigned(self) -> F32:
         """c (m, K)."""
-        return _assigned(self._state, self._model.params)
+        prototypes = unit_rows(self._state["prototypes"])
+        return assignments(self.items, prototypes, self._model.params.temperature)
 
     @cached_property
     def _encoder(self) -> Encoder:

@@ -9,13 +9,13 @@ from torch.distributions import Bernoulli, Normal, kl_divergence
 
 from sparkcf.config.models import BiVAEConfig
 from sparkcf.data.packed import PackedRows
-from sparkcf.errors import ConfigError
+from sparkcf.errors import ConfigError, TrainingError
 from sparkcf.models.nets import blocks
 from sparkcf.models.nets.bivae import BiVAE
 from sparkcf.models.nets.registry import build_net
 from sparkcf.models.nets.side_features import store_features
 from sparkcf.training.batch import Rows
-from sparkcf.training.checkpoint import arrays_of
+from sparkcf.training.checkpoint import Checkpoints, arrays_of
 from sparkcf.training.feed import MemoryFeed
 from sparkcf.training.group import Group
 from sparkcf.training.loop import train
@@ -42,16 +42,16 @@ def sided(side: str) -> Rows:
     return Rows(rows.indices, rows.offsets, rows.values, torch.arange(len(rows)))
 
 
-def packed(side: str, rank: int = 0, size: int = 1) -> PackedRows:
+def packed(side: str) -> PackedRows:
     rows = sided(side)
-    whole = PackedRows(np.arange(len(rows)), rows.offsets.numpy(), rows.indices.int().numpy(), rows.values.numpy())
-    return whole
+    return PackedRows(np.arange(len(rows)), rows.offsets.numpy(), rows.indices.int().numpy(), rows.values.numpy())
 
 
-def trained(group: Group, configured: BiVAEConfig, **data):
+def trained(group: Group, configured: BiVAEConfig, folder=None, on_progress=print, **data):
     net = net_of(configured, **data)
     feeds = [MemoryFeed(packed(side), -(-64 // group.size), 3, group.rank, group.size) for side in ("user", "item")]
-    log = train(net, feeds[0], configured, 3, group, item_feed=feeds[1])
+    saved = Checkpoints(str(folder)) if folder else None
+    log = train(net, feeds[0], configured, 3, group, None, saved, on_progress, feeds[1])
     return arrays_of(net), log
 
 
@@ -153,6 +153,31 @@ def test_two_ranks_train_what_one_trains_on_the_joined_batches(monkeypatch: pyte
         for mine, other in zip(log, theirs, strict=True):
             assert other["loss"] == pytest.approx(mine["loss"], rel=1e-4)
             assert other["kl"] == pytest.approx(mine["kl"], rel=1e-4)
+
+
+def test_a_training_that_was_cut_short_goes_on_along_the_same_losses(tmp_path) -> None:
+    """The vectors that either side trains against are part of what is saved."""
+    configured = config(epochs=6, likelihood="bernoulli")
+    whole, log = trained(ALONE, configured)
+
+    def killed_after_three(entry: dict) -> None:
+        if entry.get("epoch") == 3:
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        trained(ALONE, configured, tmp_path, killed_after_three)
+    resumed, again = trained(ALONE, configured, tmp_path)
+    for name in ("loss", "item_loss", "kl"):
+        assert [entry[name] for entry in again] == pytest.approx([entry[name] for entry in log], rel=1e-5)
+    for name, array in whole.items():
+        np.testing.assert_allclose(resumed[name], array, atol=1e-5, err_msg=name)
+
+
+def test_a_loss_that_is_not_finite_names_the_side_and_its_rows() -> None:
+    with pytest.raises(
+        TrainingError, match=r"epoch \d+, step 1, whose rows begin with user_idx 1, 2.*bivae\.learning_rate"
+    ):
+        trained(ALONE, config(likelihood="poisson", link="exp", learning_rate=1e6, epochs=9))
 
 
 def features_of(tmp_path) -> dict:

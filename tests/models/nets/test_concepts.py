@@ -173,7 +173,7 @@ def test_a_prior_of_the_lakes_features_and_items_that_are_folded_in(spark: Spark
     found, model = find_run(tables, chosen, ("trained",)), model_of(chosen)
     inputs = Inputs(tables, found.row["inputs"])
     data = training_data(model, inputs, inputs.events(chosen.ds), chosen)
-    fitted = read_fitted(tables, model, found, data)
+    fitted = read_fitted(tables, model, found, data, chosen)
     saved = saved_of(model, fitted, data.n_items)
     scorer = model.open(saved)
     known = tables.read("item_rows").where(F.col("item_idx") == 3).orderBy("snapshot").collect()[-1]
