@@ -246,4 +246,4 @@ def test_concepts_of_a_model_without_any_are_refused_in_a_line(run, root: str) -
     for arguments in (("concepts",), ("recommend", "--user", "1", "--concept", "0")):
         code, out, err = run(*arguments, "--model", "als", "--lake", root)
         assert (code, out) == (2, "") and one_line(err)
-        assert "als-2" in err and "has no concepts: name a model that has by --model" in err
+        assert "als-2" in err and "has no concepts: name a model with concepts" in err
