@@ -153,6 +153,9 @@ def top_k(users: DataFrame, shared: SharedRanker, width: int, k: int, concepts: 
     concepts : the reason is "concept N", where the model has concepts, instead of "model".
     """
     lists = ranked_lists(users, shared, width, k, concepts)
+    if concepts:  # a model without concepts leaves them null, and zipped with null the lists would be gone
+        none = F.transform("items", lambda item: F.lit(None).cast("int"))
+        lists = lists.withColumn("concepts", F.coalesce("concepts", none))
     entries = ["items", "scores", *(["concepts"] if concepts else [])]
     listed = lists.select("user_idx", "by_model", F.posexplode(F.arrays_zip(*entries)).alias("at", "entry"))
     of_model = F.lit("model")

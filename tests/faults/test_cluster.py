@@ -232,10 +232,22 @@ def test_night_on_a_cluster_gives_the_tables_of_a_single_machine(spark, folder, 
         ("items", ["item_id", "item_idx", "title"]),
     ):
         rows = [LakeTables(spark, str(lake)).read(name).orderBy(keys).collect() for lake in (there, here)]
-        assert rows[0] and [[row[k] for k in keys] for row in rows[0]] == [[row[k] for k in keys] for row in rows[1]]
-        if "score" in rows[0][0]:
-            scores = [[row["score"] for row in lake] for lake in rows]
-            assert scores[0] == pytest.approx(scores[1], abs=1e-5)
+        assert rows[0] and len(rows[0]) == len(rows[1])
+        scores = [[row["score"] for row in lake] if "score" in lake[0] else [] for lake in rows]
+        assert scores[0] == pytest.approx(scores[1], abs=1e-5)
+        # Items of the same users have the same vector but for rounding: of neighbours tied to 1e-5 either may be first.
+        last = {row[keys[0]]: row["score"] for row in rows[0]} if scores[0] else {}
+        tied = {number for number in range(len(rows[0])) if scores[0] and _is_tied(rows[0], number, keys[0], last)}
+        for number, pair in enumerate(zip(*rows, strict=True)):
+            one, other = ([row[k] for k in keys] for row in pair)
+            assert one == other or (number in tied and one[:2] == other[:2])
+
+
+def _is_tied(rows: list[Any], number: int, key: str, last: dict[str, float]) -> bool:
+    """Whether a row's score is within 1e-5 of another's in its list, or of the list's last."""
+    own = rows[number]
+    near = [row for row in rows[max(number - 1, 0) : number + 2] if row is not own and row[key] == own[key]]
+    return any(abs(row["score"] - own["score"]) < 1e-5 for row in near) or abs(last[own[key]] - own["score"]) < 1e-5
 
 
 def test_a_net_trains_on_the_cluster_from_the_wheel_as_on_a_single_machine(spark, folder, submit) -> None:
@@ -256,7 +268,7 @@ def test_a_net_trains_on_the_cluster_from_the_wheel_as_on_a_single_machine(spark
 def test_a_night_of_the_nets_of_concepts_and_of_two_sides_on_the_cluster(folder, submit) -> None:
     """From packed rows to lists that readers see, by two processes on two workers."""
     models = {"macridvae": ("concepts=2",), "bivae": ("item_prior=[{of: categories}]",)}
-    small = ("hidden=[8]", "latent_dim=4", "epochs=2", "batch_size=40", "workers=2")
+    small = ("hidden=[8]", "latent_dim=4", "epochs=2", "batch_size=40", "workers=2", "timeout_s=300")
     given = [*NIGHT, "ds=2018-09-25", f"input.path={folder}/log.csv", f"lake.root={folder}/lake-nets"]
     given += ["models=[macridvae, bivae]", "topk.concepts=true", "gate.allow_below_popularity=true"]
     given += [f"{model}.{setting}" for model, own in models.items() for setting in (*small, *own)]
