@@ -27,7 +27,8 @@ CONTRACT = ("sparkcf.models.contract", "sparkcf.models.registry")  # all that jo
 QUICK = ("sparkcf.lake.query", "sparkcf.cli.main")  # they answer on machines without Java, in a blink
 HEAVY = {"pyspark", "torch", "numba", "delta"}
 MATHEMATICS = {"numpy", "scipy", "pandas", "pyarrow", *HEAVY}
-NETS = [name for name in LIBRARY if name.startswith("sparkcf.models.nets.") and not name.endswith(".fit")]
+NETS_ON_SPARK = {f"sparkcf.models.nets.{name}" for name in ("fit", "concepts", "two_sided")}
+NETS = [name for name in LIBRARY if name.startswith("sparkcf.models.nets.") and name not in NETS_ON_SPARK]
 NETS.append("sparkcf.models.fm.net")
 ON_SPARK = {f"sparkcf.training.{name}" for name in ("launch", "gang", "gang_stage", "shuffle")}
 TORCH = {"sparkcf.models.nets.fit", "sparkcf.models.fm.sgd", "sparkcf.training.gang"}  # imported where it is needed
@@ -91,7 +92,7 @@ def foreign_to_kernels(tree: ast.AST) -> list[str]:
 
 def foreign_to_nets(tree: ast.AST) -> list[str]:
     allowed = {"numpy", "torch", *sys.stdlib_module_names}
-    ours = ("sparkcf.models.nets.", "sparkcf.config.", "sparkcf.training.batch.")
+    ours = ("sparkcf.models.nets.", "sparkcf.config.", "sparkcf.training.batch.", "sparkcf.training.side_features.")
     return [n for n in imports(tree) if top(n) not in allowed and not n.startswith(ours)]
 
 

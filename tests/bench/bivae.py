@@ -15,7 +15,7 @@ import numpy as np
 import torch
 
 from sparkcf.data.packed import PackedRows
-from sparkcf.models.nets.side_features import store_features
+from sparkcf.training.side_features import store_features
 from tests.bench import peers, quality
 from tests.bench.macridvae import MEASURES_SHOWN, SEEDS, catalogue, genres_of, pairs_of, run
 from tests.bench.report import Goal, print_table

@@ -15,7 +15,7 @@ from sparkcf.models.nets.exponential import FAMILIES
 from sparkcf.models.nets.layers import initialize
 from sparkcf.models.nets.macridvae import MacridVAE
 from sparkcf.models.nets.multvae import MultVAE
-from sparkcf.models.nets.side_features import side_features
+from sparkcf.training.side_features import side_features
 
 Configured = MultVAEConfig | MultDAEConfig | MacridVAEConfig | BiVAEConfig
 

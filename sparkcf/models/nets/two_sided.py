@@ -62,7 +62,7 @@ class BiVAEModel(NetModel[BiVAEConfig]):
         return data.packing.rows(data.pairs.withColumn("held", held).where(~F.col("held")), "item")
 
     def net_data(self, data: TrainingData, folder: str) -> dict[str, Any]:
-        from sparkcf.models.nets.side_features import store_features
+        from sparkcf.training.side_features import store_features
 
         sizes = super().net_data(data, folder)
         features = {}

@@ -13,12 +13,12 @@ from sparkcf.errors import ConfigError, TrainingError
 from sparkcf.models.nets import blocks
 from sparkcf.models.nets.bivae import BiVAE
 from sparkcf.models.nets.registry import build_net
-from sparkcf.models.nets.side_features import store_features
 from sparkcf.training.batch import Rows
 from sparkcf.training.checkpoint import Checkpoints, arrays_of
 from sparkcf.training.feed import MemoryFeed
 from sparkcf.training.group import Group
 from sparkcf.training.loop import train
+from sparkcf.training.side_features import store_features
 from tests.models.nets.test_multvae import rows_of
 from tests.training.test_loop import ALONE, in_processes
 

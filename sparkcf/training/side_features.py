@@ -10,12 +10,13 @@ from typing import Any
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 
 from sparkcf.lake.arrays import Arrays, read_arrays, write_arrays
 from sparkcf.lake.folder import Folder
-from sparkcf.models.contract import Features
 from sparkcf.training.batch import Rows
 
+Features = tuple[NDArray[np.int64], NDArray[np.int32], NDArray[np.float32]]  # indptr, feature, value
 PARTS = ("offsets", "indices", "values")
 
 
