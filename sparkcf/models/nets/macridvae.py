@@ -100,7 +100,7 @@ class MacridVAE(nn.Module):
             cosines = products.flatten().index_select(0, places.flatten()).view(-1, k)
             logits = (cosines + assigned[item].clamp_min(TINY).log()).logsumexp(dim=1)
             observed = torch.zeros(len(z), device=z.device).index_add_(0, own, rows.values[inside] * logits)
-            mass = products.exp().view(len(z), -1) @ assigned.T.flatten()  # cosine / tau <= 1 / tau: finite
+            mass = products.exp().view(len(z), k * len(items)) @ assigned.T.flatten()  # cosine / tau <= 1 / tau: finite
             return torch.stack([observed, mass])
 
         tables = (torch.arange(len(self.items), device=z.device), F.normalize(self.items, dim=1), assigned)

@@ -153,3 +153,13 @@ def test_an_empty_row_costs_its_divergence_alone() -> None:
     net = net_of().eval()
     _, s = net.encode(ROWS, net.assignments())
     assert net.loss(ROWS, 1.0)[1].item() == pytest.approx(divergence(s[1]).sum().item(), rel=1e-5)
+
+
+def test_a_rank_without_rows_has_a_loss_and_gradients_of_zero() -> None:
+    """Of fewer files than ranks one rank has no row, and DDP waits for its gradients."""
+    net = net_of().train()
+    nobody = ROWS.take(torch.zeros(0, dtype=torch.int64))
+    net.loss(nobody, 0.2).sum().backward()
+    assert all(parameter.grad is not None and not parameter.grad.any() for parameter in net.parameters())
+    assert net.posterior(nobody)[0].shape == (0, K * D)
+    assert net.eval()(nobody)[0].shape == (0, M)
