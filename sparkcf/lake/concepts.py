@@ -14,7 +14,7 @@ import numpy as np
 import pyarrow as pa
 from numpy.typing import NDArray
 
-from sparkcf.errors import ConfigError, NotFoundError
+from sparkcf.errors import ConfigError, LakeError, NotFoundError
 from sparkcf.kernels.concepts import F32, concept_mass
 from sparkcf.kernels.vectors import unit_rows
 from sparkcf.lake.query import Day, Lake, PublishedRun
@@ -34,7 +34,7 @@ class Concepts:
     vectors : float32 (m, d), of unit length.
     assigned : float32 (m, K), probabilities.
     temperature : cosines are divided by it.
-    users_led : number of users that each concept leads.
+    users_led : number of users that each concept leads; None in a run whose users were folded in.
     """
 
     lake: Lake
@@ -44,7 +44,7 @@ class Concepts:
     vectors: F32
     assigned: F32
     temperature: float
-    users_led: list[int]
+    users_led: list[int | None]
 
     @classmethod
     def read(cls, lake: Lake, model: str | None = None, ds: Day = None) -> Concepts:
@@ -81,15 +81,9 @@ class Concepts:
         categories : categories whose share in the concept exceeds that in all items by most.
         typical : titles of the concept's items with the largest users x probability.
         """
-        rows_of_items = self.lake.read("items", None, None, ("item_id", "title", "categories"))
-        described = dict(
-            zip(
-                rows_of_items["item_id"].to_pylist(),
-                zip(*(rows_of_items[c].to_pylist() for c in ("title", "categories")), strict=True),
-                strict=True,
-            )
-        )
-        titles, categories = ([described.get(item, (None, None))[part] for item in self.items] for part in (0, 1))
+        read = self.lake.read("items", None, None, ("item_id", "title", "categories")).to_pylist()
+        described = {row["item_id"]: row for row in read}
+        titles, categories = ([described[item][name] for item in self.items] for name in ("title", "categories"))
         leading = self.assigned.argmax(axis=1)
         total = Counter(c for each in categories for c in set(each or ()))
         rows = []
@@ -190,11 +184,12 @@ def _vectors(column: pa.ChunkedArray) -> F32:
 
 def _temperature(lake: Lake, run: PublishedRun) -> float:
     rows = lake.read("runs", ("run_id", [run.run_id]), None, ("run_id", "config"))
-    config = json.loads(rows["config"][0].as_py()) if rows.num_rows else {}
-    return float(config[run.model]["temperature"])
+    if not rows.num_rows:
+        raise LakeError(f"{run} has no row in table runs, so its temperature is unknown: publish another run")
+    return float(json.loads(rows["config"][0].as_py())[run.model]["temperature"])
 
 
-def _users_led(lake: Lake, run: PublishedRun, n: int) -> list[int]:
+def _users_led(lake: Lake, run: PublishedRun, n: int) -> list[int | None]:
     rows = lake.read("metrics", ("run_id", [run.run_id]), None, ("run_id", "metric", "segment", "value")).to_pylist()
     led = {row["segment"]: int(row["value"]) for row in rows if row["metric"] == "users_led"}
-    return [led.get(f"concept {concept}", 0) for concept in range(n)]
+    return [led.get(f"concept {concept}") for concept in range(n)]

@@ -3,7 +3,7 @@
     python -m tests.bench.bivae [--only epoch,quality,priors,processes,memory] [--rounds N] [--quick]
 
 Trained on the fixed q2 splits of ml-100k and ml-1m, where ../shared/data is; what was picked was picked on validation.
-`--quick`: small synthetic pairs, epochs, processes and memory, one round.
+`--quick`: epochs on small synthetic pairs, one round.
 """
 
 from __future__ import annotations
@@ -17,11 +17,25 @@ import torch
 from sparkcf.data.packed import PackedRows
 from sparkcf.training.side_features import store_features
 from tests.bench import peers, quality
-from tests.bench.macridvae import MEASURES_SHOWN, SEEDS, catalogue, genres_of, pairs_of, run
-from tests.bench.report import Goal, print_table
-from tests.bench.synthetic import QUICK, Interactions, interactions
+from tests.bench.macridvae import genres_of
+from tests.bench.report import Goal, print_table, run
+from tests.bench.synthetic import Interactions
 from tests.bench.timing import Times, interleaved
-from tests.bench.training import EPOCHS, in_processes, part, peak_memory, seconds, test_measures, trained
+from tests.bench.training import (
+    EPOCHS,
+    ITEM_COUNTS,
+    MEASURES_SHOWN,
+    SEEDS,
+    catalogue,
+    datasets,
+    in_processes,
+    pairs_of,
+    part,
+    peak_memory,
+    seconds,
+    test_measures,
+    trained,
+)
 
 SPLITS = ("ml-100k-q2", "ml-1m-q2")
 # cornac's own sizes: k 20, [40], tanh, Poisson with a sigmoid, its batches of 100, Adam 1e-3; every row every epoch.
@@ -53,15 +67,11 @@ KNOWN = {  # of our other models and the splits' README
 FEW = 5  # ratings of an item
 
 
-def datasets(quick: bool) -> dict[str, Interactions]:
-    return {"synthetic": interactions(QUICK)} if quick else {split: pairs_of(split) for split in SPLITS}
-
-
 def epochs(rounds: int, quick: bool, goals: list[Goal]) -> None:
     table = []
     torch.set_num_threads(1)
     with peers.optional_cornac(quick) as peer:
-        for name, data in datasets(quick).items():
+        for name, data in datasets(SPLITS, quick).items():
             equal = EQUAL | {"batch_size": BATCH[name]}
             systems: dict[str, Any] = {"sparkcf": lambda data=data, equal=equal: seconds("bivae", data, **equal)}
             if peer:
@@ -184,7 +194,7 @@ def items_of(rows: PackedRows, user: int) -> np.ndarray:
 
 def processes(rounds: int, quick: bool, goals: list[Goal]) -> None:
     table = []
-    for name, data in list(datasets(quick).items())[-1:]:
+    for name, data in list(datasets(SPLITS, quick).items())[-1:]:
         settings = EQUAL | {"batch_size": 500}
         systems: dict[int, Any] = {
             n: lambda n=n, data=data, settings=settings: in_processes(n, "bivae", data, **settings) for n in (1, 2)
@@ -199,7 +209,7 @@ def processes(rounds: int, quick: bool, goals: list[Goal]) -> None:
 
 def memory(rounds: int, quick: bool, goals: list[Goal]) -> None:
     table = []
-    for n_items in (200, 400) if quick else (20_000, 200_000):
+    for n_items in ITEM_COUNTS:
         settings = {"latent_dim": 20, "hidden": (40,), "batch_size": 500}
         stated, peak = stated_mib(n_items), peak_memory("bivae", catalogue(n_items), **settings)
         table.append((f"{n_items:,}", f"{stated:,.0f}", f"{peak:,.0f}"))
@@ -217,7 +227,7 @@ def stated_mib(n_items: int) -> float:
 
 
 MEASURES = {"epoch": epochs, "quality": qualities, "priors": priors, "processes": processes, "memory": memory}
-QUICKLY = ("epoch", "processes", "memory")
+QUICKLY = ("epoch",)
 
 if __name__ == "__main__":
-    run("bivae", MEASURES, QUICKLY, __doc__)
+    run("bivae", MEASURES, QUICKLY, __doc__, quality.SPLITS.is_dir())

@@ -3,15 +3,13 @@
     python -m tests.bench.macridvae [--only epoch,quality,concepts,processes,memory] [--rounds N] [--quick]
 
 Trained on the fixed q1 splits of ml-100k and ml-1m, where ../shared/data is. Settings were picked on the validation of
-one seed, from eight and five trials; RecBole's figures on these splits come from 0 to 4. `--quick`: small synthetic
-pairs, epochs, processes and memory, one round.
+one seed, from eight and five trials; RecBole's figures on these splits come from 0 to 4. `--quick`: epochs on
+small synthetic pairs, one round.
 """
 
 from __future__ import annotations
 
-import argparse
 import csv
-import sys
 from typing import Any
 
 import numpy as np
@@ -20,10 +18,21 @@ import torch
 from sparkcf.kernels.concepts import assignments, normalised_mutual_information
 from sparkcf.kernels.vectors import unit_rows
 from tests.bench import peers, quality
-from tests.bench.report import Goal, finish, print_table
-from tests.bench.synthetic import QUICK, Interactions, interactions
+from tests.bench.report import Goal, print_table, run
 from tests.bench.timing import Times, interleaved
-from tests.bench.training import EPOCHS, in_processes, peak_memory, seconds, test_measures, trained
+from tests.bench.training import (
+    EPOCHS,
+    ITEM_COUNTS,
+    MEASURES_SHOWN,
+    SEEDS,
+    catalogue,
+    datasets,
+    in_processes,
+    peak_memory,
+    seconds,
+    test_measures,
+    trained,
+)
 
 SPLITS = ("ml-100k-q1", "ml-1m-q1")
 PAPER = {"concepts": 7, "latent_dim": 100, "hidden": (600,), "batch_size": 500}  # epochs are timed with RecBole's sizes
@@ -44,27 +53,14 @@ PEER_SETTINGS: dict[str, Any] = {
 }
 GOALS = {"ml-100k-q1": (0.4490, 0.4661), "ml-1m-q1": (0.4022, 0.4305)}  # RecBole's, and the aim: our ALS
 MULTVAE = {"ml-100k-q1": 0.4479, "ml-1m-q1": 0.4151}  # python -m tests.bench.nets --only quality
-SEEDS = (1, 2, 3)
 CONCEPT_SEEDS = (1, 2, 3, 4, 5)
-MEASURES_SHOWN = (("ndcg_at_k", 100), ("ndcg_at_k", 20), ("recall_at_k", 20))
-ITEM_COUNTS = (20_000, 200_000)
-
-
-def pairs_of(split: str) -> Interactions:
-    archive = quality.load(split)
-    users, items = (archive["train"][:, column].astype(np.int32) for column in (0, 1))
-    return Interactions(users, items, quality.n_users(archive), int(archive["n_items"]))
-
-
-def datasets(quick: bool) -> dict[str, Interactions]:
-    return {"synthetic": interactions(QUICK)} if quick else {split: pairs_of(split) for split in SPLITS}
 
 
 def epochs(rounds: int, quick: bool, goals: list[Goal]) -> None:
     table = []
     torch.set_num_threads(1)
     with peers.optional_neural(quick) as peer:
-        for name, data in datasets(quick).items():
+        for name, data in datasets(SPLITS, quick).items():
             systems: dict[str, Any] = {"sparkcf": lambda data=data: seconds("macridvae", data, **PAPER)}
             if peer:
                 peer.model("macridvae", data, threads=1, **PEER_SETTINGS)
@@ -146,7 +142,7 @@ def genres_of(name: str, ids: np.ndarray) -> list[list[str]]:
 
 def processes(rounds: int, quick: bool, goals: list[Goal]) -> None:
     table = []
-    for name, data in list(datasets(quick).items())[-1:]:
+    for name, data in list(datasets(SPLITS, quick).items())[-1:]:
         systems: dict[int, Any] = {
             n: lambda n=n, data=data: in_processes(n, "macridvae", data, **PAPER) for n in (1, 2)
         }
@@ -161,7 +157,7 @@ def processes(rounds: int, quick: bool, goals: list[Goal]) -> None:
 def memory(rounds: int, quick: bool, goals: list[Goal]) -> None:
     """Peak of a process against what its parameters need."""
     table = []
-    for n_items in (200, 400) if quick else ITEM_COUNTS:
+    for n_items in ITEM_COUNTS:
         data = catalogue(n_items)
         sizes = {"concepts": 7, "latent_dim": 100, "hidden": (100,), "batch_size": 100, "anneal_steps": 0}
         stated, peak = stated_mib(n_items), peak_memory("macridvae", data, **sizes)
@@ -179,14 +175,6 @@ def stated_mib(n_items: int) -> float:
     return (blocks + 8 * 4 * n_items * (100 + 100)) / 2**20 + 300
 
 
-def catalogue(n_items: int) -> Interactions:
-    """500 users of 100 items each, of so many."""
-    random = np.random.default_rng(1)
-    users = np.repeat(np.arange(500, dtype=np.int32), min(100, n_items // 2))
-    items = np.concatenate([random.choice(n_items, len(users) // 500, replace=False) for _ in range(500)])
-    return Interactions(users, items.astype(np.int32), 500, n_items)
-
-
 MEASURES = {
     "epoch": epochs,
     "quality": qualities,
@@ -194,27 +182,8 @@ MEASURES = {
     "processes": processes,
     "memory": memory,
 }
-QUICKLY = ("epoch", "processes", "memory")
-
-
-def run(name: str, measures: dict[str, Any], quickly: tuple[str, ...], about: str | None) -> None:
-    """The command line of a benchmark of parts."""
-    parser = argparse.ArgumentParser(description=about)
-    parser.add_argument("--quick", action="store_true")
-    parser.add_argument("--only", default=",".join(measures))
-    parser.add_argument("--rounds", type=int, default=3)
-    parser.add_argument("--size", default="real", help="ignored: the data are real where they are here")
-    given = parser.parse_args()
-    wanted = given.only.split(",")
-    if unknown := set(wanted) - set(measures):
-        sys.exit(f"{name}: --only {','.join(sorted(unknown))}: known are {', '.join(measures)}")
-    quick = given.quick or not quality.SPLITS.is_dir()
-    goals: list[Goal] = []
-    for part in wanted:
-        if not quick or part in quickly:
-            measures[part](1 if given.quick else given.rounds, quick, goals)
-    finish(name, "quick" if quick else "real", goals)
+QUICKLY = ("epoch",)
 
 
 if __name__ == "__main__":
-    run("macridvae", MEASURES, QUICKLY, __doc__)
+    run("macridvae", MEASURES, QUICKLY, __doc__, quality.SPLITS.is_dir())

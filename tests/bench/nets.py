@@ -2,17 +2,15 @@
 
     python -m tests.bench.nets [--only epoch,feed,processes,memory,prepare,quality] [--rounds N] [--quick]
 
-`prepare` packs 20 M synthetic pairs. epoch, feed and processes train on the train part of ml-1m-q1, where
-../shared/data/splits is, else on synthetic pairs; quality is measured on the test parts, with what was picked on
-validation. `--quick`: small synthetic pairs, one round, without prepare and quality.
+`prepare` packs 20 M synthetic pairs. epoch, feed and processes train on the train part of ml-1m-q1; quality is measured
+on the test parts, with what was picked on validation. `--quick`, and a machine without ../shared/data/splits: small
+synthetic pairs, without prepare and quality.
 """
 
 from __future__ import annotations
 
-import argparse
 import multiprocessing
 import resource
-import sys
 import tempfile
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -24,10 +22,10 @@ import torch
 from sparkcf.data.packed import PackedRows
 from sparkcf.training.feed import PetastormFeed
 from tests.bench import mllib, peers, quality
-from tests.bench.report import Goal, finish, print_table
+from tests.bench.report import Goal, print_table, run
 from tests.bench.synthetic import QUICK, Interactions, interactions
 from tests.bench.timing import Times, clock, interleaved
-from tests.bench.training import EPOCHS, figure, in_processes, packed, seconds, seconds_from, write_files
+from tests.bench.training import EPOCHS, figure, in_processes, packed, pairs_of, seconds, seconds_from, write_files
 
 SIZES: dict[str, dict[str, Any]] = {  # as Liang et al. (2018) have them
     "multvae": {"hidden": (600,), "latent_dim": 200},
@@ -51,7 +49,8 @@ GOALS = {
 }
 
 
-def epochs(data: Interactions, rounds: int, quick: bool, goals: list[Goal]) -> None:
+def epochs(rounds: int, quick: bool, goals: list[Goal]) -> None:
+    data = pairs(quick)
     table = []
     with peers.optional_neural(quick) as peer:
         for model in SIZES:
@@ -72,7 +71,8 @@ def epochs(data: Interactions, rounds: int, quick: bool, goals: list[Goal]) -> N
     print_table(("model", "system", "seconds: median (least–greatest)"), table)
 
 
-def feeds(data: Interactions, rounds: int, quick: bool, goals: list[Goal]) -> None:
+def feeds(rounds: int, quick: bool, goals: list[Goal]) -> None:
+    data = pairs(quick)
     torch.set_num_threads(1)
     rows, table = packed(data), []
     with tempfile.TemporaryDirectory() as folder:
@@ -92,7 +92,8 @@ def feeds(data: Interactions, rounds: int, quick: bool, goals: list[Goal]) -> No
     print_table(("model", "feed", "seconds: median (least–greatest)"), table)
 
 
-def processes(data: Interactions, rounds: int, quick: bool, goals: list[Goal]) -> None:
+def processes(rounds: int, quick: bool, goals: list[Goal]) -> None:
+    data = pairs(quick)
     table = []
     for model in SIZES:
         for name, batch in (("batch 500 together", (500, 250)), ("batch 500 each", (500, 500))):
@@ -111,7 +112,7 @@ def processes(data: Interactions, rounds: int, quick: bool, goals: list[Goal]) -
     print_table(("model", "batch", "processes", "seconds an epoch", "users/s"), table)
 
 
-def memory(data: Interactions, rounds: int, quick: bool, goals: list[Goal]) -> None:
+def memory(rounds: int, quick: bool, goals: list[Goal]) -> None:
     """Peak memory of a process that trains on 1 M and on 4 M rows."""
     peaks, n_items = [], 5_000 if not quick else 200
     sizes = (1_000_000, 4_000_000) if not quick else (10_000, 40_000)
@@ -140,7 +141,7 @@ def _peak(files: list[str], n_items: int, answers: Any) -> None:
     answers.put(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024)
 
 
-def preparing(data: Interactions, rounds: int, quick: bool, goals: list[Goal]) -> None:
+def preparing(rounds: int, quick: bool, goals: list[Goal]) -> None:
     """20 M pairs packed into rows of users, by a driver of 4 GB."""
     from sparkcf.config.load import load_config
     from sparkcf.data.packing import Packing
@@ -157,10 +158,7 @@ def preparing(data: Interactions, rounds: int, quick: bool, goals: list[Goal]) -
     goals.append(Goal("seconds to pack 20 M pairs", spent * 20_000_000 / len(large), 300, at_least=False))
 
 
-def qualities(data: Interactions, rounds: int, quick: bool, goals: list[Goal]) -> None:
-    if not quality.SPLITS.is_dir():
-        print(f"\nquality: {quality.SPLITS} is not here: nothing can be measured")
-        return
+def qualities(rounds: int, quick: bool, goals: list[Goal]) -> None:
     table = []
     torch.set_num_threads(2)
     for (split, model), chosen in CHOSEN.items():
@@ -172,6 +170,11 @@ def qualities(data: Interactions, rounds: int, quick: bool, goals: list[Goal]) -
     print_table(("split", "model", "NDCG@100", "peers", "picked on validation"), table)
 
 
+def pairs(quick: bool) -> Interactions:
+    """The pairs that are trained on."""
+    return interactions(QUICK) if quick else pairs_of("ml-1m-q1")
+
+
 MEASURES = {
     "epoch": epochs,
     "feed": feeds,
@@ -180,35 +183,7 @@ MEASURES = {
     "prepare": preparing,
     "quality": qualities,
 }
-
-
-def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--quick", action="store_true")
-    parser.add_argument("--only", default=",".join(MEASURES))
-    parser.add_argument("--rounds", type=int, default=3)
-    parser.add_argument("--size", default="real", help="ignored: the data are real where they are here")
-    arguments = parser.parse_args()
-    wanted = arguments.only.split(",")
-    if unknown := set(wanted) - set(MEASURES):
-        sys.exit(f"nets: --only {','.join(sorted(unknown))}: known are {', '.join(MEASURES)}")
-    if arguments.quick:
-        wanted = [name for name in wanted if name not in ("prepare", "quality")]
-    goals: list[Goal] = []
-    data = pairs(arguments.quick)
-    for name in wanted:
-        MEASURES[name](data, 1 if arguments.quick else arguments.rounds, arguments.quick, goals)
-    finish("nets", "quick" if arguments.quick else "real", goals)
-
-
-def pairs(quick: bool) -> Interactions:
-    """The pairs that are trained on."""
-    if quick or not quality.SPLITS.is_dir():
-        return interactions(QUICK if quick else "S")
-    archive = quality.load("ml-1m-q1")
-    users, items = (archive["train"][:, column].astype(np.int32) for column in (0, 1))
-    return Interactions(users, items, len(archive["train_users"]), int(archive["n_items"]))
-
+QUICKLY = ("epoch", "feed", "processes", "memory")
 
 if __name__ == "__main__":
-    main()
+    run("nets", MEASURES, QUICKLY, __doc__, quality.SPLITS.is_dir())

@@ -6,7 +6,7 @@ import multiprocessing
 import os
 import resource
 import socket
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
@@ -24,10 +24,13 @@ from sparkcf.training.feed import Feed, MemoryFeed
 from sparkcf.training.group import Group, joined_from_environment
 from sparkcf.training.loop import to_tensors, train
 from tests.bench import quality
-from tests.bench.synthetic import Interactions
+from tests.bench.synthetic import QUICK, Interactions, interactions
 
 ALONE = Group(0, 1, torch.device("cpu"))
 EPOCHS = 4  # a turn, of which the first is left out: it warms up
+SEEDS = (1, 2, 3)
+MEASURES_SHOWN = (("ndcg_at_k", 100), ("ndcg_at_k", 20), ("recall_at_k", 20))
+ITEM_COUNTS = (20_000, 200_000)  # of the memory's measure
 TWO_SIDED = {"bivae"}  # nets that train on the rows of items too
 
 
@@ -63,6 +66,26 @@ def write_files(rows: PackedRows, folder: Path) -> list[str]:
         pq.write_table(pa.table(columns), path)
         written.append(path.as_uri())
     return written
+
+
+def pairs_of(split: str) -> Interactions:
+    """The training pairs of a split."""
+    archive = quality.load(split)
+    users, items = (archive["train"][:, column].astype(np.int32) for column in (0, 1))
+    return Interactions(users, items, quality.n_users(archive), int(archive["n_items"]))
+
+
+def datasets(splits: Sequence[str], quick: bool) -> dict[str, Interactions]:
+    """The training parts of splits, by name; quickly, small synthetic pairs."""
+    return {"synthetic": interactions(QUICK)} if quick else {split: pairs_of(split) for split in splits}
+
+
+def catalogue(n_items: int) -> Interactions:
+    """500 users of 100 items each, of so many."""
+    random = np.random.default_rng(1)
+    users = np.repeat(np.arange(500, dtype=np.int32), min(100, n_items // 2))
+    items = np.concatenate([random.choice(n_items, len(users) // 500, replace=False) for _ in range(500)])
+    return Interactions(users, items.astype(np.int32), 500, n_items)
 
 
 def sizes_of(data: Interactions) -> dict[str, int]:
@@ -133,7 +156,7 @@ def trained(split: str, model: str, chosen: dict[str, Any], seed: int, **data: A
     archive = quality.load(split)
     n_items, n_users = int(archive["n_items"]), quality.n_users(archive)
     config = section(model, **({"epochs": 200, "patience": 15} | chosen))
-    pairs = Interactions(archive["train"][:, 0], archive["train"][:, 1], n_users, n_items)
+    pairs = pairs_of(split)
     feeds = [MemoryFeed(packed(pairs, side), config.batch_size, seed) for side in ("user", "item")]
     net = build_net({"n_items": n_items, "n_users": n_users} | data, config, seed)
 

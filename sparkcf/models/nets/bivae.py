@@ -84,16 +84,16 @@ class SideVAE(nn.Module):
             self.register_buffer(f"feature_{name}", getattr(features, name, None), persistent=False)
         self.register_buffer("others", torch.zeros(n_others, latent_dim) if trains else None)
 
-    def encode(self, rows: Rows) -> tuple[Tensor, Tensor]:
-        """Mean and log-variance (B, latent_dim); the deviation is below 1."""
+    def encode(self, rows: Rows, drops: bool = False) -> tuple[Tensor, Tensor]:
+        """Mean and log-variance (B, latent_dim); the deviation is below 1. `drops` : drop entries of the rows."""
         values = torch.ones_like(rows.values) if self.settings.binary else rows.values
-        values = F.dropout(values, self.settings.dropout, self.training)
+        values = F.dropout(values, self.settings.dropout, drops)
         mean, deviation = self.encoder(rows.with_values(values)).float().chunk(2, dim=1)
         return mean, 2.0 * F.logsigmoid(deviation)
 
     def loss(self, rows: Rows, kl_weight: float) -> Tensor:
         """The negative evidence lower bound of every row, (B,)."""
-        mean, log_variance = self.encode(rows)
+        mean, log_variance = self.encode(rows, drops=self.training)
         z = mean + torch.exp(0.5 * log_variance) * torch.randn_like(mean)
         kl = self._divergence(rows, mean, log_variance).sum(dim=1)
         return kl_weight * kl - self.log_likelihood(z, rows)
@@ -153,7 +153,7 @@ class BiVAE(nn.Module):
 
     @torch.no_grad()
     def store(self, side: str, rows: Rows) -> None:
-        """Store the vectors of the rows after an update of their encoder."""
+        """Store the vectors of the rows, whole, after an update of their encoder."""
         assert rows.ids is not None
         part, other = self.part(side), self.part(OTHER[side])
         mean, log_variance = part.encode(rows)

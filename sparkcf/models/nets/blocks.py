@@ -26,6 +26,11 @@ def sum_over_blocks(of_block: Callable[..., Tensor], rows: int, *tables: Tensor)
     rows : number of products per row of the tables.
     tables : (n, …) each.
     """
+    with torch.autocast(tables[0].device.type, enabled=False):  # sums over a catalogue need float32
+        return _summed(of_block, rows, tables)
+
+
+def _summed(of_block: Callable[..., Tensor], rows: int, tables: tuple[Tensor, ...]) -> Tensor:
     height = max(BLOCK_NUMBERS // max(rows, 1), 1)
     n = len(tables[0])
     if n <= height:

@@ -15,7 +15,6 @@ from pyspark.sql import DataFrame
 from pyspark.sql import functions as F
 
 from sparkcf.config.models import MacridVAEConfig
-from sparkcf.data.packed import PackedRows
 from sparkcf.data.packing import Snapshot
 from sparkcf.data.shared import share
 from sparkcf.errors import ConfigError
@@ -153,8 +152,7 @@ class ConceptScorer(Scorer):
         return np.where(items >= 0, logits.argmax(axis=2), -1).astype(np.int32)
 
     def fold_in(self, rows: Rows, features: Features | None = None) -> tuple[F32, F32]:
-        indptr, indices, values, _ = rows
-        vectors = self._encoder(PackedRows(np.arange(len(indptr) - 1), indptr, indices, values))[0]
+        vectors = self._encoder.of_rows(rows)
         return vectors, np.zeros(len(vectors), np.float32)
 
     def likeness(self) -> F32:

@@ -292,6 +292,11 @@ class Encoder:
             factors = self._factors(to_tensors(rows, self._device))
         return tuple(tensor.float().cpu().numpy() for tensor in factors)
 
+    def of_rows(self, rows: Rows) -> F32:
+        """Factors float32 (n, width) of rows as a scorer takes them."""
+        indptr, indices, values, _ = rows
+        return self(PackedRows(np.arange(len(indptr) - 1), indptr, indices, values))[0]
+
 
 class NetScorer(InnerProduct):
     """Folds in new users by the net's encoder."""
@@ -305,8 +310,7 @@ class NetScorer(InnerProduct):
         return self._model.encoder(self._state)
 
     def fold_in(self, rows: Rows, features: Features | None = None) -> tuple[F32, F32]:
-        indptr, indices, values, _ = rows
-        factors = self._encoder(PackedRows(np.arange(len(indptr) - 1), indptr, indices, values))[0]
+        factors = self._encoder.of_rows(rows)
         return factors, np.zeros(len(factors), np.float32)
 
 

@@ -7,6 +7,7 @@ Scores are inner products of the means. Items' rows leave out the users kept for
 
 from __future__ import annotations
 
+from functools import cached_property
 from typing import Any
 
 import numpy as np
@@ -15,14 +16,13 @@ from pyspark.sql import functions as F
 
 from sparkcf.config.models import BiVAEConfig, SideField
 from sparkcf.data.dictionary import numbered
-from sparkcf.data.packed import PackedRows
 from sparkcf.data.packing import SIDES, Snapshot, held_out
 from sparkcf.data.pairs import Reads, Texts
 from sparkcf.errors import ConfigError
 from sparkcf.lake.arrays import Arrays
 from sparkcf.lake.frames import one_row
 from sparkcf.models.contract import F32, Features, Rows, Saved, TrainingData
-from sparkcf.models.nets.fit import NetModel, NetScorer, Sizes, check_values
+from sparkcf.models.nets.fit import Encoder, NetModel, NetScorer, Sizes, check_values
 
 ENTRY = "array<struct<feat: int, val: float>>"
 
@@ -47,11 +47,11 @@ class BiVAEModel(NetModel[BiVAEConfig]):
         value, likelihood = F.col("value"), self.params.likelihood
         if self.params.binary:
             return
-        finite = F.isnan(value) | (F.abs(value) == float("inf"))
+        not_finite = F.isnan(value) | (F.abs(value) == float("inf"))
         outside, takes = {
-            "poisson": (finite | (value < 0), "it takes 0 and more"),
+            "poisson": (not_finite | (value < 0), "it takes 0 and more"),
             "bernoulli": (~value.isin(0.0, 1.0), "it takes 0 and 1"),
-            "gaussian": (finite, "it takes finite numbers"),
+            "gaussian": (not_finite, "it takes finite numbers"),
         }[likelihood]
         check_values(data.pairs, outside, self.name, likelihood, takes, f"{self.name}.binary=true")
 
@@ -85,11 +85,12 @@ class BiVAEModel(NetModel[BiVAEConfig]):
 class BiVAEScorer(NetScorer):
     """Folds in new users by the users' encoder and new items by the items' encoder."""
 
+    @cached_property
+    def _item_encoder(self) -> Encoder:
+        return self._model.encoder(self._state, "item")
+
     def fold_in_items(self, rows: Rows) -> F32:
-        """Vectors (n, width) of items not in training, from their rows over the users."""
-        indptr, indices, values, _ = rows
-        encoder = self._model.encoder(self._state, "item")
-        return encoder(PackedRows(np.arange(len(indptr) - 1), indptr, indices, values))[0]
+        return self._item_encoder.of_rows(rows)
 
 
 def _texts(table: str, f: SideField) -> Texts:
@@ -145,13 +146,8 @@ def _check_field(key: str, name: str, table: str, count: int, varies: bool) -> N
 
 def _rows_of(frame: DataFrame, n: int) -> Features:
     """Compressed rows by index of a frame (idx, features) on the driver; an index without a row is empty."""
-    counts, parts = np.zeros(n, np.int64), []
-    for row in frame.where(F.size("features") > 0).toLocalIterator():
-        if row["idx"] < n:
-            counts[row["idx"]] = len(row["features"])
-            parts.append((row["idx"], row["features"]))
-    parts.sort(key=lambda part: part[0])
-    entries = [entry for _, features in parts for entry in features]
-    indptr = np.concatenate([[0], np.cumsum(counts)])
-    feat, val = (np.array([entry[i] for entry in entries]) for i in (0, 1))
-    return indptr, feat.astype(np.int32), val.astype(np.float32)
+    flat: Any = frame.where(F.col("idx") < n).select("idx", F.inline("features")).toPandas()
+    idx, feat, val = (flat[name].to_numpy() for name in ("idx", "feat", "val"))
+    order = np.lexsort((feat, idx))
+    indptr = np.concatenate([[0], np.cumsum(np.bincount(idx, minlength=n))])
+    return indptr, feat[order].astype(np.int32), val[order].astype(np.float32)

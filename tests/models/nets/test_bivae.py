@@ -84,7 +84,6 @@ def test_a_sampled_likelihood_is_unbiased_and_without_its_scale_is_not() -> None
     rows, z = sided("user"), torch.randn(N, K, generator=torch.Generator().manual_seed(4))
     whole, sampled = (net_of(config(likelihood="poisson", sampled_rows=s)) for s in (None, 2))
     others = torch.randn(M, K, generator=torch.Generator().manual_seed(5))
-    exact, observed = None, None
     for net in (whole, sampled):
         net.user.others.copy_(others)
     exact = whole.user.log_likelihood(z, rows)
@@ -127,6 +126,15 @@ def test_vectors_of_a_step_are_stored_as_samples_or_as_means() -> None:
         torch.testing.assert_close(net.item_means[[1, 3]], mean)
         assert torch.equal(net.user.others[[0, 2, 4]], before[[0, 2, 4]])
         assert torch.allclose(net.user.others[[1, 3]], mean) is (other_side == "means")
+
+
+def test_vectors_are_stored_of_whole_rows_and_training_drops_entries() -> None:
+    net = net_of(config(other_side="means", dropout=0.5)).train()
+    rows = sided("item")
+    whole, _ = net.item.encode(rows)
+    net.store("item", rows)
+    torch.testing.assert_close(net.item_means, whole)
+    assert not torch.equal(net.item.encode(rows, drops=True)[0], whole)
 
 
 def test_training_lowers_both_sides_losses() -> None:

@@ -73,3 +73,15 @@ def test_a_sum_in_blocks_is_the_sum_with_its_gradients(monkeypatch: pytest.Monke
         found.append((total, *gradients))
     for whole, in_blocks in zip(*found, strict=True):
         torch.testing.assert_close(in_blocks, whole)
+
+
+def test_a_sum_in_blocks_is_of_float32_whatever_autocast_says() -> None:
+    table, z = torch.randn(50, 3), torch.randn(4, 3)
+
+    def summed() -> Tensor:
+        return blocks.sum_over_blocks(lambda part: (z @ part.T).exp().sum(dim=1), len(z), table)
+
+    whole = summed()
+    with torch.autocast("cpu", torch.bfloat16):
+        assert (z @ table.T).dtype == torch.bfloat16
+        torch.testing.assert_close(summed(), whole, rtol=1e-6, atol=0)
