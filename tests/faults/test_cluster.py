@@ -22,6 +22,7 @@ from typing import Any
 
 import pytest
 
+from sparkcf import Lake
 from sparkcf.config.load import load_config
 from sparkcf.jobs.clean import clean_day
 from sparkcf.jobs.nightly import nightly
@@ -262,6 +263,22 @@ def test_a_net_trains_on_the_cluster_from_the_wheel_as_on_a_single_machine(spark
     assert len(mine) == len(theirs) == 79
     pairs = zip(mine, theirs, strict=True)
     assert max(abs(a - b) for m, t in pairs for a, b in zip(m["factor"], t["factor"], strict=True)) < 1e-4
+
+
+def test_a_night_of_the_nets_of_concepts_and_of_two_sides_on_the_cluster(folder, submit) -> None:
+    """From packed rows to lists that readers see, by two processes on two workers."""
+    models = {"macridvae": ("concepts=2",), "bivae": ("item_prior=[{of: categories}]",)}
+    small = ("hidden=[8]", "latent_dim=4", "epochs=2", "batch_size=40", "workers=2", "timeout_s=300")
+    given = [*NIGHT, "ds=2018-09-25", f"input.path={folder}/log.csv", f"lake.root={folder}/lake-nets"]
+    given += ["models=[macridvae, bivae]", "topk.concepts=true", "gate.allow_below_popularity=true"]
+    given += [f"{model}.{setting}" for model, own in models.items() for setting in (*small, *own)]
+    done = submit("jobs/nightly.py", "--config", str(folder / "conf" / "sample.yaml"), *given)["models"]
+    lake = Lake(folder / "lake-nets")
+    for model in models:
+        assert done[model]["counts"]["users_model"] == 79
+        assert lake.published(model).run_id == done[model]["run_id"]
+        listed = lake.recommendations("1", 5, model=model)
+        assert listed["reason"].str.startswith("concept ").all() == (model == "macridvae")
 
 
 def test_an_executor_killed_in_mid_sweep_costs_time_and_not_the_result(

@@ -50,8 +50,6 @@ CASES = {
         "bivae.link=identity",
         "bivae.binary=false",
         "bivae.other_side=means",
-        "bivae.learning_rate=0.02",
-        "bivae.epochs=30",
     ),
     "bivae, Bernoulli": ("model=bivae", "bivae.likelihood=bernoulli", "bivae.workers=2", "bivae.sampled_rows=2"),
     "ease": ("model=ease", "ease.regularization=1"),
@@ -151,7 +149,9 @@ def test_rows_with_entries_have_finite_factors_and_no_others(case: Case) -> None
 def test_the_log_is_finite_and_its_objective_ends_lower(case: Case) -> None:
     objectives = [entry["objective"] if "sweep" in entry else entry["loss"] for entry in case.fitted.log]
     assert np.isfinite(objectives).all()
-    drawn = case.config.model == "fm" and case.config.fm.learner == "mcmc"  # a sample, no optimum: it may rise
+    # A sample, no optimum: it may rise. BiVAE's bound of a side is over drawn vectors of both, here of three users:
+    # nets/test_bivae.py sees it fall on more.
+    drawn = case.config.model == "bivae" or (case.config.model == "fm" and case.config.fm.learner == "mcmc")
     assert drawn or not objectives or objectives[-1] <= objectives[0]
     assert np.isfinite(case.fitted.mean)
     assert len(objectives) <= case.model.rounds
