@@ -1,7 +1,9 @@
-"""Settings of Spark for tests: tiny data in a process that lives for seconds, so what a query costs is its planning."""
+"""Settings of Spark for tests: tiny data, so what a query costs is its planning on the driver."""
 
-# The quick compiler, room for all that it compiles (48 MB fill up, then it starts anew), a plain collector.
+# Of processes that live for seconds: the quick compiler alone, room for all that it compiles, a plain collector.
 JAVA = "-XX:TieredStopAtLevel=1 -XX:ReservedCodeCacheSize=240m -XX:+UseSerialGC"
+# Of drivers, which plan hundreds of queries: a night takes a third less with both compilers and a roomy young generation.
+DRIVER_JAVA = "-XX:ReservedCodeCacheSize=240m -XX:+UseParallelGC -XX:NewSize=300m"
 SETTINGS = (
     "spark.ui.enabled=false",
     "spark.sql.shuffle.partitions=2",
@@ -10,4 +12,4 @@ SETTINGS = (
     "spark.sql.codegen.factoryMode=NO_CODEGEN",
     "spark.databricks.delta.snapshotPartitions=1",
 )
-OPTIONS = ("--driver-java-options", JAVA, *(word for setting in SETTINGS for word in ("--conf", setting)))
+OPTIONS = ("--driver-java-options", DRIVER_JAVA, *(word for setting in SETTINGS for word in ("--conf", setting)))

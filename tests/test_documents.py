@@ -189,6 +189,8 @@ def run_words(words: list[str], place: Path, capsys: pytest.CaptureFixture[str])
         assert find_spec(words[2]), words
         if words[2].startswith("tests.bench"):
             source = Path(find_spec(words[2]).origin).read_text()
+            if "report import" in source:  # may have its command line from there
+                source += Path(find_spec("tests.bench.report").origin).read_text()
             assert all(f'"{word}"' in source for word in words[3:] if word.startswith("--")), words
     else:
         assert program in NOT_STARTED, f"no test knows how to check {shlex.join(words)}"

@@ -69,5 +69,5 @@ def test_a_night_of_an_installed_model_and_what_is_said_once_it_is_gone(site: Pa
 
     gone = job("recommend", None, *given)
     assert gone.returncode == 2
-    assert "model='knn': unknown model; known are als, ease" in gone.stdout.splitlines()[-1]
+    assert "model='knn': unknown model; known are als, bivae, ease" in gone.stdout.splitlines()[-1]
     assert len(Lake(tmp_path / "lake").recommendations("u1", 2, model="knn")) == 2  # readers need no model

@@ -7,6 +7,7 @@ from pyspark.sql import SparkSession
 
 from sparkcf.config.models import MultVAEConfig
 from sparkcf.errors import TrainingError
+from sparkcf.models.contract import TrainingData
 from sparkcf.models.nets.fit import MultVAEModel
 
 
@@ -23,8 +24,9 @@ from sparkcf.models.nets.fit import MultVAEModel
 def test_values_outside_the_likelihood_are_counted(spark: SparkSession, likelihood, values, wrong) -> None:
     pairs = spark.createDataFrame([(0, n, v) for n, v in enumerate(values)], "user_idx int, item_idx int, value double")
     model = MultVAEModel(MultVAEConfig(likelihood=likelihood), 1)
+    data = TrainingData(pairs, n_users=1, n_items=len(values))
     if not wrong:
-        model._check_values(pairs)
+        model.check(data)
         return
     with pytest.raises(TrainingError, match=rf"{wrong} of {len(values)} pairs have a value that multvae\.likelihood="):
-        model._check_values(pairs)
+        model.check(data)
