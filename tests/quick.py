@@ -2,7 +2,7 @@
 
 # Of processes that live for seconds: the quick compiler alone, room for all that it compiles, a plain collector.
 JAVA = "-XX:TieredStopAtLevel=1 -XX:ReservedCodeCacheSize=240m -XX:+UseSerialGC"
-# Of drivers, which plan hundreds of queries: a night takes a third less with both compilers and a roomy young generation.
+# Of drivers, which plan hundreds of queries: a third less time with both compilers and a roomy young generation.
 DRIVER_JAVA = "-XX:ReservedCodeCacheSize=240m -XX:+UseParallelGC -XX:NewSize=300m"
 SETTINGS = (
     "spark.ui.enabled=false",

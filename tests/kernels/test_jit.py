@@ -21,7 +21,9 @@ import numpy as np
 from sparkcf.kernels import topk
 assert topk.__file__.startswith(sys.argv[1]), topk.__file__
 indices, _ = topk.select_top(np.array([[1, 5, 3]], dtype=np.float32), 2)
-print(indices.tolist(), topk._select_rows.stats.cache_path, topk._select_rows.targetoptions["nogil"])
+select = topk._select_rows
+hits = sum(select.stats.cache_hits.values())
+print(indices.tolist(), select.stats.cache_path, select.targetoptions["nogil"], hits, sep="|")
 """
 
 
@@ -33,17 +35,34 @@ def run(folder: Path, *arguments: str, **environment: str) -> str:
     return done.stdout.strip()
 
 
-def copy_package(archive: zipfile.ZipFile) -> None:
-    names = ["__init__.py", "runtime.py", "kernels/__init__.py", "kernels/jit.py", "kernels/topk.py"]
-    for name in names:
+def copy_package(archive: zipfile.ZipFile, more: str = "") -> None:
+    """Copy what the kernel needs; `more` is added at the end of its source."""
+    for name in ("__init__.py", "runtime.py", "kernels/__init__.py", "kernels/jit.py"):
         archive.write(PACKAGE / name, f"sparkcf/{name}")
+    archive.writestr("sparkcf/kernels/topk.py", (PACKAGE / "kernels" / "topk.py").read_text() + more)
 
 
-def test_kernel_runs_from_a_zip_without_a_cache(tmp_path: Path) -> None:
-    path = tmp_path / "package.zip"
-    with zipfile.ZipFile(path, "w") as archive:
+def test_kernel_of_a_zip_is_compiled_once_wherever_the_zip_lies_and_again_when_its_source_changes(
+    tmp_path: Path,
+) -> None:
+    cache = tmp_path / "cache"
+    for number, (more, hits) in enumerate((("", 0), ("", 1), ("# changed\n", 0))):
+        path = tmp_path / str(number) / "package.zip"
+        path.parent.mkdir()
+        with zipfile.ZipFile(path, "w") as archive:
+            copy_package(archive, more)
+        result, folder, no_gil, found = run(tmp_path, "-c", CALL_A_KERNEL, str(path), NUMBA_CACHE_DIR=str(cache)).split(
+            "|"
+        )
+        assert (result, no_gil, found) == ("[[1, 2]]", "True", str(hits))
+        assert Path(folder).parent == cache
+
+
+def test_kernel_runs_from_a_zip_where_no_cache_folder_can_be_written(tmp_path: Path) -> None:
+    with zipfile.ZipFile(tmp_path / "package.zip", "w") as archive:
         copy_package(archive)
-    assert run(tmp_path, "-c", CALL_A_KERNEL, str(path)) == "[[1, 2]] None True"
+    unwritable = {"NUMBA_CACHE_DIR": "", "HOME": os.devnull, "XDG_CACHE_HOME": os.devnull}
+    assert run(tmp_path, "-c", CALL_A_KERNEL, str(tmp_path / "package.zip"), **unwritable) == "[[1, 2]]|None|True|0"
 
 
 def test_kernel_is_cached_beside_a_real_source_file(tmp_path: Path) -> None:
@@ -53,7 +72,7 @@ def test_kernel_is_cached_beside_a_real_source_file(tmp_path: Path) -> None:
         archive.extractall(tmp_path / "real")
     out = run(tmp_path, "-c", CALL_A_KERNEL, str(tmp_path / "real"), NUMBA_CACHE_DIR="")
     cache = tmp_path / "real" / "sparkcf" / "kernels" / "__pycache__"
-    assert out == f"[[1, 2]] {cache} True"
+    assert out == f"[[1, 2]]|{cache}|True|0"
     assert list(cache.glob("topk._select_rows-*.nbi"))
 
 
