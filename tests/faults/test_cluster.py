@@ -84,9 +84,9 @@ def python(folder: Path) -> Path:
     packages = next((folder / "environment" / "lib").glob("python3.*/site-packages"))
     # The folder alone: what its own .pth files would add, as an editable install, stays away.
     (packages / "dependencies.pth").write_text(sysconfig.get_path("purelib"))
-    without = subprocess.run(
-        [python, "-c", "import pyspark, numba, sparkcf"], cwd=folder, capture_output=True, text=True
-    )
+    clean = {name: value for name, value in os.environ.items() if name != "PYTHONPATH"}
+    importing = [python, "-c", "import pyspark, numba, sparkcf"]
+    without = subprocess.run(importing, cwd=folder, env=clean, capture_output=True, text=True)
     assert "No module named 'sparkcf'" in without.stderr
     return python
 
