@@ -55,18 +55,8 @@ class Inputs:
         return indexed(loaded, *frames[1:])
 
     @cached_property
-    def n_users(self) -> int:
-        """One more than the largest dense index."""
-        return self._size("user")
-
-    @cached_property
-    def n_items(self) -> int:
-        """One more than the largest dense index."""
-        return self._size("item")
-
-    @property
     def sizes(self) -> tuple[int, int]:
-        return self.n_users, self.n_items
-
-    def _size(self, side: str) -> int:
-        return int(one_row(self.read(f"{side}s").agg(F.max(f"{side}_idx")))[0]) + 1
+        """The numbers of users and of items: one more than the largest dense index."""
+        last_user, last_item = (self.read(f"{side}s").agg(F.max(f"{side}_idx")) for side in ("user", "item"))
+        users, items = one_row(last_user.crossJoin(last_item))
+        return int(users) + 1, int(items) + 1

@@ -15,7 +15,7 @@ from sparkcf.data.pairs import pairs
 from sparkcf.errors import ConfigError, LakeError, NotFoundError
 from sparkcf.lake.factors import read_factors, read_of_run
 from sparkcf.lake.frames import one_row
-from sparkcf.lake.metrics import fit_figure
+from sparkcf.lake.metrics import fit_figures
 from sparkcf.lake.published import published_run
 from sparkcf.lake.runs import Run, find_run, trained_run
 from sparkcf.lake.tables import LakeTables
@@ -91,10 +91,9 @@ def read_fitted(tables: LakeTables, model: Model[Any], run: Run, data: TrainingD
     n_items, biased = one_row(items.agg(F.count(F.lit(1)), F.max(F.col("bias") != 0)))
     if not n_items:
         raise LakeError(f"run {run.run_id} has no item factors in {tables.root}: name another by run_id=…")
-    mean = fit_figure(tables, run.run_id, "mean")
-    if mean is None and biased:
+    stored = fit_figures(tables, run.run_id, ("mean", "average"))
+    if "mean" not in stored and biased:
         raise LakeError(f"run {run.run_id} has biases, but its mean was not stored: run jobs/train.py again")
-    average = fit_figure(tables, run.run_id, "average")
     trained = trained_run(run)
     if trained.run_id != run.run_id:  # since then users and items may have been added
         inputs = Inputs(tables, trained.row["inputs"])
@@ -103,8 +102,8 @@ def read_fitted(tables: LakeTables, model: Model[Any], run: Run, data: TrainingD
     return Fitted(
         users,
         items,
-        mean=mean or 0.0,
-        average=average or 0.0,
+        mean=stored.get("mean", 0.0),
+        average=stored.get("average", 0.0),
         arrays=read_state(tables.root, run.run_id, shapes) if shapes else {},
         tables={name: read_of_run(tables, name, model.name, run.run_id) for name in model.tables},
     )

@@ -67,7 +67,7 @@ def fold_in_users(spark: SparkSession, config: Config) -> dict[str, Any]:
         now = Inputs(tables, run.row["inputs"])
         paired = pairs(now.events(config.ds), model.reads, config)
         with step("fold in users", spark) as progress:
-            shared = share_fitted(spark, model, fitted, now.n_items)
+            shared = share_fitted(spark, model, fitted, now.sizes[1])
             if folds_items(shared):
                 fitted = with_new_items(fitted, paired.where(F.col("user_idx") < data.n_users), shared)
             rows = marked(user_rows(paired), user_rows(data.pairs), fitted.user_factors)

@@ -15,7 +15,7 @@ from sparkcf.data.inputs import Inputs
 from sparkcf.data.pairs import row_lists
 from sparkcf.errors import ConfigError
 from sparkcf.jobs.base import base_run, read_fitted, training_data
-from sparkcf.lake.factors import write_of_run
+from sparkcf.lake.factors import replace_of_run
 from sparkcf.lake.frames import one_row
 from sparkcf.lake.tables import LakeTables
 from sparkcf.models.contract import Fitted, Model, TrainingData
@@ -66,7 +66,7 @@ def predict_pairs(spark: SparkSession, config: Config) -> dict[str, Any]:
         values = values.persist(StorageLevel.MEMORY_AND_DISK)  # written, then counted; released below
         try:
             dated = values.withColumn("ds", F.lit(config.ds))
-            write_of_run(tables, "predictions", dated, model.name, run.run_id)
+            replace_of_run(tables, "predictions", dated, model.name, run.run_id)
             counted = values.agg(
                 F.count(F.lit(1)).alias("pairs"),
                 F.count(F.when(~F.col("known_user"), 1)).alias("unknown_users"),

@@ -14,7 +14,7 @@ from sparkcf.data.inputs import Inputs
 from sparkcf.data.pairs import liked_pairs, popularity, row_lists
 from sparkcf.errors import NotFoundError
 from sparkcf.jobs.base import read_fitted, training_data
-from sparkcf.lake.factors import write_of_run
+from sparkcf.lake.factors import read_of_run, replace_of_run
 from sparkcf.lake.frames import one_row
 from sparkcf.lake.runs import find_run
 from sparkcf.lake.tables import LakeTables
@@ -63,7 +63,8 @@ def recommend_run(spark: SparkSession, config: Config) -> dict[str, Any]:
         with step("find similar items", spark) as progress:
             alike = share_ranker(spark, share_similarity(spark, model, saved, scorer), catalogue)
             found = _similar(fitted.item_factors, items, alike, config).select("*", *labels)
-            counts["similar_items"] = write_of_run(tables, "similar_items", found, model.name, run.run_id)
+            replace_of_run(tables, "similar_items", found, model.name, run.run_id)
+            counts["similar_items"] = read_of_run(tables, "similar_items", model.name, run.run_id).count()
             progress.note = f"{counts['similar_items']:,} rows"
     run.update("recommended", counts=counts)
     return {"run_id": run.run_id, "counts": counts}
@@ -126,7 +127,7 @@ def _write_lists(tables: LakeTables, lists: DataFrame, model: str, run_id: str) 
     ordered = lists.repartitionByRange("user_id").sortWithinPartitions("user_id", "position")
     ordered = ordered.persist(StorageLevel.MEMORY_AND_DISK)  # written, then counted; released below
     try:
-        write_of_run(tables, "recommendations", ordered, model, run_id)
+        replace_of_run(tables, "recommendations", ordered, model, run_id)
         first = ordered.where("position = 1").groupBy("reason").agg(F.count(F.lit(1)).alias("users")).collect()
         rows = one_row(ordered.agg(F.count(F.lit(1)), F.count(F.when(F.isnan("score"), 1))))
     finally:

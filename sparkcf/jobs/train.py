@@ -13,7 +13,7 @@ from sparkcf.data.dictionary import register_texts
 from sparkcf.data.inputs import Inputs, newest_versions
 from sparkcf.errors import ConfigError
 from sparkcf.jobs.base import packing_of, training_data
-from sparkcf.lake.factors import SIDES, read_factors, write_factors, write_of_run
+from sparkcf.lake.factors import SIDES, read_factors, write_factors, write_new_run
 from sparkcf.lake.folder import Folder
 from sparkcf.lake.metrics import write_fit_log
 from sparkcf.lake.published import published_run
@@ -130,7 +130,7 @@ def write_fitted(inputs: Inputs, model: Model[Any], fitted: Fitted, run: Run) ->
     for name, frame in fitted.tables.items():
         if "item_idx" in frame.columns:
             frame = frame.join(inputs.read("items").select("item_idx", "item_id"), on="item_idx", how="inner")
-        write_of_run(tables, name, frame, *of_run)
+        write_new_run(tables, name, frame, *of_run)
     return counts
 
 

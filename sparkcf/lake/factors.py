@@ -26,14 +26,19 @@ def write_factors(tables: LakeTables, side: str, factors: DataFrame, ids: DataFr
     frame = factors.withColumnRenamed("idx", f"{side}_idx")
     latent = [] if "latent" in frame.columns else [F.lit(None).alias("latent")]
     named = frame.join(ids.select(f"{side}_idx", f"{side}_id"), on=f"{side}_idx", how="inner").select("*", *latent)
-    return write_of_run(tables, f"{side}_factors", named, model, run_id)
+    write_new_run(tables, f"{side}_factors", named, model, run_id)
+    return read_of_run(tables, f"{side}_factors", model, run_id).count()
 
 
-def write_of_run(tables: LakeTables, name: str, rows: DataFrame, model: str, run_id: str) -> int:
-    """Replace a run's rows in a table partitioned by model and run; returns their number."""
+def write_new_run(tables: LakeTables, name: str, rows: DataFrame, model: str, run_id: str) -> None:
+    """Append the rows of a run that has none yet to a table partitioned by model and run."""
+    tables.append(name, rows.select("*", F.lit(model).alias("model"), F.lit(run_id).alias("run_id")))
+
+
+def replace_of_run(tables: LakeTables, name: str, rows: DataFrame, model: str, run_id: str) -> None:
+    """Replace a run's rows in a table partitioned by model and run."""
     labelled = rows.select("*", F.lit(model).alias("model"), F.lit(run_id).alias("run_id"))
     tables.replace(name, labelled, of_run(model, run_id))
-    return read_of_run(tables, name, model, run_id).count()  # this run's rows only: another run may have committed
 
 
 def read_of_run(tables: LakeTables, name: str, model: str, run_id: str) -> DataFrame:

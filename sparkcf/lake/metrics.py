@@ -60,11 +60,11 @@ def measured_protocols(tables: LakeTables, run_id: str) -> list[str]:
     return sorted(row["protocol"] for row in rows.select("protocol").distinct().collect())
 
 
-def fit_figure(tables: LakeTables, run_id: str, metric: str) -> float | None:
-    """A figure of the whole fit, such as the mean that predictions add; None if it was not stored."""
+def fit_figures(tables: LakeTables, run_id: str, metrics: Sequence[str]) -> dict[str, float]:
+    """Stored figures of the whole fit by name, such as the mean that predictions add."""
     of_fit = tables.read("metrics").where(F.col("run_id") == run_id).where("protocol = 'fit' AND k IS NULL")
-    row = of_fit.where(F.col("metric") == metric).first()
-    return None if row is None else float(row["value"])
+    rows = of_fit.where(F.col("metric").isin(*metrics) & F.col("segment").isNull()).select("metric", "value").collect()
+    return {row["metric"]: float(row["value"]) for row in rows}
 
 
 def _frame(tables: LakeTables, rows: Sequence[tuple[Any, ...]]) -> Any:
