@@ -249,7 +249,7 @@ class NCFConfig(NetConfig):
     hidden: tuple[Positive, ...] = (64, 32, 16, 8)
     dropout: Annotated[float, Field(ge=0, lt=1)] = 0.0  # mlp, neumf: share of a layer's units dropped while training
     batch_size: Positive = 20  # users in a step of all workers together, each with all items
-    epochs: Positive = 50
+    epochs: Positive = 50  # passes over the training rows, at most
     negatives: Annotated[int, Field(ge=1, le=1000)] = 4  # cross_entropy: drawn for each positive, anew every epoch
     negative_distribution: Literal["uniform", "popularity"] = "uniform"  # popularity: by the number of an item's users
     negatives_seen: bool = False  # a negative may be an item that the user has
@@ -258,7 +258,7 @@ class NCFConfig(NetConfig):
     user_features: tuple[SideField, ...] = ()  # side features of users, each with an embedding
     item_features: tuple[SideField, ...] = ()  # side features of items, each with an embedding
     fold_in_steps: Positive = 20  # gradient steps that fit the embedding of a user not in training
-    fold_in_learning_rate: Annotated[float, Field(gt=0, allow_inf_nan=False)] = 0.1
+    fold_in_learning_rate: Annotated[float, Field(gt=0, allow_inf_nan=False)] = 0.1  # of these steps
     fold_in_items: Positive = 500  # items that stand for all negatives in these steps
 
     @model_validator(mode="after")

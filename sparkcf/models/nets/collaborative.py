@@ -122,7 +122,7 @@ class NCFModel(NetModel[NCFConfig]):
                 COLD_USERS: net.users.cold(users if self.params.user_features else users[:1]),
                 ITEMS: net.item_vectors(),
             }
-        return super().learned(net, trained, data) | {name: vector.numpy() for name, vector in vectors.items()}
+        return super().learned(net, trained, data) | {name: vector.detach().numpy() for name, vector in vectors.items()}
 
     def user_factors(self, data: TrainingData, rows: DataFrame, state: Arrays) -> DataFrame:
         """Trained users have their embeddings, validation users are folded in, others with features have these."""
@@ -255,8 +255,8 @@ class NCFScorer(Scorer):
 
         if features is None:
             return np.tile(self._state["users.shared"], (n, 1))
-        with torch.inference_mode():
-            vectors: F32 = self._net.users.from_features(self._rows(*features)).cpu().numpy()
+        with torch.no_grad():  # in inference mode the net could not be used for gradients later
+            vectors: F32 = self._net.users.from_features(self._rows(*features)).detach().cpu().numpy()
         return vectors
 
     def _rows(self, indptr: Any, indices: I32, values: F32) -> Any:
