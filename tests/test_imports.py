@@ -27,11 +27,18 @@ CONTRACT = ("sparkcf.models.contract", "sparkcf.models.registry")  # all that jo
 QUICK = ("sparkcf.lake.query", "sparkcf.cli.main")  # they answer on machines without Java, in a blink
 HEAVY = {"pyspark", "torch", "numba", "delta"}
 MATHEMATICS = {"numpy", "scipy", "pandas", "pyarrow", *HEAVY}
-NETS_ON_SPARK = {f"sparkcf.models.nets.{name}" for name in ("fit", "concepts", "two_sided")}
+NETS_ON_SPARK = {
+    f"sparkcf.models.nets.{name}" for name in ("fit", "collaborative", "concepts", "two_sided", "side_fields")
+}
 NETS = [name for name in LIBRARY if name.startswith("sparkcf.models.nets.") and name not in NETS_ON_SPARK]
 NETS.append("sparkcf.models.fm.net")
 ON_SPARK = {f"sparkcf.training.{name}" for name in ("launch", "gang", "gang_stage", "shuffle")}
-TORCH = {"sparkcf.models.nets.fit", "sparkcf.models.fm.sgd", "sparkcf.training.gang"}  # imported where it is needed
+TORCH = {
+    "sparkcf.models.nets.fit",
+    "sparkcf.models.nets.collaborative",
+    "sparkcf.models.fm.sgd",
+    "sparkcf.training.gang",
+}  # imported where it is needed
 READERS = {"sparkcf.lake.tables", "sparkcf.data.ingest"}  # tables; raw input and listings that the configuration names
 WRITERS = {"sparkcf.lake.tables"}
 TABLES = tuple(

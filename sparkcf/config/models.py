@@ -234,6 +234,66 @@ class BiVAEConfig(NetConfig):
         return self
 
 
+class NCFConfig(NetConfig):
+    """Neural collaborative filtering (He et al. 2017): embeddings of users and items, scored by a net."""
+
+    section: ClassVar[str] = "ncf"
+    implementation: ClassVar[str] = "sparkcf.models.nets.collaborative:NCFModel"
+
+    # gmf: weighted inner product; mlp: layers over both embeddings; neumf: the sum of both, each with own embeddings
+    kind: Literal["gmf", "mlp", "neumf"] = "neumf"
+    # cross_entropy: against sampled negatives; softmax: over the items of the batch; rating: squared error of values
+    objective: Literal["cross_entropy", "softmax", "rating"] = "cross_entropy"
+    latent_dim: Annotated[int, Field(ge=1, le=4096)] = 8  # gmf, neumf: length of the embeddings of GMF
+    # mlp, neumf: widths from the user's and the item's embedding side by side to the last layer
+    hidden: tuple[Positive, ...] = (64, 32, 16, 8)
+    dropout: Annotated[float, Field(ge=0, lt=1)] = 0.0  # mlp, neumf: share of a layer's units dropped while training
+    batch_size: Positive = 20  # users in a step of all workers together, each with all items
+    epochs: Positive = 50  # passes over the training rows, at most
+    negatives: Annotated[int, Field(ge=1, le=1000)] = 4  # cross_entropy: drawn for each positive, anew every epoch
+    negative_distribution: Literal["uniform", "popularity"] = "uniform"  # popularity: by the number of an item's users
+    negatives_seen: bool = False  # a negative may be an item that the user has
+    init_sd: Annotated[float, Field(gt=0, allow_inf_nan=False)] = 0.01  # of the initial embeddings
+    pretrain_epochs: Annotated[int, Field(ge=0)] = 0  # neumf: first epochs, which train GMF and MLP apart; 0: none
+    user_features: tuple[SideField, ...] = ()  # side features of users, each with an embedding
+    item_features: tuple[SideField, ...] = ()  # side features of items, each with an embedding
+    fold_in_steps: Positive = 20  # gradient steps that fit the embedding of a user not in training
+    fold_in_learning_rate: Annotated[float, Field(gt=0, allow_inf_nan=False)] = 0.1  # of these steps
+    fold_in_items: Positive = 500  # items that stand for all negatives in these steps
+
+    @model_validator(mode="after")
+    def _consistent(self) -> NCFConfig:
+        if self.kind != "gmf" and (len(self.hidden) < 2 or self.hidden[0] % 2):
+            raise ValueError(
+                f"hidden={list(self.hidden)} begins with both embeddings side by side: give an even number and the "
+                "width of at least one layer, such as [64, 32]"
+            )
+        if self.pretrain_epochs and self.kind != "neumf":
+            raise ValueError(f"pretrain_epochs goes with kind=neumf, not {self.kind}: set it to 0")
+        if self.pretrain_epochs >= self.epochs:
+            raise ValueError(
+                f"pretrain_epochs={self.pretrain_epochs} leaves none of {self.epochs} epochs for NeuMF: raise epochs"
+            )
+        if any(f.of == "categories" for f in self.user_features):
+            raise ValueError("user_features names categories, which only items have: use of: attribute")
+        return self
+
+    @property
+    def gmf_width(self) -> int:
+        """Length of an embedding of GMF; 0 without GMF."""
+        return 0 if self.kind == "mlp" else self.latent_dim
+
+    @property
+    def tower(self) -> tuple[int, ...]:
+        """Widths of the MLP, the first of both embeddings side by side; empty without MLP."""
+        return () if self.kind == "gmf" else self.hidden
+
+    @property
+    def width(self) -> int:
+        """Length of a user's and of an item's vector: the embeddings of GMF and MLP side by side."""
+        return self.gmf_width + (self.tower[0] // 2 if self.tower else 0)
+
+
 class FMField(Section):
     """A group of features of a factorization machine; see `sparkcf/models/fm/features.py`."""
 
@@ -434,6 +494,7 @@ SECTIONS: dict[str, type[ModelSection]] = {
         MultDAEConfig,
         MacridVAEConfig,
         BiVAEConfig,
+        NCFConfig,
         EASEConfig,
         PopularityConfig,
     )

@@ -25,6 +25,7 @@ from sparkcf.ranking.predict import predicted
 from sparkcf.ranking.scorers import share_fitted
 
 ENDS = ("user_id", "item_id")
+CONTEXT = "array<struct<key: string, value: string>>"
 
 
 def predict_pairs(spark: SparkSession, config: Config) -> dict[str, Any]:
@@ -88,11 +89,12 @@ def _requested(spark: SparkSession, model: Model[Any], config: Config) -> DataFr
     names = columns.context if model.reads.moments else ()
     listed = read_listing(spark, "predict.path", config.predict.path or "", ENDS, ("ts", *names))
     entries = [F.struct(F.lit(name).alias("key"), F.nullif(F.trim(name), F.lit("")).alias("value")) for name in names]
-    present = F.filter(F.array(*entries), lambda entry: entry["value"].isNotNull())
+    typed = F.array(*entries).cast(CONTEXT)  # without entries the array has no type
+    present = F.filter(typed, lambda entry: entry["value"].isNotNull())
     return listed.select(
         *(normalized_id(F.col(name), config.clean).alias(name) for name in ENDS),
         parsed_timestamp(F.trim("ts"), config.input.ts_formats).alias("ts"),
-        present.cast("array<struct<key: string, value: string>>").alias("context"),
+        present.alias("context"),
     )
 
 

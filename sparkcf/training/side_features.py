@@ -1,6 +1,7 @@
-"""Side features of users and items for the priors of BiVAE, as arrays that every training process reads.
+"""Side features of users and items, and counts of items, as arrays that every training process reads.
 
-A side's features are compressed rows by dense index, stored beside the checkpoints and removed with them.
+A side's features are compressed rows by dense index. All arrays are stored beside the checkpoints and removed with
+them.
 """
 
 from __future__ import annotations
@@ -40,3 +41,18 @@ def side_features(data: Mapping[str, Any]) -> dict[str, tuple[Rows, int]]:
         offsets, indices = (torch.from_numpy(arrays[name].astype(np.int64)) for name in ("offsets", "indices"))
         features[side] = Rows(indices, offsets, torch.from_numpy(arrays["values"].copy())), int(sizes["n_features"])
     return features
+
+
+def store_item_counts(folder: str, counts: NDArray[np.int64]) -> dict[str, Any]:
+    """Write the number of users of every item, (n_items,); returns the input of `item_counts`."""
+    write_arrays(Folder(folder), "item-counts", {"counts": counts}, {})
+    return {"folder": folder, "n": len(counts)}
+
+
+def item_counts(data: Mapping[str, Any]) -> torch.Tensor | None:
+    """The number of users of every item, int64 (n_items,); None if not stored. Raises LakeError for a damaged file."""
+    stored = data.get("counts")
+    if stored is None:
+        return None
+    arrays, _ = read_arrays(Folder(stored["folder"]), "item-counts", {"counts": (stored["n"],)})
+    return torch.from_numpy(arrays["counts"].astype(np.int64))

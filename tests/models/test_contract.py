@@ -52,6 +52,16 @@ CASES = {
         "bivae.other_side=means",
     ),
     "bivae, Bernoulli": ("model=bivae", "bivae.likelihood=bernoulli", "bivae.workers=2", "bivae.sampled_rows=2"),
+    "ncf": ("model=ncf", "ncf.hidden=[4, 3]"),
+    "ncf, parts trained apart": (
+        "model=ncf",
+        "ncf.hidden=[4, 3, 2]",
+        "ncf.pretrain_epochs=3",
+        "ncf.validation_share=0.5",
+        "ncf.negative_distribution=popularity",
+    ),
+    "ncf, GMF by a softmax": ("model=ncf", "ncf.kind=gmf", "ncf.objective=softmax", "ncf.workers=2"),
+    "ncf, MLP of ratings": ("model=ncf", "ncf.kind=mlp", "ncf.hidden=[4, 3]", "ncf.objective=rating"),
     "ease": ("model=ease", "ease.regularization=1"),
     "popularity": ("model=popularity",),
 }
@@ -67,7 +77,7 @@ BRIEF = (
     "workers=1",
     "validation_share=0",
 )
-BASE += tuple(f"{section}.{key}" for section in ("multvae", "multdae", "macridvae", "bivae") for key in BRIEF)
+BASE += tuple(f"{section}.{key}" for section in ("multvae", "multdae", "macridvae", "bivae", "ncf") for key in BRIEF)
 VALUES = np.array([[5, 0, 3, 0, 1], [0, 4, 0, 0, 2], [0, 0, 0, 0, 0], [1, 0, 0, 0, 5]])
 USERS, ITEMS = [0, 1, 3], [0, 1, 2, 4]  # user 2 has nothing, and nobody has item 3
 TRAINED = (  # the rows of the training

@@ -112,24 +112,36 @@ class NetModel(Model[NetParams]):
             return self._trained(again, workers, data, run)[1]
 
         figures = self.figures(data, state, retrained)
-        users = self.encoded(data.packing.read(user_rows), state)
+        users = self.user_factors(data, data.packing.read(user_rows), state)
         cached = users.persist(StorageLevel.MEMORY_AND_DISK)  # unpersisted by `Fitted.release`
         cached.count()  # encodes; the snapshot and the checkpoints are not read after this
         items = self.item_factors(data, state, item_rows)
         tables = self.stored_tables(data, state)
-        return Fitted(cached, items, log, arrays=state, tables=tables, cached=cached, figures=figures)
+        stored = {name: state[name] for name in self.shapes(data)}
+        return Fitted(cached, items, log, arrays=stored, tables=tables, cached=cached, figures=figures)
 
     def _trained(
         self, spec: TrainingSpec, workers: int, data: TrainingData, run: FitRun
     ) -> tuple[list[dict[str, Any]], Arrays]:
-        """The log of a training, and the weights to store."""
+        """The log of a training, and what it learned."""
         from sparkcf.training.checkpoint import Checkpoints
 
         log = launch(data.pairs.sparkSession, spec, workers, run.on_progress)
         checkpoints = Checkpoints(spec.checkpoint_dir)
-        trained = checkpoints.best(self.net_to_train(spec.data))
+        net = self.net_to_train(spec.data)
+        learned = self.learned(net, checkpoints.best(net), data)
         checkpoints.clear()
-        return log, {name: trained[name] for name in self.shapes(data)}
+        return log, learned
+
+    def learned(self, net: Any, trained: Arrays, data: TrainingData) -> Arrays:
+        """The weights to store, and further arrays that factors are made of.
+
+        Parameters
+        ----------
+        net : the net as it was trained, with its initial weights.
+        trained : its trained weights.
+        """
+        return {name: trained[name] for name in self.shapes(data)}
 
     def check(self, data: TrainingData) -> None:
         """Raise TrainingError, before packing, for values that the likelihood excludes."""
@@ -157,6 +169,10 @@ class NetModel(Model[NetParams]):
     def sizes_of(self, state: Arrays) -> Sizes:
         """The sizes of a stored net."""
         raise NotImplementedError
+
+    def user_factors(self, data: TrainingData, rows: DataFrame, state: Arrays) -> DataFrame:
+        """idx, factor, bias (and latent) of every user of the packed rows."""
+        return self.encoded(rows, state)
 
     def item_factors(self, data: TrainingData, state: Arrays, item_rows: Snapshot | None) -> DataFrame:
         """idx, factor, bias of every item of the pairs."""
@@ -232,7 +248,8 @@ class LinearDecoderModel(NetModel[NetParams]):
         value = F.col("value")
         outside = F.isnan(value) | (value < least) | (value > most) | (F.abs(value) == float("inf"))
         range_text = f"it takes {least:g} to {most:g}"
-        check_values(data.pairs, outside, self.name, likelihood, range_text, f"{self.name}.likelihood=gaussian")
+        setting = f"{self.name}.likelihood={likelihood}"
+        check_values(data.pairs, outside, setting, range_text, f"{self.name}.likelihood=gaussian")
 
     def sizes_of(self, state: Arrays) -> Sizes:
         return {"n_items": len(state["output.bias"])}
@@ -241,19 +258,20 @@ class LinearDecoderModel(NetModel[NetParams]):
         return item_vectors(data.pairs, state["output.weight"], state["output.bias"])
 
 
-def check_values(pairs: DataFrame, outside: Any, name: str, likelihood: str, takes: str, other: str) -> None:
-    """Raise TrainingError where pairs have a value that a likelihood excludes.
+def check_values(pairs: DataFrame, outside: Any, setting: str, takes: str, other: str) -> None:
+    """Raise TrainingError where pairs have a value that a setting excludes.
 
     Parameters
     ----------
     outside : condition on `value`, true for excluded values.
-    takes : the values that the likelihood takes, for the message.
+    setting : the setting as `key=value`, for the message.
+    takes : the values that the setting takes, for the message.
     other : a setting that takes all values, for the message.
     """
     wrong, total = one_row(pairs.agg(F.count(F.when(outside, 1)), F.count(F.lit(1))))
     if wrong:
         raise TrainingError(
-            f"{wrong:,} of {total:,} pairs have a value that {name}.likelihood={likelihood} excludes ({takes}): "
+            f"{wrong:,} of {total:,} pairs have a value that {setting} excludes ({takes}): "
             f"set preference.weight=one, or {other}"
         )
 

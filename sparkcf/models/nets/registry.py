@@ -8,16 +8,17 @@ from typing import Any
 import torch
 from torch import nn
 
-from sparkcf.config.models import BiVAEConfig, MacridVAEConfig, MultDAEConfig, MultVAEConfig
+from sparkcf.config.models import BiVAEConfig, MacridVAEConfig, MultDAEConfig, MultVAEConfig, NCFConfig
 from sparkcf.models.nets.bivae import BiVAE, BiVAESettings, SideVAE
 from sparkcf.models.nets.encoders import DenseEncoder, MLPEncoder
 from sparkcf.models.nets.exponential import FAMILIES
 from sparkcf.models.nets.layers import initialize
 from sparkcf.models.nets.macridvae import MacridVAE
 from sparkcf.models.nets.multvae import MultVAE
-from sparkcf.training.side_features import side_features
+from sparkcf.models.nets.ncf import NCF, Embeddings
+from sparkcf.training.side_features import item_counts, side_features
 
-Configured = MultVAEConfig | MultDAEConfig | MacridVAEConfig | BiVAEConfig
+Configured = MultVAEConfig | MultDAEConfig | MacridVAEConfig | BiVAEConfig | NCFConfig
 
 
 def _multvae(data: Mapping[str, Any], config: MultVAEConfig, trains: bool) -> nn.Module:
@@ -56,11 +57,31 @@ def _bivae(data: Mapping[str, Any], config: BiVAEConfig, trains: bool) -> nn.Mod
     return BiVAE(side(int(data["n_items"]), "user"), side(int(data["n_users"]), "item"))
 
 
+def _ncf(data: Mapping[str, Any], config: NCFConfig, trains: bool) -> nn.Module:
+    """Served, it has the users' features and what all users and all items share; stored vectors replace the rest."""
+    n_items, n_fields = int(data["n_items"]), len(config.user_features)
+    if not trains:
+        users = Embeddings(0, config.width, int(data.get("n_user_features", 0)), n_fields=n_fields)
+        return NCF(users, Embeddings(0, config.width), config, torch.zeros(n_items, dtype=torch.int64))
+    features, sides = side_features(data), {}
+    for side, fields in (("user", config.user_features), ("item", config.item_features)):
+        rows, n_features = features.get(side, (None, 0))
+        sides[side] = Embeddings(int(data[f"n_{side}s"]), config.width, n_features, rows, len(fields))
+        if fields:
+            sides[side].scales.copy_(torch.tensor(data["scales"][side], dtype=torch.float64))
+    counts = item_counts(data)
+    mass = torch.ones(n_items, dtype=torch.int64) if counts is None else counts
+    if config.negative_distribution == "uniform":
+        mass = (mass > 0).long()
+    return NCF(sides["user"], sides["item"], config, mass, float(data.get("average", 0.0)))
+
+
 NETS: dict[str, Callable[[Mapping[str, Any], Any, bool], nn.Module]] = {
     "multvae": _multvae,
     "multdae": _multdae,
     "macridvae": _macridvae,
     "bivae": _bivae,
+    "ncf": _ncf,
 }
 
 
@@ -74,12 +95,12 @@ def build_net(data: Mapping[str, Any], config: Configured, seed: int, trains: bo
 
     Parameters
     ----------
-    data : n_items, n_users.
+    data : n_items, n_users, and what the net's model adds in `NetModel.net_data`.
     trains : include the parts that only training needs, such as the copy of the encoder in the composite prior.
     """
     generator = torch.Generator().manual_seed(seed)
     net = NETS[config.section](data, config, trains)
     initialize(net, generator)
-    if isinstance(net, BiVAE) and trains:
+    if isinstance(net, BiVAE | NCF) and trains:
         net.begin(generator)
     return net
