@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from sparkcf.cli.plot import Point, plot
-from sparkcf.errors import NotFoundError
+from sparkcf.errors import ConfigError, NotFoundError
 from sparkcf.lake.compared import COSTS, ComparedModel, Comparison
 from sparkcf.lake.figures import Figure
 from sparkcf.progress import printable
@@ -181,17 +181,29 @@ def _measures_of(one: ComparedModel, system: str) -> list[dict[str, Any]]:
 
 
 def write_plot(comparison: Comparison, measure: Measure, path: str) -> None:
-    """Write a plot of the measure against the training time. Raises NotFoundError if there is no point to show."""
+    """Write a plot of the measure against the training time.
+
+    Raises
+    ------
+    NotFoundError
+        There is no point to show.
+    ConfigError
+        The file cannot be written.
+    """
     points = []
     for one in comparison.models:
         figure, took = one.figures.get(("model", *measure)), one.costs["train_seconds"]
         if figure is not None and took and math.isfinite(figure.value):
-            points.append(Point(one.name, took, figure.value, figure.lower, figure.upper))
+            bounds = (figure.value if bound is None else bound for bound in (figure.lower, figure.upper))
+            points.append(Point(one.name, took, figure.value, *bounds))
     if not points:
         raise NotFoundError(f"no model of the comparison has {short(measure)} and a training time: nothing to plot")
     title = f"{short(measure)} by {comparison.protocol}, {comparison.ds}"
     text = plot(points, title, "training time in seconds", short(measure))
-    Path(path).write_text(text, encoding="utf-8")
+    try:
+        Path(path).write_text(text, encoding="utf-8")
+    except OSError as error:
+        raise ConfigError(f"--plot {path} cannot be written: {error.strerror or error}") from None
 
 
 def _finite(value: Any) -> Any:

@@ -17,13 +17,13 @@ COLOURS = ("#0b5cad", "#b3400b", "#1b7a3d", "#7a3fa0", "#8a6d00", "#a8235a", "#0
 
 
 class Point(NamedTuple):
-    """One model. `lower`, `upper`: bounds of y; None: none."""
+    """One model. `lower`, `upper`: bounds of y; both are y where there are none."""
 
     label: str
     x: float
     y: float
-    lower: float | None
-    upper: float | None
+    lower: float
+    upper: float
 
 
 class Box(NamedTuple):
@@ -76,7 +76,8 @@ def plot(points: Sequence[Point], title: str, x_name: str, y_name: str) -> str:
         _text((LEFT + WIDTH - RIGHT) / 2, HEIGHT - 10, x_name + (" (log scale)" if x.log else ""), "middle"),
         f'<g transform="rotate(-90)">{_text(-(TOP + HEIGHT - BOTTOM) / 2, 14, y_name, "middle")}</g>',
     ]
-    places = label_places([(x.at(p.x), y.at(p.y)) for p in points], [shortened(p.label) for p in points])
+    bars = [Box(x.at(p.x) - 1, y.at(p.upper), x.at(p.x) + 1, y.at(p.lower)) for p in points]
+    places = label_places([(x.at(p.x), y.at(p.y)) for p in points], [shortened(p.label) for p in points], bars)
     for number, (point, box) in enumerate(zip(points, places, strict=True)):
         parts += _marked(point, box, x, y, COLOURS[number % len(COLOURS)])
     return "\n".join([*parts, "</svg>\n"])
@@ -91,7 +92,7 @@ def x_axis(values: Sequence[float]) -> Axis:
 
 
 def y_axis(points: Sequence[Point]) -> Axis:
-    ends = [value for p in points for value in (p.y, p.lower, p.upper) if value is not None]
+    ends = [value for p in points for value in (p.y, p.lower, p.upper)]
     low, high = min(ends), max(ends)
     spare = 0.1 * (high - low) or 0.1 * abs(high) or 0.1
     return Axis(low - spare, high + spare, HEIGHT - BOTTOM, TOP)
@@ -117,8 +118,8 @@ def log_ticks(low: float, high: float) -> list[float]:
     return ticks
 
 
-def label_places(points: Sequence[tuple[float, float]], labels: Sequence[str]) -> list[Box]:
-    """A box for every label beside its point, where it covers the least of other points, labels and the margins."""
+def label_places(points: Sequence[tuple[float, float]], labels: Sequence[str], bars: Sequence[Box] = ()) -> list[Box]:
+    """A box for every label near its point, where it covers the least of points, bars, other labels and margins."""
     frame = Box(LEFT, TOP, WIDTH - RIGHT, HEIGHT - BOTTOM)
     marks = [Box(x - 5, y - 5, x + 5, y + 5) for x, y in points]
     placed: list[Box] = []
@@ -134,7 +135,7 @@ def label_places(points: Sequence[tuple[float, float]], labels: Sequence[str]) -
         def cost(box: Box) -> float:
             inside = box.covers(frame)
             outside = (box.right - box.left) * (box.bottom - box.top) - inside
-            return 3 * outside + sum(box.covers(other) for other in [*marks, *placed])
+            return 3 * outside + sum(box.covers(other) for other in [*marks, *bars, *placed])
 
         placed.append(min(tried, key=cost))  # of equal ones the first: nearest
     return placed
@@ -181,9 +182,7 @@ def _grid(x: Axis, y: Axis) -> list[str]:
 
 def _marked(point: Point, box: Box, x: Axis, y: Axis, colour: str) -> list[str]:
     across, up = x.at(point.x), y.at(point.y)
-    parts = []
-    if point.lower is not None and point.upper is not None:
-        parts.append(_line(across, y.at(point.lower), across, y.at(point.upper), colour, 1.5))
+    parts = [_line(across, y.at(point.lower), across, y.at(point.upper), colour, 1.5)]
     parts.append(f'<circle cx="{across:.1f}" cy="{up:.1f}" r="4.5" fill="{colour}"/>')
     if abs((box.top + box.bottom) / 2 - up) > 20:  # far from its point
         parts.append(_line(across, up, min(max(across, box.left), box.right), (box.top + box.bottom) / 2, colour, 0.7))

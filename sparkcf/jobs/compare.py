@@ -135,7 +135,9 @@ def planned(inputs: Inputs, configs: Mapping[str, Config]) -> list[Row]:
     before, (metric, at) = measured_before(inputs.tables, snapshot), first.gate_measure()
     rows = []
     for position, (name, settings) in enumerate(fits.items(), 1):
-        row: Row = dict(before.get(settings, {"state": "waiting"}))
+        same = [row for row in before if row["settings"] == settings]
+        found = max(same, key=lambda row: (row["name"] == name, row["measured_at"]), default={"state": "waiting"})
+        row: Row = dict(found)
         row |= {"comparison_id": comparison_id, "position": position, "name": name, "model": configs[name].model}
         row |= {"ds": first.ds, "compared_at": _now(), "snapshot": snapshot, "settings": settings}
         row |= {"inputs": dict(inputs.versions), "code_version": __version__}

@@ -24,10 +24,10 @@ def write_compared(tables: LakeTables, row: Row) -> None:
     tables.replace("comparisons", _frame(tables, [row]), where)
 
 
-def measured_before(tables: LakeTables, snapshot: str) -> dict[str, Row]:
-    """The measured rows of any comparison of a snapshot, by the settings of the fit."""
+def measured_before(tables: LakeTables, snapshot: str) -> list[Row]:
+    """The measured rows of all comparisons of a snapshot."""
     rows = tables.read("comparisons").where((F.col("snapshot") == snapshot) & (F.col("state") == "measured"))
-    return {row["settings"]: row.asDict(recursive=True) for row in rows.orderBy("measured_at").collect()}
+    return [row.asDict(recursive=True) for row in rows.collect()]
 
 
 def _frame(tables: LakeTables, rows: Sequence[Mapping[str, Any]]) -> Any:

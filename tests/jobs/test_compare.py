@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -13,7 +14,9 @@ import pytest
 import sparkcf
 from sparkcf.cli.compare import difference
 from sparkcf.config.compare import compared
+from sparkcf.config.load import load_config
 from sparkcf.config.root import Config
+from sparkcf.data.inputs import Inputs
 from sparkcf.errors import ConfigError, SparkcfError
 from sparkcf.jobs import compare as module
 from sparkcf.jobs.clean import clean_day
@@ -51,9 +54,23 @@ def files(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
+@pytest.fixture(scope="module")
+def cleaned(spark, log: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A lake with the log; a test that writes takes a copy."""
+    lake = tmp_path_factory.mktemp("cleaned") / "lake"
+    columns = ["input.columns.event=null", "input.columns.value=null"]
+    clean_day(spark, load_config((), ["ds=2024-01-31", f"input.path={log}", f"lake.root={lake}", *columns]))
+    return lake
+
+
+@pytest.fixture
+def copied(cleaned: Path, tmp_path: Path) -> None:
+    shutil.copytree(cleaned, tmp_path / "lake")
+
+
 @pytest.fixture
 def settings(config: Callable, log: Path, files: Path) -> Callable[..., Config]:
-    """Build the configuration of a comparison of models by their names in MODELS."""
+    """Build the configuration of a comparison, in this test's own lake, of models by their names in MODELS."""
 
     def build(*names: str, overrides: tuple[str, ...] = ()) -> Config:
         listed = json.dumps([str(files / f"{name}.yaml") for name in names])
@@ -69,10 +86,9 @@ def newest(config: Config) -> Comparison:
 
 
 def test_a_comparison_from_the_first_run_to_another_list_of_models(
-    spark, settings: Callable, monkeypatch: pytest.MonkeyPatch
+    spark, copied: None, settings: Callable, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     config = settings("plain", "twin", "broken", "ease")
-    clean_day(spark, config)
     with pytest.raises(SparkcfError, match="models broken failed, measured: plain, twin, ease; the first error: "):
         compare_models(spark, config)
     first = newest(config)
@@ -104,12 +120,24 @@ def test_a_comparison_from_the_first_run_to_another_list_of_models(
     assert again.comparison_id != first.comparison_id and again.reference.name == "ease"
     assert again.models[0].costs == ease.costs and again.models[0].figures == ease.figures
 
-    with monkeypatch.context() as patched:
-        patched.setattr(module, "_measure", lambda *arguments: {"run_id": None, "heldout": arguments[-1]})
-        with_broken = compare_models(spark, config)
-        assert with_broken["kept"] == ["plain", "twin", "ease"]  # the one that failed is tried again
-        other = settings("plain", overrides=("seed=7",))
-        assert compare_models(spark, other)["kept"] == []  # another split: nothing measured before fits
+    def interrupted(*_: Any) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(module, "_measure", interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        compare_models(spark, config)
+    states = {one.name: one.state for one in newest(config).models}
+    assert states == {"plain": "measured", "twin": "measured", "broken": "waiting", "ease": "measured"}
+
+
+@pytest.mark.parametrize("changed", ["seed=7", "evaluation.bootstrap=30", "topk.k=5", "preference.positive_from=2"])
+def test_another_test_or_other_lists_are_another_snapshot(settings: Callable, changed: str) -> None:
+    inputs, before = Inputs(None, {"interactions": 3}), settings("plain")  # type: ignore[arg-type]
+    same = settings("ease", overrides=("gate.max_fall=0.5", "train.warm_start=true"))
+    assert module._snapshot(inputs, same) == module._snapshot(inputs, before)
+    assert module._snapshot(inputs, settings("plain", overrides=(changed,))) != module._snapshot(inputs, before)
+    later = Inputs(None, {"interactions": 4})  # type: ignore[arg-type]
+    assert module._snapshot(later, before) != module._snapshot(inputs, before)
 
 
 def check_costs(comparison: Comparison) -> None:
@@ -123,9 +151,8 @@ def check_costs(comparison: Comparison) -> None:
             assert set(one.costs.values()) == {None}
 
 
-def test_models_with_other_heldout_pairs_are_not_compared(spark, settings: Callable) -> None:
+def test_models_with_other_heldout_pairs_are_not_compared(spark, copied: None, settings: Callable) -> None:
     config = settings("plain", "twin")
-    clean_day(spark, config)
     configs = compared(config)
     inputs = module._pinned(LakeTables(spark, config.lake.root), configs)
     with pytest.raises(SparkcfError, match="tested on other pairs than the models before it"):
@@ -134,7 +161,7 @@ def test_models_with_other_heldout_pairs_are_not_compared(spark, settings: Calla
 
 def test_a_lake_without_interactions_is_left_as_it_was(spark, settings: Callable) -> None:
     config = settings("plain")
-    with pytest.raises(SparkcfError, match="run jobs/clean.py first"):
+    with pytest.raises(SparkcfError, match=r"run jobs/clean\.py first"):
         compare_models(spark, config)
     assert not (Path(config.lake.root) / "comparisons").exists()
 
@@ -147,19 +174,6 @@ def test_files_that_cannot_be_used_end_the_job_before_spark_starts(tmp_path: Pat
     assert run_job("compare", never, [*given, "--dry-run"], check=compared) == 2
     assert "nowhere.yaml" in json.loads(capsys.readouterr().out)["error"]
     assert not (tmp_path / "lake").exists()
-
-
-def test_an_interruption_ends_the_comparison_at_once(spark, settings: Callable, monkeypatch) -> None:
-    config = settings("plain", "twin")
-    clean_day(spark, config)
-
-    def interrupted(*_: Any) -> None:
-        raise KeyboardInterrupt
-
-    monkeypatch.setattr(module, "_measure", interrupted)
-    with pytest.raises(KeyboardInterrupt):
-        compare_models(spark, config)
-    assert [one.state for one in newest(config).models] == ["waiting", "waiting"]
 
 
 def test_a_protocol_that_cannot_measure_a_model_is_refused_before_anything_is_written(spark, settings) -> None:
