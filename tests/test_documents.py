@@ -124,7 +124,11 @@ def lake(spark, tmp_path_factory: pytest.TempPathFactory) -> Path:
     rows = [("als", "2024-01-01", 1, "r1"), ("als", "2024-01-02", 1, "r3"), ("als", "2024-01-02", 2, "r2")]
     by = {"action": "'publish'", "published_by": "'me'", "published_at": "current_timestamp()", "versions": "map()"}
     fill("published", "model ds sequence run_id", *rows, **by)
-    fill("metrics", "run_id system protocol metric k value", *[("r2", "model", "q4", "ndcg_at_k", 10, 0.5)])
+    fill("metrics", "run_id system protocol metric k value users", ("r2", "model", "q4", "ndcg_at_k", 10, 0.5, 2))
+    names = "comparison_id position name model ds state run_id snapshot settings code_version protocol metric at"
+    compared = ("c1", 1, "als", "als", "2024-01-02", "measured", "r2", "s", "{}", "0", "q4", "ndcg_at_k", 10)
+    costs = {"pairs": "100", "train_seconds": "2.0", "compared_at": "current_timestamp()", "inputs": "map()"}
+    fill("comparisons", names, compared, **costs)
     made = {
         "started_at": "current_timestamp()",
         "updated_at": "current_timestamp()",

@@ -12,6 +12,7 @@ from __future__ import annotations
 import datetime as dt
 import os
 import sys
+from collections.abc import Sequence
 from typing import TYPE_CHECKING, Annotated, Any, Literal, NoReturn
 
 import typer
@@ -190,6 +191,39 @@ def concepts(
 
 
 @app.command()
+def compare(
+    context: typer.Context,
+    measure: Annotated[
+        str | None, typer.Option("--measure", metavar="NAME", help="Such as recall@20; by default the gate's measure.")
+    ] = None,
+    plot: Annotated[
+        str | None, typer.Option("--plot", metavar="FILE.svg", help="Also write a plot of quality and training time.")
+    ] = None,
+    form: Annotated[
+        Literal["table", "markdown", "json"], typer.Option("--format", help="json prints every measure, unrounded.")
+    ] = "table",
+    lake: LakeOption = None,
+) -> None:
+    """Show the newest comparison of models: quality, training time, memory and size."""
+    from sparkcf.cli import compare as shown
+    from sparkcf.lake.compared import newest_comparison
+
+    if plot is not None and not plot.endswith(".svg"):
+        raise typer.BadParameter(f"--plot {plot}: give the name of an SVG file, such as compared.svg")
+    found = newest_comparison(_open(context, lake))
+    chosen = shown.measure_named(found, measure)
+    if plot is not None:
+        shown.write_plot(found, chosen, plot)
+    if form == "table":
+        heads, rows = shown.cells(found, chosen)
+        lines = shown.caption(found, chosen)
+        _show([dict(zip(heads, row, strict=True)) for row in rows], heads, form, *lines)
+    else:
+        _as_utf8(form)
+        print(shown.as_json(found) if form == "json" else shown.markdown(found, chosen))
+
+
+@app.command()
 def doctor(
     context: typer.Context,
     spark: Annotated[bool, typer.Option("--spark/--no-spark", help="Also start Spark and check it.")] = False,
@@ -238,15 +272,20 @@ def _records(rows: pa.Table) -> list[Record]:
     return [dict(zip(rows.column_names, values, strict=True)) for values in zip(*columns, strict=True)]
 
 
-def _show(records: list[Record], columns: list[str], form: str, caption: str = "") -> None:
-    if hasattr(sys.stdout, "reconfigure"):  # false for the replaced stdout of tests
-        sys.stdout.reconfigure(encoding="utf-8", errors="backslashreplace" if form == "table" else "strict")
+def _show(records: list[Record], columns: list[str], form: str, *captions: str) -> None:
+    _as_utf8(form)
     if form == "json":
         _print_json(records)
     elif form == "csv":
         _print_csv(records, columns)
     else:
-        _print_table(records, columns, caption)
+        _print_table(records, columns, captions)
+
+
+def _as_utf8(form: str) -> None:
+    """Write standard output as UTF-8, whatever the locale."""
+    if hasattr(sys.stdout, "reconfigure"):  # false for the replaced stdout of tests
+        sys.stdout.reconfigure(encoding="utf-8", errors="backslashreplace" if form == "table" else "strict")
 
 
 def _print_json(records: list[Record]) -> None:
@@ -284,7 +323,7 @@ def _print_csv(records: list[Record], columns: list[str]) -> None:
         (quoting if any("\r" in v for v in row if isinstance(v, str)) else minimal).writerow(row)
 
 
-def _print_table(records: list[Record], columns: list[str], caption: str) -> None:
+def _print_table(records: list[Record], columns: list[str], captions: Sequence[str]) -> None:
     from rich import box
     from rich.console import Console
     from rich.table import Table
@@ -304,7 +343,7 @@ def _print_table(records: list[Record], columns: list[str], caption: str) -> Non
             STATUS_STYLES.get(cell, "") if name == "status" else "" for name, cell in zip(columns, row, strict=True)
         ]
         table.add_row(*(Text(cell, style) for cell, style in zip(row, styles, strict=True)))
-    if caption:
+    for caption in filter(None, captions):
         console.print(Text(_visible(caption)))
     console.print(table)
 

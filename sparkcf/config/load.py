@@ -36,7 +36,7 @@ def load_config(files: Iterable[str | Path] = (), overrides: Iterable[str] = ())
     """
     merged: dict[str, Any] = {}
     for file in files:
-        _merge(merged, _read_yaml(Path(file)))
+        merge(merged, read_yaml(Path(file)))
     for override in overrides:
         key, sign, text = override.partition("=")
         if not sign or not key.strip():
@@ -45,7 +45,7 @@ def load_config(files: Iterable[str | Path] = (), overrides: Iterable[str] = ())
             value = parse_yaml(text) if text.strip() else None
         except (yaml.YAMLError, ValueError):  # such as 2024-02-30: the key's own check reports the error
             value = text
-        _merge(merged, _nest(key.strip().split("."), value))
+        merge(merged, _nest(key.strip().split("."), value))
     return parse_config(merged)
 
 
@@ -85,7 +85,8 @@ def _plugins_in(values: Mapping[str, Any]) -> frozenset[str]:
     return frozenset(named & installed().keys() - SECTIONS.keys())
 
 
-def _read_yaml(path: Path) -> dict[str, Any]:
+def read_yaml(path: Path) -> dict[str, Any]:
+    """Read a YAML mapping; empty for an empty file. Raises ConfigError."""
     try:
         loaded = parse_yaml(path.read_text(encoding="utf-8"))
     except OSError as error:
@@ -105,10 +106,11 @@ def _nest(keys: list[str], value: Any) -> dict[str, Any]:
     return value
 
 
-def _merge(into: dict[str, Any], new: Mapping[str, Any]) -> None:
+def merge(into: dict[str, Any], new: Mapping[str, Any]) -> None:
+    """Set the values of `new` in `into`, key by key within sections."""
     for key, value in new.items():
         if isinstance(value, Mapping) and isinstance(into.get(key), dict):
-            _merge(into[key], value)
+            merge(into[key], value)
         else:
             into[key] = dict(value) if isinstance(value, Mapping) else value
 

@@ -79,6 +79,11 @@ class GateConfig(Section):
     max_fallback_share: Share = 1.0
 
 
+class CompareConfig(Section):
+    # compare: the YAML file of every model, which sets `model` and parameters; the others are compared with the first
+    files: tuple[Annotated[str, Field(min_length=1)], ...] = ()
+
+
 class SparkConfig(Section):
     app_name: str = "sparkcf"
     log_level: Literal["OFF", "ERROR", "WARN", "INFO"] = "ERROR"
@@ -105,6 +110,7 @@ class Config(Section):
     topk: TopKConfig = TopKConfig()
     predict: PredictConfig = PredictConfig()
     gate: GateConfig = GateConfig()
+    compare: CompareConfig = CompareConfig()
     spark: SparkConfig = SparkConfig()
 
     @field_validator("ds", mode="before")

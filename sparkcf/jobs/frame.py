@@ -19,9 +19,10 @@ from sparkcf.progress import flush, job_description, say
 from sparkcf.runtime import check_python, java_problem
 
 Job = Callable[[Any, Config], dict[str, Any]]
+Check = Callable[[Config], Any]
 
 
-def run_job(name: str, function: Job, argv: Sequence[str] | None = None) -> int:
+def run_job(name: str, function: Job, argv: Sequence[str] | None = None, check: Check | None = None) -> int:
     """Run a job from its command line arguments: load the configuration, call `function`, print the result as JSON.
 
     Parameters
@@ -29,6 +30,7 @@ def run_job(name: str, function: Job, argv: Sequence[str] | None = None) -> int:
     name : the job's name, for Spark's UI and messages.
     function : (spark, config) -> dict, the last line of standard output.
     argv : `--config FILE` (repeatable), `--dry-run` and `key=value` overrides; None: those of the process.
+    check : called with the configuration before Spark starts; raises ConfigError for settings that the job cannot use.
 
     Returns
     -------
@@ -41,6 +43,8 @@ def run_job(name: str, function: Job, argv: Sequence[str] | None = None) -> int:
     try:
         config = load_config(arguments.config, arguments.overrides)
         result |= {"ds": config.ds.isoformat()}
+        if check:
+            check(config)
         if problem := java_problem():
             raise ConfigError(problem)
         check_writable(config.lake.root)
@@ -123,6 +127,6 @@ def _parser(name: str) -> argparse.ArgumentParser:
     return parser
 
 
-def main(name: str, function: Job) -> None:
+def main(name: str, function: Job, check: Check | None = None) -> None:
     """Entry point of the job files."""
-    sys.exit(run_job(name, function))
+    sys.exit(run_job(name, function, check=check))

@@ -18,6 +18,7 @@ from sparkcf.lake.factors import read_of_run, replace_of_run
 from sparkcf.lake.frames import one_row
 from sparkcf.lake.runs import find_run
 from sparkcf.lake.tables import LakeTables
+from sparkcf.models.contract import Fitted, Model, TrainingData
 from sparkcf.models.registry import model_of
 from sparkcf.progress import step
 from sparkcf.ranking.scorers import saved_of, share_scorer
@@ -45,11 +46,9 @@ def recommend_run(spark: SparkSession, config: Config) -> dict[str, Any]:
     labels = (F.lit(config.ds).alias("ds"),)
     with step(f"recommend top {config.topk.k}", spark) as progress:
         wanted = wanted_users(users, config).select("user_idx", "user_id")
-        known = wanted.join(fitted.user_factors.withColumnRenamed("idx", "user_idx"), on="user_idx", how="left")
-        if model.scores_rows:
-            known = known.join(row_lists(data.pairs), on="user_idx", how="left")
         ranker, topk = share_ranker(spark, scorer, catalogue), config.topk
-        lists = top_k(_with_seen(known, events, config), ranker, model.width, topk.k, topk.concepts)
+        known = rankable(wanted, model, fitted, data, events, config)
+        lists = top_k(known, ranker, model.width, topk.k, topk.concepts)
         named = (
             lists.join(wanted, on="user_idx", how="inner")
             .join(items.select("item_idx", "item_id"), on="item_idx", how="inner")
@@ -112,6 +111,16 @@ def wanted_users(users: DataFrame, config: Config) -> DataFrame:
         some = [r["user_id"] for r in users.orderBy("user_idx").select("user_id").limit(3).collect()]
         raise NotFoundError(f"topk.users: unknown user {missing[0]!r}: users look like {', '.join(map(repr, some))}")
     return wanted
+
+
+def rankable(
+    users: DataFrame, model: Model[Any], fitted: Fitted, data: TrainingData, events: DataFrame, config: Config
+) -> DataFrame:
+    """Users (user_idx, …) with what a ranker needs: their factors, null for unknown users; rows if scored; `seen`."""
+    known = users.join(fitted.user_factors.withColumnRenamed("idx", "user_idx"), on="user_idx", how="left")
+    if model.scores_rows:
+        known = known.join(row_lists(data.pairs), on="user_idx", how="left")
+    return _with_seen(known, events, config)
 
 
 def _with_seen(users: DataFrame, events: DataFrame, config: Config) -> DataFrame:

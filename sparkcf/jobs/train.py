@@ -121,8 +121,8 @@ def _warm_start(tables: LakeTables, config: Config) -> tuple[str | None, dict[st
 
 
 def write_fitted(inputs: Inputs, model: Model[Any], fitted: Fitted, run: Run) -> dict[str, int]:
-    """Write a fit's factors, arrays and tables; returns the number of factors by side."""
-    tables, of_run, counts = inputs.tables, (model.name, run.run_id), {}
+    """Write a fit's factors, arrays and tables to the run's lake; returns the number of factors by side."""
+    tables, of_run, counts = run.tables, (model.name, run.run_id), {}
     for side, factors in (("user", fitted.user_factors), ("item", fitted.item_factors)):
         counts[side] = write_factors(tables, side, factors, inputs.read(f"{side}s"), *of_run)
     if fitted.arrays:

@@ -68,6 +68,12 @@ class Folder:
         """Size of a file in bytes; 0 if it does not exist."""
         return self._files.get_file_info(f"{self._path}/{name}").size or 0
 
+    def total(self, *suffixes: str) -> int:
+        """Bytes of all files below the folder with one of the suffixes, those of Delta's logs left out."""
+        selector = fs.FileSelector(self._path, allow_not_found=True, recursive=True)
+        files = (info for info in self._files.get_file_info(selector) if info.type == fs.FileType.File)
+        return sum(info.size for info in files if info.path.endswith(suffixes) and "/_delta_log/" not in info.path)
+
     def names(self) -> list[str]:
         """Names of the folder's entries, sorted; empty if the folder does not exist."""
         selector = fs.FileSelector(self._path, allow_not_found=True)

@@ -4,26 +4,13 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterable, Sequence
-from typing import Any, NamedTuple
+from typing import Any
 
 from pyspark.sql import functions as F
 
+from sparkcf.lake.figures import Figure
 from sparkcf.lake.schemas import TABLES
 from sparkcf.lake.tables import LakeTables
-
-
-class Figure(NamedTuple):
-    """A measured value with its bounds and bootstrap replicates, if any: columns of `metrics`."""
-
-    system: str
-    metric: str
-    k: int | None
-    value: float
-    lower: float | None
-    upper: float | None
-    users: int
-    segment: str | None = None
-    replicates: list[float] | None = None
 
 
 def write_figures(

@@ -30,7 +30,8 @@ if TYPE_CHECKING:
 
 TABLE_NAMES = tuple(
     "interactions quarantine users items features user_rows item_rows example_rows user_factors item_factors"
-    " feature_factors item_concepts recommendations predictions similar_items runs metrics published".split()
+    " feature_factors item_concepts recommendations predictions similar_items runs metrics comparisons"
+    " published".split()
 )
 # The columns that queries read; of a table that is not listed here, all columns.
 COLUMNS = {
@@ -278,6 +279,8 @@ class Lake:
             return LakeError(f"{self.root} is not a lake (no table in it): {CURE}, or name another lake")
         if os.path.exists(os.path.join(self.folder, name)):
             return LakeError(f"table {name} of lake {self.root} has lost its log: {DOCTOR}")
+        if name == "comparisons":
+            return NotFoundError(f"no models are compared in lake {self.root} yet: run jobs/compare.py first")
         if name == "published":
             return NotFoundError(f"nothing is published in lake {self.root} yet: {CURE}")
         return NotFoundError(f"lake {self.root} has no table {name} yet: {CURE}")

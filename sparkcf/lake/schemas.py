@@ -317,7 +317,7 @@ RUNS = Table(
     StructType(
         [
             column("run_id", STRING, "id of the run: one fit, or one load"),
-            column("job", STRING, "job of the run: clean, prepare, train or fold_in"),
+            column("job", STRING, "job of the run: clean, prepare, train, fold_in or compare"),
             column("model", STRING, "model's name", nullable=True),
             column("ds", DateType(), "logical date"),
             column(
@@ -365,6 +365,42 @@ METRICS = Table(
     key=("run_id", "system", "protocol", "metric", "k", "segment"),
 )
 
+COMPARISONS = Table(
+    "comparisons",
+    "models compared on one snapshot; their quality is in `metrics` under the row's run",
+    StructType(
+        [
+            column("comparison_id", STRING, "id of the comparison: a snapshot and a list of models"),
+            column("position", INT, "place of the model in the list, from 1"),
+            column("name", STRING, "name of the model's file, without its ending"),
+            column("model", STRING, "model's name"),
+            column("ds", DateType(), "logical date"),
+            column("compared_at", TimestampType(), "start of the comparison's last run"),
+            column("state", STRING, "waiting, measured or failed"),
+            column("reason", STRING, "why the model failed", nullable=True),
+            column("run_id", STRING, "run of the measurement; null: none yet", nullable=True),
+            column("snapshot", STRING, "digest of day, table versions, test, lists and code; equal: comparable"),
+            column("settings", STRING, "settings of the fit, JSON"),
+            column("inputs", MapType(STRING, LONG), "versions of the tables read"),
+            column("code_version", STRING, "version of sparkcf"),
+            column("protocol", STRING, "q1 to q4"),
+            column("metric", STRING, "measure that is shown first"),
+            column("at", INT, "length of the measure's list; null: none", nullable=True),
+            column("heldout", STRING, "digest of the held-out pairs", nullable=True),
+            column("slots", INT, "task slots of Spark", nullable=True),
+            column("pairs", LONG, "pairs of the train part", nullable=True),
+            column("train_seconds", DOUBLE, "time of the fit of the train part", nullable=True),
+            column("peak_bytes", LONG, "largest resident memory of a Python process; null: not seen", nullable=True),
+            column("stored_bytes", LONG, "files of the stored fit; null: not measured", nullable=True),
+            column("list_users", LONG, "users who got lists", nullable=True),
+            column("list_k", INT, "length of their lists", nullable=True),
+            column("list_seconds", DOUBLE, "time of the lists of all users", nullable=True),
+            column("measured_at", TimestampType(), "end of the measurement", nullable=True),
+        ]
+    ),
+    key=("comparison_id", "name"),
+)
+
 PUBLISHED = Table(
     "published",
     "the run that readers see; the newest row of a model and day wins",
@@ -403,6 +439,7 @@ TABLES: dict[str, Table] = {
         SIMILAR_ITEMS,
         RUNS,
         METRICS,
+        COMPARISONS,
         PUBLISHED,
     )
 }

@@ -7,6 +7,7 @@ for each bootstrap replicate), so any partitioning gives the same figures.
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -22,7 +23,7 @@ from sparkcf.data.pairs import popularity, row_lists
 from sparkcf.data.split import Split, split
 from sparkcf.errors import ConfigError, GateRefused
 from sparkcf.kernels.metrics import Summary, mae, merge, ranking_measures, rating_errors, rmse, summarize, unpack
-from sparkcf.lake.metrics import Figure
+from sparkcf.lake.figures import Figure
 from sparkcf.models.contract import FitRun, Fitted, Model, TrainingData
 from sparkcf.ranking.predict import predicted
 from sparkcf.ranking.scorers import rows_of, saved_of, share_scorer, user_block
@@ -91,23 +92,35 @@ def evaluate(
         The train part or the held-out part of the split is empty.
     """
     check_protocol(model, config)
+    with persisted_split(events, model, config) as parts:
+        data = replace(data, pairs=parts.train)
+        fitted = model.fit(data, run or FitRun())
+        try:
+            figures = measured(parts, model, data, fitted, config)
+        finally:
+            fitted.release()
+    return Evaluation(config.evaluation.protocol, parts.note, figures)
+
+
+@contextmanager
+def persisted_split(events: DataFrame, model: Model[Any], config: Config) -> Iterator[Split]:
+    """The split of the events, persisted while it is used. Raises GateRefused if one of its parts is empty."""
     events = events.persist(StorageLevel.MEMORY_AND_DISK)  # read by every part of the split
     kept = [events]
     try:
         parts = split(events, model.reads, config)
         kept += [parts.train.persist(StorageLevel.MEMORY_AND_DISK), parts.heldout.persist()]
         _check_split(parts, config)
-        data = replace(data, pairs=parts.train)
-        fitted = model.fit(data, run or FitRun())
-        try:
-            measure = _rating_figures if config.evaluation.protocol == "q3" else _ranking_figures
-            figures = measure(parts, model, data, fitted, config)
-        finally:
-            fitted.release()
+        yield parts
     finally:
         for frame in kept:
             frame.unpersist()
-    return Evaluation(config.evaluation.protocol, parts.note, figures)
+
+
+def measured(parts: Split, model: Model[Any], data: TrainingData, fitted: Fitted, config: Config) -> list[Figure]:
+    """Figures of a fit of the train part, and of the baseline, on the held-out part."""
+    measure = _rating_figures if config.evaluation.protocol == "q3" else _ranking_figures
+    return measure(parts, model, data, fitted, config)
 
 
 def _check_split(parts: Split, config: Config) -> None:

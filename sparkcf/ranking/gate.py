@@ -19,7 +19,7 @@ import numpy as np
 
 from sparkcf.config.root import RATING_MEASURES, GateConfig
 from sparkcf.errors import GateRefused
-from sparkcf.lake.metrics import Figure
+from sparkcf.lake.figures import Figure
 
 Z = 1.959964  # 97.5 % quantile of the normal distribution
 OF_BOOTSTRAP = ("seed", "bootstrap")  # settings of the bootstrap draws, not of the test set
@@ -98,14 +98,30 @@ def check_quality(new: Measured, old: Measured | None, gate: GateConfig) -> None
 
 def margin_of(new: Figure, old: Figure, max_fall: float, paired: bool) -> tuple[float, float]:
     """Margin of the new figure over the old one reduced by `max_fall`, and the margin's upper 97.5 % bound."""
-    sign, kept = (-1.0, 1 + max_fall) if new.metric in RATING_MEASURES else (1.0, 1 - max_fall)
-    margin = sign * (new.value - kept * old.value)
+    if new.metric in RATING_MEASURES:
+        difference, lower, _ = difference_of(new, old, paired, 1 + max_fall)
+        return -difference, -lower
+    difference, _, upper = difference_of(new, old, paired, 1 - max_fall)
+    return difference, upper
+
+
+def difference_of(new: Figure, old: Figure, paired: bool, kept: float = 1.0) -> tuple[float, float, float]:
+    """new − kept · old, with its lower 2.5 % and upper 97.5 % bound.
+
+    Parameters
+    ----------
+    paired : both were measured with the same bootstrap draws, so that the bounds are those of the replicates'
+        differences; else, or without replicates, the bounds are computed as if the figures were independent.
+    """
+    difference = new.value - kept * old.value
     if paired and new.replicates and old.replicates:
-        drawn = sign * (np.array(new.replicates) - kept * np.array(old.replicates))
+        drawn = np.array(new.replicates) - kept * np.array(old.replicates)
         drawn = drawn[np.isfinite(drawn)]
         if drawn.size:
-            return margin, float(np.percentile(drawn, 97.5))
-    return margin, margin + Z * math.hypot(_standard_error(new), kept * _standard_error(old))
+            lower, upper = np.percentile(drawn, [2.5, 97.5])
+            return difference, float(lower), float(upper)
+    spread = Z * math.hypot(_standard_error(new), kept * _standard_error(old))
+    return difference, difference - spread, difference + spread
 
 
 def _standard_error(figure: Figure) -> float:
