@@ -26,9 +26,10 @@ TIMED: dict[str, dict[str, Any]] = {
     "NeuMF": {"kind": "neumf"},
     "NeuMF, softmax": {"kind": "neumf", "objective": "softmax"},
 }
-TUNED = {"latent_dim": 32, "learning_rate": 0.005, "batch_size": 20, "epochs": 60, "patience": 8}
+TUNED: dict[str, Any] = {"latent_dim": 8, "learning_rate": 0.005, "batch_size": 20, "epochs": 60, "patience": 8}
 MEASURED: dict[str, dict[str, Any]] = {
-    "GMF": TUNED | {"kind": "gmf"},
+    "GMF": TUNED | {"kind": "gmf", "latent_dim": 32},
+    "GMF, softmax": TUNED | {"kind": "gmf", "latent_dim": 32, "objective": "softmax", "batch_size": 100},
     "MLP": TUNED | {"kind": "mlp"},
     "NeuMF": TUNED,  # conf/models/ncf.yaml
     "NeuMF from GMF and MLP": TUNED | {"pretrain_epochs": 15},

@@ -57,7 +57,6 @@ CASES = {
         "model=ncf",
         "ncf.hidden=[4, 3, 2]",
         "ncf.pretrain_epochs=3",
-        "ncf.validation_share=0.5",
         "ncf.negative_distribution=popularity",
     ),
     "ncf, GMF by a softmax": ("model=ncf", "ncf.kind=gmf", "ncf.objective=softmax", "ncf.workers=2"),
