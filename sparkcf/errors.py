@@ -72,6 +72,18 @@ EXIT_CODES = {
 TRACEBACK = "Traceback (most recent call last)"
 
 
+def interruption(error: BaseException) -> BaseException | None:
+    """The signal during whose handling an error was raised; None: there was none.
+
+    A signal within a call of the JVM leaves the connection in the middle of an answer, so the next call, such as one
+    that records the failure, raises an error without meaning.
+    """
+    found: BaseException | None = error
+    while found is not None and isinstance(found, Exception):
+        found = found.__context__
+    return found
+
+
 def first_line(error: BaseException) -> str:
     """First line of an error's message; of a JVM error that of its root cause; of a Python worker's its own error."""
     java = getattr(error, "java_exception", None)

@@ -65,6 +65,7 @@ LONGEST = (
     "models/test_contract.py",
     "jobs/test_clean.py",
     "jobs/test_clean_faults.py",
+    "jobs/test_compare.py",
     "ranking/test_evaluate.py",
     "jobs/test_plugin.py",
     "models/test_ease.py",

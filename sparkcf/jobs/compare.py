@@ -26,7 +26,7 @@ from sparkcf.data.dictionary import register_texts
 from sparkcf.data.inputs import Inputs, newest_versions
 from sparkcf.data.pairs import liked_pairs, popularity
 from sparkcf.data.split import chosen_protocol
-from sparkcf.errors import ConfigError, SparkcfError, TrainingError, first_line
+from sparkcf.errors import ConfigError, SparkcfError, TrainingError, first_line, interruption
 from sparkcf.jobs.base import packing_of, training_data
 from sparkcf.jobs.memory import PeakMemory
 from sparkcf.jobs.recommend import banned_items, rankable, wanted_users
@@ -82,6 +82,8 @@ def compare_models(spark: SparkSession, config: Config) -> dict[str, Any]:
         try:
             row |= _measure(inputs, events, configs[name], name, heldout) | {"state": "measured"}
         except Exception as error:  # any error of one model: go on with the others
+            if stop := interruption(error):
+                raise stop from None
             say(f"  {name}: {first_line(error)}")
             failed[name] = error
             row |= {"state": "failed", "reason": f"{type(error).__name__}: {first_line(error)}"[:500]}

@@ -50,23 +50,23 @@ class PeakMemory:
 
 def largest_python(roots: set[int]) -> int:
     """Bytes of the largest process among the given ones and their descendants, JVMs left out; 0 if there is none."""
-    page, parents, commands = os.sysconf("SC_PAGE_SIZE"), {}, {}
+    page, parents = os.sysconf("SC_PAGE_SIZE"), {}
     for entry in PROC.iterdir():
         if entry.name.isdigit():
             try:
-                head, _, rest = (entry / "stat").read_text(errors="replace").rpartition(") ")
+                parent = int((entry / "stat").read_text(errors="replace").rpartition(") ")[2].split()[1])
             except OSError:  # it ended meanwhile
                 continue
-            pid = int(entry.name)
-            commands[pid], parents[pid] = head.partition(" (")[2], int(rest.split()[1])
+            parents[int(entry.name)] = parent
     family = set(roots)
     while more := {pid for pid, parent in parents.items() if parent in family} - family:
         family |= more
     largest = 0
-    for pid in family & commands.keys():
-        if commands[pid] != "java":
-            try:
+    for pid in family:
+        try:
+            # The program, not the command's name: a JVM's fork has a thread's name and the JVM's memory at first.
+            if (PROC / str(pid) / "exe").readlink().name != "java":
                 largest = max(largest, page * int((PROC / str(pid) / "statm").read_text().split()[1]))
-            except (OSError, IndexError):
-                continue
+        except (OSError, IndexError):  # it ended meanwhile
+            continue
     return largest
