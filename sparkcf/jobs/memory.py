@@ -55,7 +55,7 @@ def largest_python(roots: set[int]) -> int:
         if entry.name.isdigit():
             try:
                 parent = int((entry / "stat").read_text(errors="replace").rpartition(") ")[2].split()[1])
-            except OSError:  # it ended meanwhile
+            except (OSError, IndexError):  # it ended meanwhile
                 continue
             parents[int(entry.name)] = parent
     family = set(roots)
