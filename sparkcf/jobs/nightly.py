@@ -12,7 +12,7 @@ from sparkcf.config.root import RATING_MEASURES, Config
 from sparkcf.data.ingest import read_listing
 from sparkcf.data.inputs import Inputs, newest_versions
 from sparkcf.data.split import time_cut
-from sparkcf.errors import SparkcfError, first_line
+from sparkcf.errors import SparkcfError, first_line, interruption
 from sparkcf.jobs.clean import clean_day
 from sparkcf.jobs.evaluate import evaluate_run, with_protocol
 from sparkcf.jobs.fold_in import fold_in_users
@@ -45,6 +45,8 @@ def nightly(spark: SparkSession, config: Config) -> dict[str, Any]:
         try:
             done[model] = _night_of_model(spark, night, cleaned)
         except Exception as error:  # any error of one model: go on with the others
+            if stop := interruption(error):
+                raise stop from None
             say(f"  {model}: {first_line(error)}")
             failed[model] = error
     if failed:

@@ -45,6 +45,13 @@ def test_the_other_models_are_tried_and_the_message_says_what_was_published(nigh
 def test_an_interruption_ends_the_night_at_once(nights) -> None:
     with pytest.raises(KeyboardInterrupt):
         nights(popularity=KeyboardInterrupt())
+
+
+def test_an_interruption_behind_another_error_ends_the_night_at_once(nights) -> None:
+    hidden = KeyError("o123")  # from a connection to the JVM that a signal left in the middle of an answer
+    hidden.__context__ = KeyboardInterrupt()
+    with pytest.raises(KeyboardInterrupt):
+        nights(popularity=hidden)
     assert nights.tried == ["popularity"]
 
 
