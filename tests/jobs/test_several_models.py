@@ -45,6 +45,7 @@ def test_the_other_models_are_tried_and_the_message_says_what_was_published(nigh
 def test_an_interruption_ends_the_night_at_once(nights) -> None:
     with pytest.raises(KeyboardInterrupt):
         nights(popularity=KeyboardInterrupt())
+    assert nights.tried == ["popularity"]
 
 
 def test_an_interruption_behind_another_error_ends_the_night_at_once(nights) -> None:
