@@ -59,7 +59,7 @@ CASES = {
         "ncf.pretrain_epochs=3",
         "ncf.negative_distribution=popularity",
     ),
-    "ncf, GMF by a softmax": ("model=ncf", "ncf.kind=gmf", "ncf.objective=softmax", "ncf.workers=2"),
+    "ncf, GMF by a softmax": ("model=ncf", "ncf.kind=gmf", "ncf.objective=softmax"),
     "ncf, MLP of ratings": ("model=ncf", "ncf.kind=mlp", "ncf.hidden=[4, 3]", "ncf.objective=rating"),
     "ease": ("model=ease", "ease.regularization=1"),
     "popularity": ("model=popularity",),
