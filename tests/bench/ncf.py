@@ -64,7 +64,6 @@ def qualities(rounds: int, quick: bool, goals: list[Goal]) -> None:
             means = [float(np.mean([each[measure] for each in found])) for measure in MEASURES_SHOWN]
             spread = np.std([each[MEASURES_SHOWN[0]] for each in found])
             table.append((split, kind, f"{means[0]:.4f} ± {spread:.4f}", *(f"{mean:.4f}" for mean in means[1:])))
-            goals.append(Goal(f"{split}, {kind}: NDCG@100 ÷ ALS's", means[0] / ALS[split], 0.0))
         table.append((split, "sparkcf ALS", f"{ALS[split]:.4f}", "", ""))
     print("\nquality on the test parts")
     print_table(("split", "kind", "NDCG@100", "NDCG@20", "Recall@20"), table)

@@ -7,14 +7,12 @@ import json
 import re
 import subprocess
 import sys
-from collections.abc import Callable
 from pathlib import Path
 from xml.etree import ElementTree
 
 import pyarrow as pa
 import pytest
 
-from sparkcf.cli.main import main
 from tests.lake.test_query import COUNTS, MAY_2, TIME, build_lake, write
 
 ODD = "</text><script>alert(1)</script> \x1b[31m|`x` *b*"
@@ -95,17 +93,6 @@ def root(tmp_path_factory: pytest.TempPathFactory) -> Path:
     write_figures(root, "als", ("model", "ndcg_at_k", 100, 0.31, base), *others)
     write_figures(root, "small-ease", ("model", "ndcg_at_k", 100, 0.33, [value + 0.02 for value in base]), *others)
     return root
-
-
-@pytest.fixture
-def run(capsys: pytest.CaptureFixture[str]) -> Callable[..., tuple[int, str, str]]:
-    def call(*arguments: str) -> tuple[int, str, str]:
-        with pytest.raises(SystemExit) as ended:
-            main(list(arguments))
-        out, err = capsys.readouterr()
-        return ended.value.code, out, err
-
-    return call
 
 
 def test_the_table_shows_the_newest_comparison(run, root: Path) -> None:

@@ -12,7 +12,6 @@ from pathlib import Path
 
 import pytest
 
-from sparkcf.cli.main import main
 from tests.lake.test_query import (
     MAY_2,
     STRANGE,
@@ -29,19 +28,6 @@ CONTROLS = "\x1b[31mred\x1b[0m \x07 \x9b2J \x7f \u202e"
 @pytest.fixture(scope="module")
 def root(tmp_path_factory: pytest.TempPathFactory) -> str:
     return str(build_lake(tmp_path_factory.mktemp("lake")))
-
-
-@pytest.fixture()
-def run(capsys: pytest.CaptureFixture[str]):
-    """Call the command; gives (exit code, standard output, standard error)."""
-
-    def call(*arguments: str) -> tuple[int, str, str]:
-        with pytest.raises(SystemExit) as ended:
-            main(list(arguments))
-        out, err = capsys.readouterr()
-        return ended.value.code, out, err
-
-    return call
 
 
 def one_line(text: str) -> bool:

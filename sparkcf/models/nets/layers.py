@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
@@ -24,11 +22,7 @@ class SparseLinear(nn.Module):
     def forward(self, rows: Rows) -> Tensor:
         if not len(rows):  # embedding_bag refuses an empty batch
             return self.weight[:0] + self.bias  # (0, n_out)
-        if self.weight.device.type == "cpu" and not rows.values.requires_grad:
-            summed: Tensor = _SparseProduct.apply(self.weight, rows)
-        else:
-            summed = sparse_product(self.weight, rows)
-        return summed + self.bias  # (B, n_out)
+        return sparse_product(self.weight, rows) + self.bias  # (B, n_out)
 
 
 def sparse_product(weight: Tensor, rows: Rows) -> Tensor:
@@ -36,26 +30,6 @@ def sparse_product(weight: Tensor, rows: Rows) -> Tensor:
     return F.embedding_bag(
         rows.indices, weight, rows.offsets, mode="sum", per_sample_weights=rows.values, include_last_offset=True
     )
-
-
-class _SparseProduct(torch.autograd.Function):
-    """`sparse_product` for rows without a gradient, on a CPU.
-
-    The gradient of the weights is the transposed rows times the gradient of the output. embedding_bag sorts the entries
-    for it, which takes two thirds of a step on rows as short as those of ml-100k.
-    """
-
-    @staticmethod
-    def forward(ctx: Any, weight: Tensor, rows: Rows) -> Tensor:
-        ctx.rows, ctx.n_in = rows, len(weight)
-        return sparse_product(weight, rows)
-
-    @staticmethod
-    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor, None]:
-        rows: Rows = ctx.rows
-        places = torch.stack([rows.indices, rows.row_of])
-        transposed = torch.sparse_coo_tensor(places, rows.values, (ctx.n_in, len(rows)), check_invariants=False)
-        return torch.sparse.mm(transposed, gradients[0]), None
 
 
 def initialize(net: nn.Module, generator: torch.Generator) -> None:

@@ -23,7 +23,7 @@ from torch.nn import functional as F
 from torch.utils.checkpoint import checkpoint
 
 from sparkcf.config.models import NCFConfig
-from sparkcf.models.nets.layers import by_row, entries
+from sparkcf.models.nets.layers import by_row, entries, sparse_product
 from sparkcf.models.nets.negatives import draw_negatives
 from sparkcf.training.batch import Rows
 
@@ -74,15 +74,7 @@ class Embeddings(nn.Module):
             return self.shared.expand(len(features), -1)
         if not len(features):  # embedding_bag refuses an empty batch
             return self.shared + self.of_features[:1].sum(dim=0).expand(0, -1)
-        summed = F.embedding_bag(
-            features.indices,
-            self.of_features,
-            features.offsets,
-            mode="sum",
-            per_sample_weights=features.values,
-            include_last_offset=True,
-        )
-        return self.shared + summed
+        return self.shared + sparse_product(self.of_features, features)
 
 
 class Interaction(nn.Module):

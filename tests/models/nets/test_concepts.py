@@ -22,7 +22,7 @@ from sparkcf.kernels.vectors import unit_rows
 from sparkcf.lake.concepts import Concepts
 from sparkcf.lake.published import append_published
 from sparkcf.lake.tables import LakeTables
-from tests.cli.test_main import run  # noqa: F401
+from tests.cli.conftest import run  # noqa: F401
 from tests.jobs.test_fold_in import BEFORE, DAY, write
 
 N, M = 40, 16

@@ -24,7 +24,7 @@ def dense(rows: Rows, n_in: int) -> torch.Tensor:
 
 def test_a_layer_over_sparse_rows_and_its_gradients_are_those_of_dense_rows() -> None:
     rows, layer = rows_and_layer()
-    for given in (rows, rows.with_values(rows.values.clone().requires_grad_())):  # by either way of the layer
+    for given in (rows, rows.with_values(rows.values.clone().requires_grad_())):
         wanted = [given.values] * given.values.requires_grad + [layer.weight, layer.bias]
         found = layer(given)
         expected = dense(given, 7) @ layer.weight + layer.bias
