@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import datetime as dt
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cached_property
 
 from pyspark.sql import DataFrame
@@ -30,6 +30,7 @@ class Inputs:
 
     tables: LakeTables
     versions: Mapping[str, int]
+    _loaded: set[dt.date] = field(default_factory=set, compare=False, repr=False)  # days known to have events
 
     def read(self, name: str) -> DataFrame:
         """Read a table at its pinned version; an empty frame if the table did not exist.
@@ -50,8 +51,9 @@ class Inputs:
         """
         frames = [self.read(name) for name in ("interactions", "users", "items")]
         loaded = frames[0].where(f"ds <= {sql_date(until)}")
-        if loaded.isEmpty():
+        if until not in self._loaded and loaded.isEmpty():
             raise LakeError(f"{self.tables.root} has no interactions up to {until}: run jobs/clean.py ds={until} first")
+        self._loaded.add(until)
         return indexed(loaded, *frames[1:])
 
     @cached_property

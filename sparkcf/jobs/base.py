@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from typing import Any
 
 from pyspark.sql import DataFrame
@@ -23,6 +23,20 @@ from sparkcf.lake.weights import read_state
 from sparkcf.models.contract import Fitted, Model, TrainingData
 
 STATES = ("trained", "evaluated", "recommended", "refused", "published")  # states of a run that has factors
+
+
+@dataclass(frozen=True)
+class OpenRun:
+    """A run and its inputs, opened once for all steps of a night."""
+
+    run: Run
+    inputs: Inputs
+
+
+def open_run(tables: LakeTables, config: Config, states: tuple[str, ...]) -> OpenRun:
+    """Open the run that `find_run` finds, with the inputs at its versions."""
+    run = find_run(tables, config, states)
+    return OpenRun(run, Inputs(tables, run.row["inputs"]))
 
 
 def training_data(

@@ -17,7 +17,7 @@ from sparkcf.data.lines import not_utf8, readable
 from sparkcf.errors import LakeError
 from sparkcf.jobs.session import size_partitions
 from sparkcf.lake.frames import one_row
-from sparkcf.lake.ids import ConcurrentChangeError, merge_changes, register
+from sparkcf.lake.ids import ConcurrentChangeError, register
 from sparkcf.lake.runs import Run, start_run
 from sparkcf.lake.schemas import CLAIM, TABLES
 from sparkcf.lake.tables import LakeTables, retry_conflicts, sql_date
@@ -179,7 +179,7 @@ def write_interactions(tables: LakeTables, clean_rows: DataFrame, config: Config
                     f"WHEN NOT MATCHED AND s.op = 'inserted' THEN INSERT ({', '.join(names)})"
                     f" VALUES ({', '.join(f's.{c}' for c in names)})"
                 )
-                merged = merge_changes(tables, "interactions", source, f"{same} AND {within}", *clauses)
+                merged = tables.merge("interactions", source, f"{same} AND {within}", *clauses)
                 _check_merged(merged, counts)
         finally:
             changes.unpersist()

@@ -8,13 +8,11 @@ from typing import Any
 from pyspark.sql import DataFrame, SparkSession
 
 from sparkcf.config.root import Config
-from sparkcf.data.inputs import Inputs
 from sparkcf.data.split import chosen_protocol
-from sparkcf.jobs.base import STATES, packing_of, training_data
+from sparkcf.jobs.base import STATES, OpenRun, open_run, packing_of, training_data
 from sparkcf.jobs.train import progress_folder
 from sparkcf.lake.metrics import measured_protocols, write_figures
 from sparkcf.lake.published import published_run
-from sparkcf.lake.runs import find_run
 from sparkcf.lake.tables import LakeTables
 from sparkcf.models.contract import FitRun
 from sparkcf.models.registry import model_of
@@ -22,16 +20,17 @@ from sparkcf.progress import say, step
 from sparkcf.ranking.evaluate import Evaluation, evaluate, settings_of
 
 
-def evaluate_run(spark: SparkSession, config: Config) -> dict[str, Any]:
+def evaluate_run(spark: SparkSession, config: Config, opened: OpenRun | None = None) -> dict[str, Any]:
     """Measure the run's model by `config.evaluation` on the run's input versions, and write `metrics`.
 
     The model is fitted again on the train part of the split, since the run's factors were trained on the held-out part
     too. Packed rows and checkpoints are kept apart for each split for the same reason.
     """
     tables = LakeTables(spark, config.lake.root)
-    run = find_run(tables, config, STATES)
+    opened = opened or open_run(tables, config, STATES)
+    run, inputs = opened.run, opened.inputs
     config = run.fitted_with(config)
-    model, inputs = model_of(config), Inputs(tables, run.row["inputs"])
+    model = model_of(config)
     events = inputs.events(config.ds)
     config = with_protocol(tables, events, config)
     with step(f"evaluate {config.model} by {config.evaluation.protocol}", spark) as progress:

@@ -13,6 +13,7 @@ from sparkcf.data.ingest import read_listing
 from sparkcf.data.inputs import Inputs, newest_versions
 from sparkcf.data.split import time_cut
 from sparkcf.errors import SparkcfError, first_line, interruption
+from sparkcf.jobs.base import open_run
 from sparkcf.jobs.clean import clean_day
 from sparkcf.jobs.evaluate import evaluate_run, with_protocol
 from sparkcf.jobs.fold_in import fold_in_users
@@ -20,7 +21,7 @@ from sparkcf.jobs.publish import publish_run
 from sparkcf.jobs.recommend import banned_items, recommend_run, wanted_users
 from sparkcf.jobs.train import train_model
 from sparkcf.lake.roots import local_folder
-from sparkcf.lake.runs import find_run
+from sparkcf.lake.runs import failures_recorded
 from sparkcf.lake.tables import LakeTables
 from sparkcf.models.registry import model_of
 from sparkcf.progress import say
@@ -87,13 +88,11 @@ def settled(spark: SparkSession, nights: list[Config]) -> list[Config]:
 def _night_of_model(spark: SparkSession, config: Config, cleaned: dict[str, Any]) -> dict[str, Any]:
     trained = fold_in_users(spark, config) if config.night == "fold_in" else train_model(spark, config)
     config = config.model_copy(update={"run_id": trained["run_id"]})
-    try:
-        evaluated = evaluate_run(spark, config)
-        recommended = recommend_run(spark, config)
-    except BaseException as error:
-        _mark_failed(spark, config, error)
-        raise
-    published = publish_run(spark, config)
+    opened = open_run(LakeTables(spark, config.lake.root), config, ("trained",))
+    with failures_recorded(opened.run):
+        evaluated = evaluate_run(spark, config, opened)
+        recommended = recommend_run(spark, config, opened)
+    published = publish_run(spark, config, opened)
     _report(spark, config, cleaned, evaluated, recommended)
     return {
         "run_id": trained["run_id"],
@@ -102,12 +101,6 @@ def _night_of_model(spark: SparkSession, config: Config, cleaned: dict[str, Any]
         "replaced": published["replaced"],
         "lake": config.lake.root,
     }
-
-
-def _mark_failed(spark: SparkSession, config: Config, error: BaseException) -> None:
-    states = ("trained", "evaluated", "recommended")
-    run = find_run(LakeTables(spark, config.lake.root), config, states)
-    run.update("failed", reason=f"{type(error).__name__}: {error}"[:500])
 
 
 def _report(

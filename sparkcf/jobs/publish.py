@@ -8,15 +8,16 @@ from pyspark.sql import Row, SparkSession
 
 from sparkcf.config.root import Config
 from sparkcf.errors import ConflictError, GateRefused, NotFoundError, NothingNew
+from sparkcf.jobs.base import OpenRun
 from sparkcf.lake.metrics import read_figures
-from sparkcf.lake.published import append_published, history, newest_first, published_run, sequence_at
+from sparkcf.lake.published import append_published, history, sequence_at
 from sparkcf.lake.runs import Run, find_run
 from sparkcf.lake.tables import LakeTables
 from sparkcf.progress import say, step
 from sparkcf.ranking.gate import OF_BOOTSTRAP, Measured, check_lists, check_quality
 
 
-def publish_run(spark: SparkSession, config: Config) -> dict[str, Any]:
+def publish_run(spark: SparkSession, config: Config, opened: OpenRun | None = None) -> dict[str, Any]:
     """Publish a recommended run of the model and day, if the gate accepts it.
 
     Raises
@@ -29,14 +30,16 @@ def publish_run(spark: SparkSession, config: Config) -> dict[str, Any]:
         Another run of the model and day was published since this run began.
     """
     tables = LakeTables(spark, config.lake.root)
-    run = find_run(tables, config, ("recommended", "published"))
+    run = opened.run if opened else find_run(tables, config, ("recommended", "published"))
     if run.state == "published":
         raise NothingNew(f"run {run.run_id} is published already")
-    before = published_run(tables, config.model)
     with step("publish") as progress:
-        today = history(tables, config.model, config.ds)
+        rows = history(tables, config.model)
+        before = rows[-1] if rows else None
+        today = [row for row in rows if row["ds"] == config.ds]
         begun = int(run.row["inputs"].get("published", -1))
-        since = [r for r in today if r["sequence"] > sequence_at(tables, config.model, config.ds, begun)]
+        known = sequence_at(tables, config.model, config.ds, begun) if today else 0
+        since = [row for row in today if row["sequence"] > known]
         if since:
             reason = (
                 f"run {since[-1]['run_id']} of {config.model} was published for {config.ds} while "
@@ -66,19 +69,21 @@ def rollback(spark: SparkSession, config: Config) -> dict[str, Any]:
     Raises NotFoundError if there is no earlier run, NothingNew if the run is the published one.
     """
     tables = LakeTables(spark, config.lake.root)
-    now = published_run(tables, config.model)
-    if now is None:
+    rows = history(tables, config.model)
+    if not rows:
         raise NotFoundError(f"no run of model {config.model} is published yet: there is nothing to roll back")
+    now = rows[-1]
     if config.run_id:
         target = find_run(tables, config, ("published", "recommended")).run_id
     else:
-        earlier = [r["run_id"] for r in newest_first(tables, config.model) if r["run_id"] != now["run_id"]]
+        by_gate = [row["run_id"] for row in reversed(rows) if row["action"] == "publish"]
+        earlier = [run_id for run_id in by_gate if run_id != now["run_id"]]
         if not earlier:
             raise NotFoundError(f"run {now['run_id']} is the only published one of {config.model}")
         target = earlier[0]
     if target == now["run_id"]:
         raise NothingNew(f"run {target} is the published one already")
-    sequence = len(history(tables, config.model, now["ds"])) + 1
+    sequence = sum(row["ds"] == now["ds"] for row in rows) + 1
     append_published(tables, config.model, now["ds"], target, "rollback", sequence)
     say(f"rolled back {config.model}: run {target} instead of {now['run_id']}")
     return {"run_id": target, "rolled_back": now["run_id"], "ds": now["ds"].isoformat()}

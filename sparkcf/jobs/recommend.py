@@ -10,13 +10,11 @@ from pyspark.sql import functions as F
 
 from sparkcf.config.root import Config
 from sparkcf.data.ingest import read_listing
-from sparkcf.data.inputs import Inputs
 from sparkcf.data.pairs import liked_pairs, popularity, row_lists
 from sparkcf.errors import NotFoundError
-from sparkcf.jobs.base import read_fitted, training_data
+from sparkcf.jobs.base import OpenRun, open_run, read_fitted, training_data
 from sparkcf.lake.factors import read_of_run, replace_of_run
 from sparkcf.lake.frames import one_row
-from sparkcf.lake.runs import find_run
 from sparkcf.lake.tables import LakeTables
 from sparkcf.models.contract import Fitted, Model, TrainingData
 from sparkcf.models.registry import model_of
@@ -27,15 +25,16 @@ from sparkcf.ranking.topk import Catalogue, SharedRanker, share_ranker, share_si
 STATES = ("trained", "evaluated", "recommended", "refused")
 
 
-def recommend_run(spark: SparkSession, config: Config) -> dict[str, Any]:
+def recommend_run(spark: SparkSession, config: Config, opened: OpenRun | None = None) -> dict[str, Any]:
     """Write the top-K lists of all users (or of `topk.users`) and the similar items of a trained run.
 
     Returns the run's id and counts: rows, and users by model and by fallback.
     """
     tables = LakeTables(spark, config.lake.root)
-    run = find_run(tables, config, STATES)
+    opened = opened or open_run(tables, config, STATES)
+    run, inputs = opened.run, opened.inputs
     config = run.fitted_with(config)
-    model, inputs = model_of(config), Inputs(tables, run.row["inputs"])
+    model = model_of(config)
     events = inputs.events(config.ds)
     data = training_data(model, inputs, events, config)
     users, items = inputs.read("users"), inputs.read("items")

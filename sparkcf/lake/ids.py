@@ -6,7 +6,6 @@ bucket. So no id map is collected, and a repeated task gives the same indices.
 
 from __future__ import annotations
 
-import uuid
 from itertools import accumulate
 
 from pyspark import StorageLevel
@@ -48,8 +47,7 @@ def register(tables: LakeTables, name: str, rows: DataFrame) -> None:
             # nothing is merged and everything is repeated.
             numbered = numbered.crossJoin(target.agg(last_idx)).where(f"last_idx = {last}").drop("last_idx")
             names = ", ".join(table.schema.names)
-            merged = merge_changes(
-                tables,
+            merged = tables.merge(
                 name,
                 numbered,
                 f"t.{id_column} = s.{id_column}",
@@ -74,19 +72,6 @@ def _updates(table: Table) -> str:
 
 class ConcurrentChangeError(Exception):
     """Another writer committed between our read and our write; `retry_conflicts` repeats both."""
-
-
-def merge_changes(tables: LakeTables, name: str, source: DataFrame, same: str, *clauses: str) -> dict[str, int]:
-    """MERGE `source` (s) into a table (t); returns the rows that this merge inserted, updated and deleted."""
-    view = f"changes_{uuid.uuid4().hex}"
-    source.createOrReplaceTempView(view)
-    path = tables.path(name).replace("`", "``")
-    try:
-        merge = f"MERGE INTO delta.`{path}` t USING {view} s ON {same} {' '.join(clauses)}"
-        row = one_row(tables.spark.sql(merge))
-    finally:
-        tables.spark.catalog.dropTempView(view)
-    return {op: int(row[f"num_{op}_rows"]) for op in ("inserted", "updated", "deleted")}
 
 
 def _changed(table: Table, rows: DataFrame, known: DataFrame) -> DataFrame:

@@ -33,24 +33,20 @@ def append_published(tables: LakeTables, model: str, ds: dt.date, run_id: str, a
     row = tables.spark.createDataFrame(values, TABLES["published"].schema)
     same = f"t.model = '{model}' AND t.ds = {sql_date(ds)} AND t.sequence = s.sequence"
 
-    def merge() -> None:
-        target = tables.create("published").alias("t").merge(row.alias("s"), same)
-        target.whenNotMatchedInsertAll().execute()
+    def merge() -> int:
+        tables.create("published")
+        return tables.merge("published", row, same, "WHEN NOT MATCHED THEN INSERT *")["inserted"]
 
-    retry_conflicts("publish", merge)
-    kept = [r["run_id"] for r in history(tables, model, ds) if r["sequence"] == sequence]
+    if retry_conflicts("publish", merge):
+        return
+    kept = [r["run_id"] for r in history(tables, model) if (r["ds"], r["sequence"]) == (ds, sequence)]
     if kept != [run_id]:
         raise ConflictError(f"run {kept[0]} of {model} was published for {ds} at the same moment: run again")
 
 
-def history(tables: LakeTables, model: str, ds: dt.date) -> list[Row]:
-    rows = tables.read("published").where((F.col("model") == model) & (F.col("ds") == F.lit(ds)))
-    return rows.orderBy("sequence").collect()
-
-
-def newest_first(tables: LakeTables, model: str) -> list[Row]:
-    rows = tables.read("published").where((F.col("model") == model) & (F.col("action") == "publish"))
-    return rows.orderBy(F.desc("ds"), F.desc("sequence")).limit(1000).collect()
+def history(tables: LakeTables, model: str) -> list[Row]:
+    """All rows of a model, about one a night, in the order in which readers followed them: the last is in force."""
+    return tables.read("published").where(F.col("model") == model).orderBy("ds", "sequence").collect()
 
 
 def sequence_at(tables: LakeTables, model: str, ds: dt.date, version: int) -> int:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import datetime as dt
 import time
+import uuid
 from collections.abc import Callable, Mapping
 from typing import Any, TypeVar
 from urllib.parse import quote
@@ -13,6 +14,7 @@ from py4j.java_gateway import JavaObject
 from pyspark.sql import Column, DataFrame, SparkSession
 
 from sparkcf.errors import ConflictError, LakeError, first_line
+from sparkcf.lake.frames import one_row
 from sparkcf.lake.roots import resolve_root
 from sparkcf.lake.schemas import TABLES, Table
 
@@ -136,6 +138,20 @@ class LakeTables:
         dtypes = {field.name: field.dataType for field in TABLES[name].schema.fields}
         cast: dict[str, str | Column] = {column: value.cast(dtypes[column]) for column, value in values.items()}
         retry_conflicts(f"update {name}", lambda: self._table(name).update(where, cast))
+
+    def merge(self, name: str, source: DataFrame, same: str, *clauses: str) -> dict[str, int]:
+        """MERGE `source` (s) into a table (t); returns the rows that this merge inserted, updated and deleted.
+
+        Not repeated by itself: what `source` holds may depend on the table.
+        """
+        view = f"changes_{uuid.uuid4().hex}"
+        source.createOrReplaceTempView(view)
+        path = self.path(name).replace("`", "``")
+        try:
+            row = one_row(self.spark.sql(f"MERGE INTO delta.`{path}` t USING {view} s ON {same} {' '.join(clauses)}"))
+        finally:
+            self.spark.catalog.dropTempView(view)
+        return {op: int(row[f"num_{op}_rows"]) for op in ("inserted", "updated", "deleted")}
 
     def _table(self, name: str) -> DeltaTable:
         return DeltaTable.forPath(self.spark, self.path(name))
