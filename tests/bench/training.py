@@ -6,7 +6,7 @@ import multiprocessing
 import os
 import resource
 import socket
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
@@ -20,7 +20,6 @@ from sparkcf.config.models import SECTIONS, NetConfig
 from sparkcf.data.packed import PackedRows
 from sparkcf.data.packing import EVEN_FILES, LEAST_ROWS
 from sparkcf.models.nets.registry import build_net
-from sparkcf.training.batch import Rows
 from sparkcf.training.feed import Feed, MemoryFeed
 from sparkcf.training.group import Group, joined_from_environment
 from sparkcf.training.loop import to_tensors, train
@@ -176,22 +175,14 @@ def part(archive: dict[str, np.ndarray], name: str) -> tuple[PackedRows, PackedR
     return PackedRows(ids, *seen), PackedRows(ids, *heldout)
 
 
-def test_measures(
-    split: str, net: torch.nn.Module, scores_of: Callable[[Rows], torch.Tensor] | None = None
-) -> dict[tuple[str, int], float]:
-    """Measures of the test users, what they have masked; on a q2 split the net is given their training rows.
-
-    Parameters
-    ----------
-    scores_of : scores (B, n_items) of rows; by default the first thing that the net answers.
-    """
+def test_measures(split: str, net: torch.nn.Module) -> dict[tuple[str, int], float]:
+    """Measures of the test users, what they have masked; on a q2 split the net is given their training rows."""
     archive = quality.load(split)
     seen, heldout = part(archive, "test")
     given = part(archive, "valid")[0] if "users" in archive else seen
     masked = to_tensors(seen, "cpu")
     with torch.inference_mode():
-        rows = to_tensors(given, "cpu")
-        scores = scores_of(rows) if scores_of else net.eval()(rows)[0]
+        scores = net.eval()(to_tensors(given, "cpu"))[0]
         scores[masked.row_of, masked.indices] = -torch.inf
         ranked = scores.topk(100, dim=1).indices.int().numpy()
     return quality.measure_lists(ranked, (heldout.indptr, heldout.indices, heldout.values))
