@@ -133,9 +133,10 @@ def known_measures(split: str, given: dict[str, Any], seed: int) -> dict[tuple[s
         seen, heldout = quality.parts(archive, name)
         with torch.inference_mode():
             vectors = net.users(torch.arange(n_users)), net.item_vectors()
-            scores = net.interaction.scores(net.interaction.blocks(*vectors)).clone()
-        scores[np.repeat(np.arange(n_users), np.diff(seen[0])), seen[1]] = -torch.inf
-        return quality.measure_lists(scores.topk(100, dim=1).indices.int().numpy(), heldout)
+            scores = net.interaction.scores(net.interaction.blocks(*vectors))
+            scores[np.repeat(np.arange(n_users), np.diff(seen[0])), seen[1]] = -torch.inf
+            ranked = scores.topk(100, dim=1).indices.int().numpy()
+        return quality.measure_lists(ranked, heldout)
 
     def keep(_: dict[str, Any]) -> None:
         nonlocal best, most
