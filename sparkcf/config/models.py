@@ -504,7 +504,8 @@ class MPMAConfig(ModelSection):
     sgd_learning_rate: Annotated[float, Field(gt=0, allow_inf_nan=False)] = 0.02
     regularization: Annotated[float, Field(gt=0, allow_inf_nan=False)] = 1.1
     regularization_exponent: NonNegative = 0.5  # nu: a row of n ratings has the penalty regularization x n^nu
-    local_regularization: Annotated[float, Field(gt=0, allow_inf_nan=False)] = 2.0  # of local rows: pulls to shared ones
+    bias_share: Annotated[float, Field(gt=0, le=1)] = 1.0  # penalty of a bias, as a share of that of a vector
+    local_regularization: Annotated[float, Field(gt=0, allow_inf_nan=False)] = 4.0  # of local rows: pulls to shared ones
     init_sd: Annotated[float, Field(gt=0, allow_inf_nan=False)] = 0.1  # entries ~ N(0, init_sd / sqrt(rank))
     user_groups: Positive = 2
     item_groups: Positive = 2
@@ -539,6 +540,11 @@ class MPMAConfig(ModelSection):
                 "set responsibilities to plain or tempered and weights to global, group, user_item or equal"
             )
         return self
+
+    @property
+    def bias_constant(self) -> float:
+        """What stands in the other side's vectors for the bias: its penalty is divided by the square."""
+        return self.bias_share**-0.5
 
     def blocks(self, side: Literal["user", "item"]) -> list[int]:
         """Vectors of a row in each component: 1, or where the component splits the side, one for each group."""

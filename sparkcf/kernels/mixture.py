@@ -15,6 +15,8 @@ from scipy.special import ndtr
 F64 = NDArray[np.float64]
 BISECTIONS = 40  # halve the bracket of a quantile: 10^-12 of its width is left
 REACH = 9.0  # standard deviations around the means that hold every quantile asked for
+COVERAGES = (0.5, 0.8, 0.95)  # shares that central intervals should cover
+CALIBRATION_MEASURES = (*(f"coverage_{round(100 * share)}" for share in COVERAGES), "log_likelihood", "crps")
 LOG_2PI = float(np.log(2 * np.pi))
 
 
@@ -77,6 +79,13 @@ class Mixture:
             between += self.weights[:, t] * np.einsum("nt,nt->n", self.weights, _mean_distance(apart, spread))
         crps: F64 = first - between / 2
         return crps
+
+
+def calibration(mixture: Mixture, values: F64) -> F64:
+    """CALIBRATION_MEASURES of observed values (n,): (n, 5). A coverage is 1 where the central interval has the value."""
+    below = mixture.below(values)
+    inside = [np.abs(below - 0.5) <= share / 2 for share in COVERAGES]
+    return np.column_stack([*inside, mixture.log_likelihood(values), mixture.crps(values)]).astype(np.float64)
 
 
 def log_joint(weights: F64, errors: F64, sds: F64) -> F64:

@@ -15,7 +15,7 @@ from sparkcf.kernels.mpma import entry_means
 from sparkcf.models.contract import F32, F64, I32, I64, Features, Rows, Saved, Scorer, UserBlock
 from sparkcf.models.mpma.groups import nearest_centre
 from sparkcf.models.mpma.layout import RowState, packed, unpacked
-from sparkcf.models.mpma.state import NO_OFFSETS, applies
+from sparkcf.models.mpma.state import NO_OFFSETS, applies, with_constant
 from sparkcf.models.mpma.weights import Weights
 
 PAIRS = 1 << 18  # whose distributions are in memory at once
@@ -46,6 +46,9 @@ class MPMAScorer(Scorer):
         means = np.stack([self._component(rows, at, known, t) for t in range(len(self.sds))], axis=1)
         item_groups = np.where(known, self.items.groups[at], -1)
         return self._mixed(rows, means, rows.groups, item_groups, rows.weights, self._item_weights(at, known))
+
+    def component_names(self) -> tuple[str, ...]:
+        return self.params.components
 
     def predict(self, users: UserBlock, items: I32) -> tuple[F64, F64 | None]:
         found = self.mixture(users, items)
@@ -181,14 +184,14 @@ class MPMAScorer(Scorer):
         base = np.empty(len(indices), np.float32)
         fixed = np.ascontiguousarray(fixed)
         entry_means(indptr, indices, start, fixed, base)
-        against = fixed.copy()
-        against[:, -1] = 1.0
+        against = with_constant(fixed, self.params)
         strength = self.params.regularization if shared is None else self.params.local_regularization
         reg = (strength * counts.astype(np.float64) ** self.params.regularization_exponent).astype(np.float32)
         out, loss = np.zeros_like(start), np.zeros(len(counts))
         ones, gram = np.ones(len(indices), np.float32), np.zeros((width, width), np.float32)
         problem = (indptr, indices, ones, targets - base, against, NO_OFFSETS, gram, reg, work_order(counts))
         solve_cholesky(*problem, 0, 1, False, out, loss)
+        out[:, -1] *= self.params.bias_constant
         return start + out
 
     def likeness(self) -> F32:

@@ -15,6 +15,7 @@ grouping, the priors' means and the granularity of pi open.
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -114,53 +115,68 @@ def component_means(state: State, side: int, gang: Gang) -> F32:
 
 def expectation(
     state: State, side: int, gang: Gang, counted: Mask, temperature: float = 1.0, means: F32 | None = None
-) -> tuple[F32, F32, Sums]:
-    """The E-step on one copy. A collective.
+) -> Sums:
+    """The E-step on one copy, for the ratings `counted`, bool (nnz,), alone: what it adds up. A collective.
 
-    Parameters
-    ----------
-    counted : bool (nnz,), ratings that `Sums` counts.
-    means : result of `component_means`, if it is known.
-
-    Returns
-    -------
-    (responsibilities, mixture weights, sums)
-        float32 (nnz, T) each; see `Sums`.
+    `means` : result of `component_means`, if it is known.
     """
     copy, config = state.copies[side], state.config
-    nnz, n = len(copy.row), len(config.components)
+    n, (g, h) = len(config.components), state.weights.table.shape[:2]
+    totals, by_row = np.zeros(2 * n + 3), np.zeros((copy.places, n))
+    table, table_counts = np.zeros((g * h, n)), np.zeros(g * h)
+    entries = np.flatnonzero(counted)
+    for part, weights, errors in pair_terms(state, side, gang, entries, means):
+        joint = log_joint(weights, errors, state.sds)
+        share = responsibilities(joint, temperature)
+        squared = np.einsum("nt,nt->n", weights, errors) ** 2
+        sums = [share.sum(axis=0), (share * errors**2).sum(axis=0)]
+        totals += np.concatenate([*sums, [log_sum(joint).sum(), squared.sum(), len(squared)]])
+        by_row += _summed(copy.row[part], share, copy.places)
+        users, items = (groups[part] for groups in state.entry_groups(side))
+        cells = np.where(users < 0, g - 1, users) * h + np.where(items < 0, h - 1, items)
+        table += _summed(cells, share, g * h)
+        table_counts += np.bincount(cells, minlength=g * h)
+    totals, table, table_counts = gang.sum(totals), gang.sum(table), gang.sum(table_counts)
+    row_counts = np.bincount(copy.row[entries], minlength=copy.places).astype(np.float64)
+    likelihood, squared_error, count = (float(v) for v in totals[2 * n :])
+    tables = (table.reshape(g, h, n), table_counts.reshape(g, h))
+    return Sums(totals[:n], totals[n : 2 * n], *tables, likelihood, squared_error, count, by_row, row_counts)
+
+
+def entry_shares(state: State, side: int, gang: Gang, temperature: float | None) -> F32:
+    """Responsibilities of a copy's entries, float32 (nnz, T); mixture weights without a temperature. A collective."""
+    nnz = len(state.copies[side].row)
+    out = np.empty((nnz, len(state.config.components)), np.float32)
+    for part, weights, errors in pair_terms(state, side, gang, np.arange(nnz), None):
+        out[part] = weights
+        if temperature is not None:
+            out[part] = responsibilities(log_joint(weights, errors, state.sds), temperature)
+    return out
+
+
+def pair_terms(
+    state: State, side: int, gang: Gang, entries: NDArray[np.intp], means: F32 | None
+) -> Iterator[tuple[NDArray[np.intp], F64, F64]]:
+    """Chunks of a copy's entries, with their mixture weights and errors of each component, float64 (chunk, T).
+
+    The collectives are called before the first chunk.
+    """
+    copy = state.copies[side]
     means = component_means(state, side, gang) if means is None else means
     others = fetched(state.whole[side], state.row_weights[1 - side], gang)
     users, items = state.entry_groups(side)
-    shares, priors = np.empty((nnz, n), np.float32), np.empty((nnz, n), np.float32)
-    table, table_counts = np.zeros(state.weights.table.shape), np.zeros(state.weights.table.shape[:2])
-    totals, by_row = np.zeros(2 * n + 3), np.zeros((copy.places, n))
-    row_counts = np.bincount(copy.row[counted], minlength=copy.places).astype(np.float64)
-    for begin in range(0, nnz, CHUNK):
-        part = slice(begin, begin + CHUNK)
+    for begin in range(0, len(entries), CHUNK):
+        part = entries[begin : begin + CHUNK]
         own, other = state.row_weights[side][copy.row[part]], others[state.whole[side].indices[part]]
         by_side = (own, other) if side == USER else (other, own)
-        here = applies(config, users[part], items[part])
+        here = applies(state.config, users[part], items[part])
         weights = state.weights.of_pairs(users[part], items[part], *by_side, here)
-        errors = copy.values[part, None] - means[:, part].T.astype(np.float64)
-        joint = log_joint(weights, errors, state.sds)
-        share = responsibilities(joint, temperature)
-        shares[part], priors[part] = share, weights
-        chosen = counted[part]
-        share, errors, weights = share[chosen], errors[chosen], weights[chosen]
-        squared = np.einsum("nt,nt->n", weights, errors) ** 2
-        density = log_sum(joint[chosen])
-        totals += np.concatenate(
-            [share.sum(axis=0), (share * errors**2).sum(axis=0), [density.sum(), squared.sum(), len(squared)]]
-        )
-        np.add.at(by_row, copy.row[part][chosen], share)
-        np.add.at(table, (users[part][chosen], items[part][chosen]), share)
-        np.add.at(table_counts, (users[part][chosen], items[part][chosen]), 1.0)
-    totals, table, table_counts = gang.sum(totals), gang.sum(table), gang.sum(table_counts)
-    likelihood, squared_error, count = (float(v) for v in totals[2 * n :])
-    return shares, priors, Sums(
-        totals[:n], totals[n : 2 * n], table, table_counts, likelihood, squared_error, count, by_row, row_counts
-    )
+        yield part, weights, copy.values[part, None] - means[:, part].T.astype(np.float64)
+
+
+def _summed(rows: NDArray[np.integer], values: F64, n: int) -> F64:
+    """Sums of values (m, T) by row, (n, T)."""
+    return np.stack([np.bincount(rows, column, minlength=n) for column in values.T], axis=1)
 
 
 def maximize(state: State, sums: list[Sums]) -> None:
@@ -209,9 +225,9 @@ def solve(state: State, side: int, t: int, weights: F32, gang: Gang) -> int:
         start = np.tile(shared, (len(vectors) // len(shared), 1))
     base = np.empty(len(view.indices), np.float32)  # with start 0: the other side's bias
     entry_means(view.indptr, view.indices, start, fixed, base)
-    targets, fixed = targets - base, fixed.copy()
-    fixed[:, -1] = 1.0
+    targets, fixed = targets - base, with_constant(fixed, config)
     out, reg = vectors - start, penalties(state, side, t)
+    out[:, -1] /= config.bias_constant
 
     def share(first: int) -> int:
         common = (view.indptr, view.indices, weights)
@@ -224,8 +240,16 @@ def solve(state: State, side: int, t: int, weights: F32, gang: Gang) -> int:
         return int(solve_cholesky(*problem, first, state.threads, False, out, np.zeros(len(out))))
 
     singular = sum(in_threads(state.threads, share))
+    out[:, -1] *= config.bias_constant
     vectors[:] = start + out
     return singular
+
+
+def with_constant(fixed: F32, config: MPMAConfig) -> F32:
+    """A copy of fixed rows with a constant c for their biases: the penalty of a bias b is then that of b / c."""
+    fixed = fixed.copy()
+    fixed[:, -1] = config.bias_constant
+    return fixed
 
 
 def penalty(state: State, gang: Gang) -> F64:
@@ -234,6 +258,7 @@ def penalty(state: State, gang: Gang) -> F64:
     for side in (USER, ITEM):
         for t, vectors in enumerate(state.vectors[side]):
             shared = state.shared[side][t]
-            apart = vectors if shared is None else vectors - np.tile(shared, (len(vectors) // len(shared), 1))
+            apart = vectors - (0 if shared is None else np.tile(shared, (len(vectors) // len(shared), 1)))
+            apart[:, -1] /= state.config.bias_constant
             total[t] += np.einsum("n,nk,nk->", penalties(state, side, t).astype(np.float64), apart, apart)
     return gang.sum(total)

@@ -25,7 +25,7 @@ from sparkcf.kernels.random import normal_rows
 from sparkcf.models.mpma.entries import fetched, make_copy, split_view, whole_view
 from sparkcf.models.mpma.groups import k_means, large_groups
 from sparkcf.models.mpma.layout import NAMES, RowState, packed, unpacked
-from sparkcf.models.mpma.state import State, component_means, expectation, maximize, penalty, solve
+from sparkcf.models.mpma.state import State, component_means, entry_shares, expectation, maximize, penalty, solve
 from sparkcf.models.mpma.weights import KINDS, Weights
 from sparkcf.training.blocks import ITEM, USER, Parts, places, row_ids
 from sparkcf.training.gang import Gang
@@ -185,7 +185,7 @@ class _Training:
                 f"{self.config.regularization}) or lower {cure}"
             )
         trained = weights[USER].sum(axis=1) > 0
-        sums = expectation(state, USER, gang, trained)[2]
+        sums = expectation(state, USER, gang, trained)
         scaled = penalty(state, gang) / np.maximum(scales, 1e-30)
         entry: Entry = {
             "sweep": len(self.log) + 1,
@@ -267,13 +267,16 @@ class _Training:
 
     def _em_step(self, mode: str, save: bool = True) -> None:
         """E-step, M-steps of weights and deviations, one weighted sweep of the factors."""
-        state, counted = self.state, self._fit_set(mode)
+        state, counted, shares = self.state, self._fit_set(mode), list[F32]()
         temperature = self.config.temperature if mode == "tempered" else 1.0
         found = [expectation(state, side, self.gang, counted[side], temperature) for side in (USER, ITEM)]
-        maximize(state, [sums for _, _, sums in found])
+        if mode != "held_out":
+            shares = [entry_shares(state, side, self.gang, temperature) for side in (USER, ITEM)]
+        maximize(state, found)
         if mode == "held_out":  # no step of EM on these ratings: the priors follow the weights of the ratings
+            shares = [entry_shares(state, side, self.gang, None) for side in (USER, ITEM)]
             state.scales = state.weights.overall / state.sds**2
-        self._sweep(self._weighted([f[mode == "held_out"] for f in found], [~h for h in self.held]), state.scales, save)
+        self._sweep(self._weighted(shares, [~held for held in self.held]), state.scales, save)
 
     def _weighted(self, shares: list[F32], masks: list[NDArray[np.bool_]]) -> list[F32]:
         """Weights of the entries in the factors: shares / sigma^2, 0 outside the mask."""
@@ -290,11 +293,11 @@ class _Training:
         counted = counted or self.held
         means = [component_means(state, side, self.gang) for side in (USER, ITEM)]
         for _ in range(CALIBRATIONS):
-            sums = [expectation(state, s, self.gang, counted[s], means=means[s])[2] for s in (USER, ITEM)]
+            sums = [expectation(state, s, self.gang, counted[s], means=means[s]) for s in (USER, ITEM)]
             maximize(state, sums)
 
     def _likelihood(self, counted: NDArray[np.bool_]) -> float:
-        sums = expectation(self.state, USER, self.gang, counted)[2]
+        sums = expectation(self.state, USER, self.gang, counted)
         return sums.log_likelihood / max(sums.count, 1.0)
 
     def _choose_responsibilities(self) -> None:
@@ -343,7 +346,7 @@ class _Training:
     def _refit_sweep(self) -> None:
         """A sweep with all ratings, weighed by their mixture weights; weights and deviations stay."""
         everything = [np.ones(len(held), bool) for held in self.held]
-        found = [expectation(self.state, s, self.gang, everything[s])[1] for s in (USER, ITEM)]
+        found = [entry_shares(self.state, s, self.gang, None) for s in (USER, ITEM)]
         self.state.scales = self.state.weights.overall / self.state.sds**2
         self._sweep(self._weighted(found, everything), self.state.scales, save=False)
 
