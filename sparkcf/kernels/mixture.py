@@ -82,7 +82,7 @@ class Mixture:
 
 
 def calibration(mixture: Mixture, values: F64) -> F64:
-    """CALIBRATION_MEASURES of observed values (n,): (n, 5). A coverage is 1 where the central interval has the value."""
+    """CALIBRATION_MEASURES of observed values (n,): (n, 5). A coverage is 1 for a value inside the interval."""
     below = mixture.below(values)
     inside = [np.abs(below - 0.5) <= share / 2 for share in COVERAGES]
     return np.column_stack([*inside, mixture.log_likelihood(values), mixture.crps(values)]).astype(np.float64)

@@ -22,8 +22,8 @@ from sparkcf.data.arrow import csr_of, entries_of
 from sparkcf.data.pairs import popularity, row_lists
 from sparkcf.data.split import Split, split
 from sparkcf.errors import ConfigError, GateRefused
-from sparkcf.kernels.mixture import CALIBRATION_MEASURES
 from sparkcf.kernels.metrics import Summary, mae, merge, ranking_measures, rating_errors, rmse, summarize, unpack
+from sparkcf.kernels.mixture import CALIBRATION_MEASURES
 from sparkcf.lake.figures import Figure
 from sparkcf.models.contract import FitRun, Fitted, Model, TrainingData
 from sparkcf.ranking.predict import predicted

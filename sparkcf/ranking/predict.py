@@ -29,7 +29,12 @@ CALIBRATION = tuple(StructField(name, DoubleType()) for name in CALIBRATION_MEAS
 
 
 def predicted(
-    pairs: DataFrame, shared: SharedScorer, width: int, *kept: str, levels: Sequence[float] | None = None, actual: str = ""
+    pairs: DataFrame,
+    shared: SharedScorer,
+    width: int,
+    *kept: str,
+    levels: Sequence[float] | None = None,
+    actual: str = "",
 ) -> DataFrame:
     """The columns `kept` of the pairs with `predicted`, `sd` (null if the model has no spread) and `known_item`.
 

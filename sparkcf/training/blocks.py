@@ -151,7 +151,9 @@ def positive_counts(indptr: NDArray[np.int64], values: NDArray[np.float32]) -> N
     return before[indptr[1:]] - before[indptr[:-1]]
 
 
-def local_columns(cols: NDArray[np.int32], n_other: int, workers: int) -> tuple[NDArray[np.int32], list[NDArray[np.int64]]]:
+def local_columns(
+    cols: NDArray[np.int32], n_other: int, workers: int
+) -> tuple[NDArray[np.int32], list[NDArray[np.int64]]]:
     """Columns as positions among the received rows, and the places to request from each worker."""
     wanted = np.zeros(n_other, bool)
     wanted[cols] = True

@@ -11,6 +11,7 @@ of its item, so that splitting moves no rating. Every side is padded to the same
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
@@ -23,7 +24,8 @@ from sparkcf.training.gang import Gang
 F32 = NDArray[np.float32]
 I32 = NDArray[np.int32]
 I64 = NDArray[np.int64]
-HELD_STREAM = 899
+Scalar = TypeVar("Scalar", bound=np.generic)
+HELD_STREAM = 899  # of the draws of held-out ratings, apart from those of factors
 
 
 @dataclass
@@ -70,7 +72,7 @@ class View:
     def counts(self) -> I64:
         return np.diff(self.indptr)
 
-    def of_entries(self, array: NDArray[np.generic]) -> NDArray[np.generic]:
+    def of_entries(self, array: NDArray[Scalar]) -> NDArray[Scalar]:
         """Values of the copy's entries in the order of this view."""
         return array if self.entries is None else array[self.entries]
 
@@ -124,6 +126,6 @@ def _view(row: I32, col: I32, entries: I64 | None, n_rows: int, n_cols: int, gan
     return View(entries, indptr, indices, work_order(np.diff(indptr)), needed, sends)
 
 
-def fetched(view: View, rows: NDArray[np.generic], gang: Gang) -> NDArray[np.generic]:
+def fetched(view: View, rows: NDArray[Scalar], gang: Gang) -> NDArray[Scalar]:
     """The other side's rows that a view needs, in the order of its indices. A collective."""
     return gang.gather([rows[requested] for requested in view.sends])

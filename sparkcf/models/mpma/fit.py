@@ -1,6 +1,6 @@
 """MPMA on Spark: a mixture of a global, a user-local and an item-local factorization, fitted by a gang.
 
-    pairs, groups of columns ──one shuffle──▶ two copies ──▶ sweeps and EM ──▶ rows of users and items, weights, deviations
+    pairs, groups of columns ──one shuffle──▶ two copies ──▶ sweeps and EM ──▶ rows of users and items, weights, sds
 
 `fit_arrays` fits in this process; both call `sparkcf.models.mpma.train.train_mixture`.
 """
@@ -106,7 +106,7 @@ class MPMA(Model[MPMAConfig]):
 
     def shapes(self, data: TrainingData) -> Shapes:
         config, n = self.params, len(self.params.components)
-        shapes: dict[str, tuple[int, ...]] = {"overall": (n,), "sds": (n,)}
+        shapes: dict[str, tuple[int, ...]] = {"kind": (1,), "overall": (n,), "sds": (n,)}
         shapes["table"] = (config.user_groups + 1, config.item_groups + 1, n)
         for name, groups in zip(NAMES, (config.user_groups, config.item_groups), strict=True):
             shapes |= {f"{name}_centres": (groups, config.rank), f"{name}_large": (groups,)}

@@ -16,7 +16,7 @@ from sparkcf.models.contract import F32, F64, I32, I64, Features, Rows, Saved, S
 from sparkcf.models.mpma.groups import nearest_centre
 from sparkcf.models.mpma.layout import RowState, packed, unpacked
 from sparkcf.models.mpma.state import NO_OFFSETS, applies, with_constant
-from sparkcf.models.mpma.weights import Weights
+from sparkcf.models.mpma.weights import ALL_KINDS, Weights
 
 PAIRS = 1 << 18  # whose distributions are in memory at once
 I64s = NDArray[np.int64]
@@ -29,8 +29,7 @@ class MPMAScorer(Scorer):
         self.params, self.known_items, self.mean = params, saved.item_known, saved.mean
         arrays = saved.arrays
         self.sds: F64 = np.asarray(arrays["sds"], np.float64)
-        kind = "user_item" if params.weights in ("user_item", "auto") else params.weights
-        # `auto` stores the weights of every form, with no effect where another form was chosen: see `train`.
+        kind = ALL_KINDS[int(arrays["kind"][0])]
         self.weights = Weights(kind, np.asarray(arrays["overall"], np.float64), np.asarray(arrays["table"], np.float64))
         self.centres: F64 = np.asarray(arrays["user_centres"], np.float64)
         self.large = np.asarray(arrays["user_large"]).astype(bool)

@@ -97,8 +97,8 @@ class Sums:
 def applies(config: MPMAConfig, user_groups: I32, item_groups: I32) -> F64:
     """1 where a component applies to a pair, (n, T): the local ones need a group."""
     needed = {"user_local": user_groups, "item_local": item_groups}
-    columns = [np.ones(len(user_groups))]
-    columns = [needed[name] >= 0 if name in needed else columns[0] for name in config.components]
+    everywhere = np.ones(len(user_groups), bool)
+    columns = [needed[name] >= 0 if name in needed else everywhere for name in config.components]
     return np.stack(columns, axis=1).astype(np.float64)
 
 
@@ -180,7 +180,7 @@ def _summed(rows: NDArray[np.integer], values: F64, n: int) -> F64:
 
 
 def maximize(state: State, sums: list[Sums]) -> None:
-    """The M-steps of mixture weights and standard deviations, in closed form. `sums` : of the users' and items' copy."""
+    """The M-steps of mixture weights and standard deviations, in closed form. `sums` : of both copies."""
     config, whole = state.config, sums[USER]
     if not whole.count:
         return

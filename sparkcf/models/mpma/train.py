@@ -3,9 +3,9 @@
     components fitted to the whole matrix ──▶ groups ──▶ rows split by group ──▶ EM: weights, deviations, factors
         ──▶ weights and deviations on held-out ratings ──▶ last sweeps with these ratings
 
-Plain EM overfits: a component is responsible for the training ratings that it already fits. So the default takes mixture
-weights and standard deviations from ratings that are held out from the factors, and weighs a training rating by the
-mixture weights. See `MPMAConfig.responsibilities` for the alternatives.
+Plain EM overfits: a component is responsible for the training ratings that it already fits. So the default takes
+mixture weights and standard deviations from ratings that are held out from the factors, and weighs a training rating
+by the mixture weights. See `MPMAConfig.responsibilities` for the alternatives.
 """
 
 from __future__ import annotations
@@ -24,18 +24,19 @@ from sparkcf.errors import TrainingError
 from sparkcf.kernels.random import normal_rows
 from sparkcf.models.mpma.entries import fetched, make_copy, split_view, whole_view
 from sparkcf.models.mpma.groups import k_means, large_groups
-from sparkcf.models.mpma.layout import NAMES, RowState, packed, unpacked
+from sparkcf.models.mpma.layout import NAMES
+from sparkcf.models.mpma.saved import packed_rows, resume, save
 from sparkcf.models.mpma.state import State, component_means, entry_shares, expectation, maximize, penalty, solve
-from sparkcf.models.mpma.weights import KINDS, Weights
+from sparkcf.models.mpma.weights import ALL_KINDS, KINDS, Kind, Weights
 from sparkcf.training.blocks import ITEM, USER, Parts, places, row_ids
 from sparkcf.training.gang import Gang
-from sparkcf.training.saved_sweeps import SavedSweep, SavedSweeps
+from sparkcf.training.saved_sweeps import SavedSweeps
 
 F32 = NDArray[np.float32]
 F64 = NDArray[np.float64]
 I32 = NDArray[np.int32]
 Entry = dict[str, Any]
-CALIBRATIONS = 8  # EM iterations of weights and deviations alone, on held-out ratings
+CALIBRATIONS = 6  # EM iterations of weights and deviations alone, on held-out ratings
 NOTHING = "no rating to train on"
 
 
@@ -61,7 +62,7 @@ class Trained:
     rows : by side, rows that live here in the layout of `layout`, float32 (n, width).
     present : by side, bool (n,), rows with ratings.
     mean : of all ratings.
-    shared : what is the same at all workers: overall, table, sds, and by side the groups' centres and sizes.
+    shared : what is the same at all workers: kind, overall, table, sds, and by side the groups' centres and sizes.
     log : an entry per sweep.
     """
 
@@ -88,10 +89,10 @@ def train_mixture(
         At all workers together: no rating, fewer rows than groups, or a factor that is not finite.
     """
     with threadpool_limits(1, user_api="blas"):
-        return _Training(parts, given, plan, gang, saved).run()
+        return MixtureTraining(parts, given, plan, gang, saved).run()
 
 
-class _Training:
+class MixtureTraining:
     """The steps of a fit and what they share."""
 
     def __init__(
@@ -156,7 +157,7 @@ class _Training:
             self._choose_responsibilities()
         else:
             if not done:
-                self._begin_em()
+                self._begin_em(self.config.responsibilities)
             for _ in range(done, self.config.iterations):
                 self._em_step(self.config.responsibilities)
             self._calibrate(self._kind())
@@ -245,19 +246,17 @@ class _Training:
                         state.shared[side][t] = state.vectors[side][t]
                         state.vectors[side][t] = np.tile(state.vectors[side][t], (number, 1))
 
-    def _kind(self) -> str:
+    def _kind(self) -> Kind:
         return "global" if self.config.weights == "auto" else self.config.weights
 
     def _fit_set(self, mode: str) -> list[NDArray[np.bool_]]:
         """The ratings that weights and deviations are estimated on."""
         return self.held if mode == "held_out" and self.any_held else [~held for held in self.held]
 
-    def _begin_em(self) -> None:
+    def _begin_em(self, mode: str) -> None:
         """Weights and deviations from the fitted components, and the scale of the priors, which then stays."""
-        n, state = len(self.config.components), self.state
-        state.weights = Weights.equal(self._kind(), n, self.config.user_groups, self.config.item_groups)  # type: ignore[arg-type]
-        state.row_weights = [np.full_like(w, 1.0 / n) for w in state.row_weights]
-        mode = self.config.responsibilities
+        self._equal_weights(self._kind())
+        state = self.state
         counted = self._fit_set(mode)
         means = component_means(state, USER, self.gang)
         errors = (state.copies[USER].values - means)[:, counted[USER]].astype(np.float64) ** 2
@@ -283,21 +282,31 @@ class _Training:
         precision = (1.0 / self.state.sds**2).astype(np.float32)
         return [share * precision * mask[:, None] for share, mask in zip(shares, masks, strict=True)]
 
-    def _calibrate(self, kind: str, counted: list[NDArray[np.bool_]] | None = None) -> None:
-        """Estimate weights and deviations on held-out ratings with the factors fixed; without these, nothing changes."""
+    def _calibrate(self, kind: Kind, counted: list[NDArray[np.bool_]] | None = None, means: Any = None) -> None:
+        """Estimate weights and deviations on held-out ratings with the factors fixed; without these, nothing changes.
+
+        `means` : by copy, result of `component_means`, if it is known.
+        """
         if not self.any_held:
             return
-        state, n = self.state, len(self.config.components)
-        state.weights = Weights.equal(kind, n, self.config.user_groups, self.config.item_groups)  # type: ignore[arg-type]
-        state.row_weights = [np.full_like(w, 1.0 / n) for w in state.row_weights]
-        counted = counted or self.held
-        means = [component_means(state, side, self.gang) for side in (USER, ITEM)]
+        self._equal_weights(kind)
+        counted, means = counted or self.held, means or self._means()
         for _ in range(CALIBRATIONS):
-            sums = [expectation(state, s, self.gang, counted[s], means=means[s]) for s in (USER, ITEM)]
-            maximize(state, sums)
+            maximize(
+                self.state, [expectation(self.state, s, self.gang, counted[s], means=means[s]) for s in (USER, ITEM)]
+            )
 
-    def _likelihood(self, counted: NDArray[np.bool_]) -> float:
-        sums = expectation(self.state, USER, self.gang, counted)
+    def _equal_weights(self, kind: Kind) -> None:
+        """Begin weights of a kind: those of the components equal."""
+        state, n = self.state, len(self.config.components)
+        state.weights = Weights.equal(kind, n, self.config.user_groups, self.config.item_groups)
+        state.row_weights = [np.full_like(w, 1.0 / n) for w in state.row_weights]
+
+    def _means(self) -> list[F32]:
+        return [component_means(self.state, side, self.gang) for side in (USER, ITEM)]
+
+    def _likelihood(self, counted: NDArray[np.bool_], means: F32 | None = None) -> float:
+        sums = expectation(self.state, USER, self.gang, counted, means=means)
         return sums.log_likelihood / max(sums.count, 1.0)
 
     def _choose_responsibilities(self) -> None:
@@ -307,7 +316,7 @@ class _Training:
         for mode in ("held_out", "tempered", "plain"):
             self._restore(copies.deepcopy(start))
             self.log = list(log)
-            self._begin_em()
+            self._begin_em(mode)
             for _ in range(self.config.iterations):
                 self._em_step(mode, save=False)
             self._calibrate(self._kind())
@@ -317,22 +326,24 @@ class _Training:
         assert best is not None
         self._restore(best[2])
         self.log = best[3]
-        self.gang.report({"note": f"mpma.responsibilities: {best[1]}, log-likelihood {best[0]:.4f} on held-out ratings"})
+        self.gang.report(
+            {"note": f"mpma.responsibilities: {best[1]}, log-likelihood {best[0]:.4f} on held-out ratings"}
+        )
 
     def _choose_weights(self) -> None:
         """With `weights: auto`, the kind that predicts one half of the held-out ratings best from the other half."""
         if self.config.weights != "auto":
             return
         half = [self._half(side) for side in (USER, ITEM)]
-        found = {}
+        found, means = dict[Kind, float](), self._means()
         for kind in KINDS:
             total = 0.0
             for fitted in (True, False):
-                self._calibrate(kind, [h & (mask == fitted) for h, mask in zip(self.held, half, strict=True)])
-                total += self._likelihood(self.held[USER] & (half[USER] != fitted)) / 2
+                self._calibrate(kind, [h & (mask == fitted) for h, mask in zip(self.held, half, strict=True)], means)
+                total += self._likelihood(self.held[USER] & (half[USER] != fitted), means[USER]) / 2
             found[kind] = total
-        best = max(found, key=lambda kind: found[kind])
-        self._calibrate(best)
+        best = max(KINDS, key=lambda kind: found[kind])
+        self._calibrate(best, means=means)
         listed = ", ".join(f"{kind} {value:.4f}" for kind, value in found.items())
         self.gang.report({"note": f"mpma.weights: {best}; log-likelihood on held-out ratings: {listed}"})
 
@@ -358,73 +369,25 @@ class _Training:
         state = self.state
         state.vectors, state.weights, state.row_weights, state.sds, state.scales = kept
 
-    def _packed(self) -> list[F32]:
-        """This worker's rows in the stored layout; before the split every group has the shared vector."""
-        state, tables = self.state, []
-        for side, name in enumerate(NAMES):
-            n, vectors, shared = self.own[side], list[F32](), list[F32 | None]()
-            own = zip(state.vectors[side], state.shared[side], self.config.blocks(name), strict=True)
-            for (rows, mean, blocks), split in zip(own, self.config.split(name), strict=True):
-                whole = np.tile(rows, (blocks, 1)) if split and mean is None else rows
-                vectors.append(whole.reshape(blocks, -1, rows.shape[1])[:, :n])
-                shared.append((rows if mean is None else mean)[:n] if split else None)
-            tables.append(packed(RowState(vectors, shared, state.row_weights[side][:n], state.groups[side][:n])))
-        return tables
-
     def _save(self) -> None:
         every = self.config.save_every
         if not self.saved or not every or len(self.log) % every:
             return
-        state = self.state
-        arrays = {"overall": state.weights.overall, "table": state.weights.table, "sds": state.sds}
-        arrays |= {"scales": state.scales} | self.extra
-        kept = {name: array.tolist() for name, array in arrays.items()} | {"kind": state.weights.kind}
-        problem = self._written(SavedSweep(_padded(self._packed()), [*self.log[:-1], self.log[-1] | {"state": kept}]))
+        problem = save(self.saved, self.state, self.own, self.extra, self.log, self.gang)
         if problem:  # no reason to fail the fit
             self.gang.report({"note": f"sweeps cannot be saved in {self.saved.folder}: {problem}"})
             self.saved = None
 
-    def _written(self, sweep: SavedSweep) -> str | None:
-        assert self.saved is not None
-        return self.saved.save(self.gang, sweep)
-
     def _resume(self) -> int:
-        """Continue from the newest checkpoint; returns the number of its sweeps, 0 without one."""
-        width = max(self.config.width_of(name) for name in NAMES)
-        newest = self.saved.load(self.gang, self.plan.sizes, width) if self.saved and self.config.save_every else None
-        if newest is None:
+        """Continue from the newest checkpoint; returns the number of its sweeps if its rows are split, else 0."""
+        if not self.saved or not self.config.save_every:
             return 0
-        state, kept = self.state, newest.log[-1].pop("state")
-        self.log = newest.log
-        split = len(self.log) > self.config.base_iterations
-        for side, name in enumerate(NAMES):
-            rows = unpacked(newest.factors[side][:, : self.config.width_of(name)], name, self.config)
-            n = self.own[side]
-            for t, (vectors, shared) in enumerate(zip(rows.vectors, rows.shared, strict=True)):
-                table = np.zeros((len(vectors) if split else 1, state.copies[side].places, vectors.shape[2]), np.float32)
-                table[:, :n] = vectors if split else vectors[:1]
-                state.vectors[side][t] = table.reshape(-1, vectors.shape[2])
-                if split and shared is not None:
-                    mean = np.zeros(table.shape[1:], np.float32)
-                    mean[:n] = shared
-                    state.shared[side][t] = mean
-            state.row_weights[side][:n] = rows.weights
-            if split:
-                state.groups[side][:] = -1
-                state.groups[side][:n] = rows.groups
-        state.weights = Weights(kept["kind"], np.array(kept["overall"]), np.array(kept["table"]))
-        state.sds, state.scales = np.array(kept["sds"]), np.array(kept["scales"])
-        self.extra = {name: np.array(kept[name]) for name in kept if name.startswith(NAMES)}
-        return len(self.log) if split else 0
+        self.log, self.extra = resume(self.saved, self.state, self.own, self.plan.sizes, self.gang)
+        return len(self.log) if len(self.log) > self.config.base_iterations else 0
 
     def _trained(self) -> Trained:
         state = self.state
         present = [state.whole[side].counts[: self.own[side]] > 0 for side in (USER, ITEM)]
         shared = {"overall": state.weights.overall, "table": state.weights.table, "sds": state.sds}
-        return Trained(self._packed(), present, self.mean, shared | self.extra, self.log)
-
-
-def _padded(tables: list[F32]) -> list[F32]:
-    """Tables of both sides with the width of the wider one, as checkpoints have them."""
-    width = max(table.shape[1] for table in tables)
-    return [np.pad(table, ((0, 0), (0, width - table.shape[1]))) for table in tables]
+        shared["kind"] = np.array([ALL_KINDS.index(state.weights.kind)])
+        return Trained(packed_rows(state, self.own), present, self.mean, shared | self.extra, self.log)

@@ -7,7 +7,7 @@ For a pair of a user of group g with an item of group h, normalised over the com
     user_item   a_t(u) b_t(i) / pi_t, with a and b shrunk in the same way
 
 `global` and `group` are exact M-steps. `user_item` multiplies two estimates, as if user and item told of the component
-independently; it has the form of the weights in Li, Chen, Lv, Gu, Lu, Shang, Chu (2017), "Mixture-rank matrix
+independently; it has the form of the weights in Li, Chen, Liu, Lu, Gu, Chu (2017), "Mixture-rank matrix
 approximation for collaborative filtering", NeurIPS.
 """
 
@@ -22,7 +22,8 @@ from numpy.typing import NDArray
 F64 = NDArray[np.float64]
 I32 = NDArray[np.int32]
 Kind = Literal["equal", "global", "group", "user_item"]
-KINDS: tuple[Kind, ...] = ("global", "group", "user_item")
+KINDS: tuple[Kind, ...] = ("global", "group", "user_item")  # that are fitted
+ALL_KINDS: tuple[Kind, ...] = ("equal", *KINDS)
 
 
 @dataclass
