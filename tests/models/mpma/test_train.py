@@ -80,7 +80,7 @@ def test_gradient_steps_come_near_the_solved_factors() -> None:
 
 
 def test_one_component_is_the_factorization_with_biases_of_als() -> None:
-    """The variance of the first EM iteration is that of the sweep before it, so that iteration is a sweep of ALS too."""
+    """The first EM iteration keeps the variance of the sweep before it, and is a sweep of ALS too."""
     plain = {"heldout_share": 0, "responsibilities": "plain", "weights": "global", "iterations": 1}
     given = config(components=("global",), bias_share=1, **plain)
     rows = unpacked(fit(given)[0].rows[USER], "user", given)
