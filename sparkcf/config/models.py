@@ -502,20 +502,20 @@ class MPMAConfig(ModelSection):
     factors: Literal["solve", "sgd"] = "solve"  # solve: each row exactly; sgd: weighted gradient steps
     sgd_steps: Positive = 5  # sgd: passes over the entries of a row in a half-sweep
     sgd_learning_rate: Annotated[float, Field(gt=0, allow_inf_nan=False)] = 0.02
-    regularization: Annotated[float, Field(gt=0, allow_inf_nan=False)] = 1.0
+    regularization: Annotated[float, Field(gt=0, allow_inf_nan=False)] = 1.1
     regularization_exponent: NonNegative = 0.5  # nu: a row of n ratings has the penalty regularization x n^nu
     bias_share: Annotated[float, Field(gt=0, le=1)] = 0.25  # penalty of a bias, as a share of that of a vector
     local_regularization: Annotated[float, Field(gt=0, allow_inf_nan=False)] = (
         4.0  # of local rows: pulls to shared ones
     )
     init_sd: Annotated[float, Field(gt=0, allow_inf_nan=False)] = 0.1  # entries ~ N(0, init_sd / sqrt(rank))
-    user_groups: Positive = 2
-    item_groups: Positive = 2
+    user_groups: Positive = 4
+    item_groups: Positive = 4
     user_group_column: str | None = None  # attribute of users that gives the groups; None: k-means on factors
     item_group_column: str | None = None  # attribute of items that gives the groups; None: k-means on factors
     min_group: Positive = 20  # rows of a smaller group have no local component
     # What weighs a rating in the factors. plain: responsibilities; tempered: those to the power 1 / temperature;
-    # held_out: the mixture weights, which held-out ratings give; auto: the best on held-out ratings
+    # held_out: all alike, and held-out ratings give weights and variances; auto: the best on held-out ratings
     responsibilities: Literal["plain", "tempered", "held_out", "auto"] = "held_out"
     temperature: Annotated[float, Field(ge=1, allow_inf_nan=False)] = 5.0
     # equal: no fit; global: one for each component; group: for user group x item group; user_item: user's x item's

@@ -23,7 +23,14 @@ from sparkcf.models.registry import model_of
 from sparkcf.ranking.scorers import saved_of
 from sparkcf.ranking.topk import Catalogue, Ranker
 
-GROUPED = ("mpma.min_group=1", "mpma.rank=2", "mpma.workers=1", "mpma.regularization=0.1")
+GROUPED = (
+    "mpma.min_group=1",
+    "mpma.user_groups=2",
+    "mpma.item_groups=2",
+    "mpma.rank=2",
+    "mpma.workers=1",
+    "mpma.regularization=0.1",
+)
 CASES = {
     "als, implicit": ("model=als",),
     "als, classic weights": ("model=als", "als.form=hu_koren"),

@@ -144,13 +144,17 @@ def expectation(
 
 
 def entry_shares(state: State, side: int, gang: Gang, temperature: float | None) -> F32:
-    """Responsibilities of a copy's entries, float32 (nnz, T); mixture weights without a temperature. A collective."""
+    """What a copy's entries weigh in the factors, times the variances, float32 (nnz, T). A collective.
+
+    Their responsibilities; without a temperature the components' overall weights, so that all ratings count alike.
+    """
     nnz = len(state.copies[side].row)
     out = np.empty((nnz, len(state.config.components)), np.float32)
+    if temperature is None:
+        out[:] = state.weights.overall
+        return out
     for part, weights, errors in pair_terms(state, side, gang, np.arange(nnz), None):
-        out[part] = weights
-        if temperature is not None:
-            out[part] = responsibilities(log_joint(weights, errors, state.sds), temperature)
+        out[part] = responsibilities(log_joint(weights, errors, state.sds), temperature)
     return out
 
 

@@ -4,8 +4,8 @@
         ──▶ weights and deviations on held-out ratings ──▶ last sweeps with these ratings
 
 Plain EM overfits: a component is responsible for the training ratings that it already fits. So the default takes
-mixture weights and standard deviations from ratings that are held out from the factors, and weighs a training rating
-by the mixture weights. See `MPMAConfig.responsibilities` for the alternatives.
+mixture weights and standard deviations from ratings that are held out from the factors, and all training ratings
+weigh alike in a component. See `MPMAConfig.responsibilities` for the alternatives.
 """
 
 from __future__ import annotations
@@ -355,7 +355,7 @@ class MixtureTraining:
         return half
 
     def _refit_sweep(self) -> None:
-        """A sweep with all ratings, weighed by their mixture weights; weights and deviations stay."""
+        """A sweep with all ratings, which weigh alike; weights and deviations stay."""
         everything = [np.ones(len(held), bool) for held in self.held]
         found = [entry_shares(self.state, s, self.gang, None) for s in (USER, ITEM)]
         self.state.scales = self.state.weights.overall / self.state.sds**2

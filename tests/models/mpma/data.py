@@ -22,5 +22,13 @@ VALUES = (MEANS[USERS, ITEMS] + 0.3 * RNG.normal(size=len(USERS))).astype(np.flo
 
 
 def config(**given: Any) -> MPMAConfig:
-    small = {"rank": 3, "base_iterations": 6, "iterations": 3, "refit_iterations": 2, "min_group": 2}
+    small = {
+        "rank": 3,
+        "user_groups": 2,
+        "item_groups": 2,
+        "base_iterations": 6,
+        "iterations": 3,
+        "refit_iterations": 2,
+        "min_group": 2,
+    }
     return MPMAConfig(**(small | {"regularization": 0.3, "local_regularization": 0.5} | given))
