@@ -484,6 +484,87 @@ class EASEConfig(ModelSection):
     max_history: Positive = 5_000  # most pairs of a user; of more, those with the smallest hash
 
 
+class MPMAConfig(ModelSection):
+    """Mixture of a global and two local matrix factorizations; see `sparkcf/models/mpma/train.py`."""
+
+    section: ClassVar[str] = "mpma"
+    implementation: ClassVar[str] = "sparkcf.models.mpma.fit:MPMA"
+
+    components: Annotated[tuple[Literal["global", "user_local", "item_local"], ...], Field(min_length=1)] = (
+        "global",
+        "user_local",
+        "item_local",
+    )
+    rank: Annotated[int, Field(ge=1, le=1024)] = 20
+    base_iterations: Positive = 12  # sweeps of each component on the whole matrix, before rows are split by group
+    iterations: Positive = 4  # EM iterations
+    refit_iterations: Annotated[int, Field(ge=0)] = 3  # last sweeps, with the held-out ratings
+    factors: Literal["solve", "sgd"] = "solve"  # solve: each row exactly; sgd: weighted gradient steps
+    sgd_steps: Positive = 5  # sgd: passes over the entries of a row in a half-sweep
+    sgd_learning_rate: Annotated[float, Field(gt=0, allow_inf_nan=False)] = 0.02
+    regularization: Annotated[float, Field(gt=0, allow_inf_nan=False)] = 1.1
+    regularization_exponent: NonNegative = 0.5  # nu: a row of n ratings has the penalty regularization x n^nu
+    bias_share: Annotated[float, Field(gt=0, le=1)] = 0.25  # penalty of a bias, as a share of that of a vector
+    local_regularization: Annotated[float, Field(gt=0, allow_inf_nan=False)] = (
+        4.0  # of local rows: pulls to shared ones
+    )
+    init_sd: Annotated[float, Field(gt=0, allow_inf_nan=False)] = 0.1  # entries ~ N(0, init_sd / sqrt(rank))
+    user_groups: Positive = 4
+    item_groups: Positive = 4
+    user_group_column: str | None = None  # attribute of users that gives the groups; None: k-means on factors
+    item_group_column: str | None = None  # attribute of items that gives the groups; None: k-means on factors
+    min_group: Positive = 20  # rows of a smaller group have no local component
+    # What weighs a rating in the factors. plain: responsibilities; tempered: those to the power 1 / temperature;
+    # held_out: all alike, and held-out ratings give weights and variances; auto: the best on held-out ratings
+    responsibilities: Literal["plain", "tempered", "held_out", "auto"] = "held_out"
+    temperature: Annotated[float, Field(ge=1, allow_inf_nan=False)] = 5.0
+    # equal: no fit; global: one for each component; group: for user group x item group; user_item: user's x item's
+    weights: Literal["equal", "global", "group", "user_item", "auto"] = "auto"
+    weight_prior: NonNegative = 50.0  # group, user_item: ratings that the global weights count for
+    min_sd: Annotated[float, Field(gt=0, allow_inf_nan=False)] = 0.05  # floor of a component's standard deviation
+    heldout_share: Annotated[float, Field(ge=0, lt=1)] = 0.1  # of ratings, that give weights and standard deviations
+    rank_by: Literal["mean", "lower_bound", "chance"] = "mean"  # order of lists; chance: of a rating >= threshold
+    lower_bound_sds: NonNegative = 1.0  # lower_bound: standard deviations below the mean
+    threshold: Annotated[float, Field(allow_inf_nan=False)] = 4.0  # chance
+    save_every: Annotated[int, Field(ge=0)] = 5  # sweeps between checkpoints; 0: none
+    workers: Positive | None = None  # size of the gang; None: all task slots
+    timeout_s: Positive = 60  # seconds; a peer silent for longer counts as dead
+
+    @model_validator(mode="after")
+    def _consistent(self) -> MPMAConfig:
+        if len(set(self.components)) < len(self.components):
+            raise ValueError(f"components {list(self.components)} repeat a name: name each once")
+        if len(self.components) > 1 and "global" not in self.components:
+            raise ValueError("components leave out global, which ratings without a group need: add it")
+        if not self.heldout_share and (self.responsibilities in ("held_out", "auto") or self.weights == "auto"):
+            raise ValueError(
+                "heldout_share=0 leaves no ratings for responsibilities=held_out or auto, or weights=auto: raise it, "
+                "or set responsibilities to plain or tempered and weights to global, group, user_item or equal"
+            )
+        return self
+
+    @property
+    def bias_constant(self) -> float:
+        """What stands in the other side's vectors for the bias: its penalty is divided by the square."""
+        return self.bias_share**-0.5
+
+    def blocks(self, side: Literal["user", "item"]) -> list[int]:
+        """Vectors of a row in each component: 1, or where the component splits the side, one for each group."""
+        counts = {"user_local": ("item", self.user_groups), "item_local": ("user", self.item_groups)}
+        splits = (counts.get(name, ("", 1)) for name in self.components)
+        return [groups if split == side else 1 for split, groups in splits]
+
+    def split(self, side: Literal["user", "item"]) -> list[bool]:
+        """Whether each component splits the rows of a side by the other side's groups."""
+        splitting = {"user": "item_local", "item": "user_local"}[side]
+        return [name == splitting for name in self.components]
+
+    def width_of(self, side: Literal["user", "item"]) -> int:
+        """Length of a stored row: the vectors with their biases, the shared ones, mixture weights, the group."""
+        vectors = sum(self.blocks(side)) + sum(self.split(side))
+        return vectors * (self.rank + 1) + len(self.components) + 1
+
+
 SECTIONS: dict[str, type[ModelSection]] = {
     params.section: params
     for params in (
@@ -495,6 +576,7 @@ SECTIONS: dict[str, type[ModelSection]] = {
         MacridVAEConfig,
         BiVAEConfig,
         NCFConfig,
+        MPMAConfig,
         EASEConfig,
         PopularityConfig,
     )

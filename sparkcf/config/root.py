@@ -57,6 +57,8 @@ class TopKConfig(Section):
 
 class PredictConfig(Section):
     path: str | None = None  # a table (csv, parquet, delta) of pairs to predict, with columns user_id and item_id
+    # levels of the quantiles that are written, for a model that predicts a distribution
+    quantiles: tuple[Annotated[float, Field(gt=0, lt=1)], ...] = (0.1, 0.5, 0.9)
 
 
 class GateConfig(Section):

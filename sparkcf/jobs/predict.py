@@ -48,7 +48,7 @@ def predict_pairs(spark: SparkSession, config: Config) -> dict[str, Any]:
     """
     tables, model = LakeTables(spark, config.lake.root), model_of(config)
     if not model.reads.predicts:
-        raise ConfigError(f"model={config.model} predicts no values: set model=fm, or model=als and als.mode=explicit")
+        raise ConfigError(f"model={config.model} predicts no values: set model=fm or mpma, or als.mode=explicit")
     if config.predict.path is None:
         raise ConfigError("predict.path is not set: name a table with columns user_id and item_id")
     run = base_run(tables, config)
@@ -62,7 +62,8 @@ def predict_pairs(spark: SparkSession, config: Config) -> dict[str, Any]:
         pairs = pairs.withColumn("context", F.map_from_entries("context"))
         whole = _with_vectors(pairs, inputs, model, data, fitted)
         kept = ("user_id", "item_id", "own_ts", "own_context", "unknown", "known_user")
-        values = predicted(whole, share_fitted(spark, model, fitted, data.n_items), model.width, *kept)
+        shared = share_fitted(spark, model, fitted, data.n_items)
+        values = predicted(whole, shared, model.width, *kept, levels=config.predict.quantiles)
         values = values.withColumnsRenamed({"own_ts": "ts", "own_context": "context", "predicted": "value"})
         values = values.persist(StorageLevel.MEMORY_AND_DISK)  # written, then counted; released below
         try:

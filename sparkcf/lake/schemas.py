@@ -26,6 +26,7 @@ from pyspark.sql.types import (
 
 STRING, INT, LONG, DOUBLE = StringType(), IntegerType(), LongType(), DoubleType()
 VECTOR = ArrayType(FloatType())
+QUANTILE = StructType([StructField("level", DoubleType()), StructField("value", DoubleType())])
 
 
 @dataclass(frozen=True)
@@ -280,7 +281,9 @@ PREDICTIONS = Table(
             column("user_id", STRING, "external id of the user"),
             column("item_id", STRING, "external id of the item"),
             column("value", DOUBLE, "predicted value; classification: probability"),
-            column("sd", DOUBLE, "standard deviation over the samples; null: the model has none", nullable=True),
+            column("sd", DOUBLE, "standard deviation of the prediction; null: the model has none", nullable=True),
+            column("quantiles", ArrayType(QUANTILE), "`predict.quantiles`; null: no distribution", nullable=True),
+            column("component", STRING, "most responsible component; null: no distribution", nullable=True),
             column("ts", TimestampType(), "time of the requested pair", nullable=True),
             column("context", MapType(STRING, STRING), "context of the requested pair", nullable=True),
             column("known_user", BooleanType(), "whether the run has a vector of the user"),

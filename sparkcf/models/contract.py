@@ -20,6 +20,7 @@ from numpy.typing import NDArray
 
 from sparkcf.config.section import ModelSection
 from sparkcf.kernels.csr import take_rows
+from sparkcf.kernels.mixture import Mixture
 from sparkcf.kernels.vectors import unit_rows
 from sparkcf.lake.arrays import Arrays, Shapes
 
@@ -219,6 +220,19 @@ class Scorer(ABC):
         items : (n,); -1 is not in the catalogue.
         """
         raise NotImplementedError
+
+    def mixture(self, users: UserBlock, items: I32) -> Mixture | None:
+        """The distribution of each pair's value, as a mixture of Gaussians; None for a model without one.
+
+        Parameters
+        ----------
+        users, items : see `predict`.
+        """
+        return None
+
+    def component_names(self) -> tuple[str, ...]:
+        """Names of the components of `mixture`."""
+        return ()
 
     def explain(self, rows: Rows, item: int) -> F32:
         """Contribution of each of the users' pairs to the score of an item, (nnz,)."""

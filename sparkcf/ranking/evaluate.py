@@ -6,7 +6,7 @@ for each bootstrap replicate), so any partitioning gives the same figures.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from typing import Any
@@ -23,6 +23,7 @@ from sparkcf.data.pairs import popularity, row_lists
 from sparkcf.data.split import Split, split
 from sparkcf.errors import ConfigError, GateRefused
 from sparkcf.kernels.metrics import Summary, mae, merge, ranking_measures, rating_errors, rmse, summarize, unpack
+from sparkcf.kernels.mixture import CALIBRATION_MEASURES
 from sparkcf.lake.figures import Figure
 from sparkcf.models.contract import FitRun, Fitted, Model, TrainingData
 from sparkcf.ranking.predict import predicted
@@ -30,6 +31,7 @@ from sparkcf.ranking.scorers import rows_of, saved_of, share_scorer, user_block
 from sparkcf.ranking.topk import Catalogue, share_ranker
 
 SYSTEMS = ("model", "popularity")
+CALIBRATED = "calibration"  # of the model's distributions
 WARM = "warm"  # segment of the users for whom the model has a vector or a row
 
 
@@ -224,7 +226,7 @@ def _merged(rows: Iterable[Any], n_items: int, n_known: int, config: Config) -> 
 
 
 def _figures(
-    system: str, names: list[tuple[str, int]], summary: Summary, segment: str | None = None
+    system: str, names: Sequence[tuple[str, int | None]], summary: Summary, segment: str | None = None
 ) -> Iterator[Figure]:
     """Figures of one segment; the summary's first values are the measures `names`."""
     mean, lower, upper = summary.result()
@@ -239,7 +241,10 @@ def _figures(
 def _rating_figures(
     parts: Split, model: Model[Any], data: TrainingData, fitted: Fitted, config: Config
 ) -> list[Figure]:
-    """RMSE and MAE of the predicted ratings; the baseline predicts the training mean."""
+    """RMSE and MAE of the predicted ratings; the baseline predicts the training mean.
+
+    A model that predicts a distribution has its coverage, log-likelihood and CRPS too.
+    """
     seed, replicates, spark = config.seed, config.evaluation.bootstrap, parts.train.sparkSession
     overall = float(parts.train.agg(F.avg("value")).first()[0])
     pairs = model.in_context(parts.heldout, data, fitted)
@@ -250,7 +255,7 @@ def _rating_figures(
     if model.scores_rows:
         pairs = pairs.join(row_lists(parts.train), on="user_idx", how="left")
     shared = share_scorer(spark, model.open, saved_of(model, fitted, data.n_items))
-    rows = predicted(pairs, shared, model.width, "user_idx", "value", "known_user")
+    rows = predicted(pairs, shared, model.width, "user_idx", "value", "known_user", actual="value")
 
     def work(batches: Iterable[Any]) -> Iterator[Any]:
         import pyarrow as pa
@@ -268,10 +273,18 @@ def _rating_figures(
                     [pa.array([system]), pa.array([packed.tobytes()], pa.binary())],
                     names=["system", "summary"],
                 )
+            measured = [batch.column(name) for name in CALIBRATION_MEASURES]
+            if batch.num_rows and not measured[0].null_count:
+                values = np.column_stack([column.to_numpy(zero_copy_only=False) for column in measured])
+                packed = summarize(values, users, seed, replicates).pack()
+                yield pa.RecordBatch.from_arrays(
+                    [pa.array([CALIBRATED]), pa.array([packed.tobytes()], pa.binary())], names=["system", "summary"]
+                )
 
-    summaries: dict[str, list[Any]] = {system: [] for system in SYSTEMS}
+    summaries: dict[str, list[Any]] = {system: [] for system in (*SYSTEMS, CALIBRATED)}
     for row in rows.mapInArrow(work, "system string, summary binary").toLocalIterator():
-        summaries[row["system"]].append(unpack(np.frombuffer(row["summary"]), 5, replicates))
+        columns = len(CALIBRATION_MEASURES) if row["system"] == CALIBRATED else 5
+        summaries[row["system"]].append(unpack(np.frombuffer(row["summary"]), columns, replicates))
     figures: list[Figure] = []
     for system in SYSTEMS:
         summary = merge(summaries[system])
@@ -282,6 +295,9 @@ def _rating_figures(
                 value, lower, upper = measure(part)
                 bounds = _bounds_or_none(lower, upper)
                 figures.append(Figure(system, name, None, value, *bounds, part.counted, segment, replicate.tolist()))
+    if summaries[CALIBRATED]:
+        names: list[tuple[str, int | None]] = [(name, None) for name in CALIBRATION_MEASURES]
+        figures += _figures(SYSTEMS[0], names, merge(summaries[CALIBRATED]))
     return figures
 
 

@@ -129,7 +129,7 @@ def build_blocks(parts: Parts, sizes: tuple[int, int], width: int, gang: Gang) -
     for side in (USER, ITEM):
         indptr, cols, values, weights = _without(rows[side], hots[side].here(gang.rank, gang.size)[1])
         rows[side] = (indptr[:1], cols[:0], NO_WEIGHTS, NO_WEIGHTS)
-        indices, needed = _local(cols, sizes[1 - side], gang.size)
+        indices, needed = local_columns(cols, sizes[1 - side], gang.size)
         blocks.append(Block(indptr, indices, values, weights, counts[side], positives[side], needed, hots[side]))
     return blocks
 
@@ -151,7 +151,9 @@ def positive_counts(indptr: NDArray[np.int64], values: NDArray[np.float32]) -> N
     return before[indptr[1:]] - before[indptr[:-1]]
 
 
-def _local(cols: NDArray[np.int32], n_other: int, workers: int) -> tuple[NDArray[np.int32], list[NDArray[np.int64]]]:
+def local_columns(
+    cols: NDArray[np.int32], n_other: int, workers: int
+) -> tuple[NDArray[np.int32], list[NDArray[np.int64]]]:
     """Columns as positions among the received rows, and the places to request from each worker."""
     wanted = np.zeros(n_other, bool)
     wanted[cols] = True

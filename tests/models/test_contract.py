@@ -23,6 +23,14 @@ from sparkcf.models.registry import model_of
 from sparkcf.ranking.scorers import saved_of
 from sparkcf.ranking.topk import Catalogue, Ranker
 
+GROUPED = (
+    "mpma.min_group=1",
+    "mpma.user_groups=2",
+    "mpma.item_groups=2",
+    "mpma.rank=2",
+    "mpma.workers=1",
+    "mpma.regularization=0.1",
+)
 CASES = {
     "als, implicit": ("model=als",),
     "als, classic weights": ("model=als", "als.form=hu_koren"),
@@ -58,6 +66,15 @@ CASES = {
         "ncf.hidden=[4, 3, 2]",
         "ncf.pretrain_epochs=3",
         "ncf.negative_distribution=popularity",
+    ),
+    "mpma": ("model=mpma", "mpma.base_iterations=4", "mpma.iterations=2", *GROUPED),
+    "mpma, by EM alone": (
+        "model=mpma",
+        *GROUPED,
+        "mpma.heldout_share=0",
+        "mpma.responsibilities=tempered",
+        "mpma.weights=group",
+        "mpma.rank_by=chance",
     ),
     "ncf, GMF by a softmax": ("model=ncf", "ncf.kind=gmf", "ncf.objective=softmax"),
     "ncf, MLP of ratings": ("model=ncf", "ncf.kind=mlp", "ncf.hidden=[4, 3]", "ncf.objective=rating"),
