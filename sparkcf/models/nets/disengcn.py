@@ -3,16 +3,20 @@
 Ma, Cui, Kuang, Wang, Zhu (2019), "Disentangled graph convolutional networks", ICML; on the user–item graph as in Wang,
 Jin, Zhang, He, Xu, Chua (2020), "Disentangled graph collaborative filtering", SIGIR.
 
-    embeddings ──unit length a channel──▶ z^0 ──route──▶ c^1 ──relu, dropout, unit length──▶ z^1 ──route──▶ c^2 …
+    embeddings ──▶ z^0 ──route──▶ c^1 ──relu, dropout──▶ z^1 ──route──▶ c^2 …
 
     score of user u and item i = e^s c_u · c_i + b_i
 
 `route` takes in the neighbours' vectors (`sparkcf.models.nets.routing`): a user's are the user's items, an item's its
-users. The last layer has no ReLU, because its vectors end in the inner product. The learned scale e^s lets scores of
-unit vectors spread; with K = 1 the net is a graph convolution of mean aggregators. A mini-batch of users needs the
-vectors of some items, these some neighbours and so on: at most `neighbours` of each node, drawn anew in every step.
+users. The last layer has no ReLU, because its vectors end in the inner product, whose scale e^s is learned. A
+mini-batch of users needs the vectors of some items, these some neighbours and so on: at most `neighbours` of each node,
+drawn anew in every step.
 
-A user who is not in the graph has z = 0, so that the vector is the routed mean of the items' vectors: fold-in.
+A user who is not in the graph has z = 0, so that the vector is the routed mean of the items' vectors: fold-in. Training
+drops the z of some nodes too (`own_dropout`), and so prepares for that.
+
+Not as in the paper: z enters a layer with the length that it has, and only the products of the routing are of unit
+vectors, unless `unit_vectors` is set; embeddings stand in place of the projected features of a node.
 """
 
 from __future__ import annotations
@@ -68,10 +72,10 @@ class DisenGCN(nn.Module):
         self._tables: Tables | None = None
 
     def begin(self, generator: torch.Generator) -> None:
-        """Draw the initial embeddings, of random directions; biases are the logarithms of the items' shares of edges."""
+        """Draw the initial embeddings; biases are the logarithms of the items' numbers of edges over their mean."""
         with torch.no_grad():
             for table in self.own.values():
-                table.normal_(0.0, self.config.channel_dim**-0.5, generator=generator)
+                table.normal_(0.0, self.config.init_sd, generator=generator)
             counts = self.neighbours("item").degrees.double() + 1.0
             self.item_bias.copy_((counts / counts.mean()).log())
             self.log_scale.fill_(math.log(self.config.scale))
@@ -132,26 +136,24 @@ class DisenGCN(nn.Module):
         placed = Rows(places, edges.offsets, edges.values)
         placed.__dict__["row_of"] = edges.row_of
         own, sources = self._entering(side, ids, layer), self._entering(OTHER[side], others, layer)
-        return self._dropped(route(own, sources, placed, self.config.rounds, self._weights(edges)))
+        if self.training and self.config.own_dropout:
+            own = own * (torch.rand(len(own), 1, 1, device=own.device) >= self.config.own_dropout)
+        vectors = route(own, sources, placed, self.config.rounds, sum_weights(edges, self.config))
+        return F.dropout(vectors, self.config.dropout, self.training)
 
     def _entering(self, side: str, ids: Tensor, layer: int) -> Tensor:
         """z (n, K, d) of nodes that enters a layer."""
         if layer == 1:
             return self._channels(self.own[side].index_select(0, ids))
         edges = self.neighbours(side).sample(ids, self.config.neighbours)
-        return unit(F.relu(self._convolved(side, ids, edges, layer - 1)))
+        return self._normalised(F.relu(self._convolved(side, ids, edges, layer - 1)))
 
     def _channels(self, vectors: Tensor) -> Tensor:
-        """Unit vectors (n, K, d) of embeddings (n, K d)."""
-        return unit(vectors.view(len(vectors), self.config.channels, -1))
+        """z^0 (n, K, d) of embeddings (n, K d)."""
+        return self._normalised(vectors.unflatten(1, (self.config.channels, self.config.channel_dim)))
 
-    def _dropped(self, vectors: Tensor) -> Tensor:
-        return F.dropout(vectors, self.config.dropout, self.training)
-
-    @staticmethod
-    def _weights(edges: Rows) -> Tensor:
-        """Of the sums: 1 / the number of neighbours, (n,)."""
-        return 1.0 / edges.offsets.diff().clamp_min(1)
+    def _normalised(self, vectors: Tensor) -> Tensor:
+        return unit(vectors) if self.config.unit_vectors else vectors
 
     # Serving: all nodes, and all of their neighbours.
 
@@ -162,13 +164,13 @@ class DisenGCN(nn.Module):
             z = {side: self._channels(table.detach()) for side, table in self.own.items()}
             z["user"] = z["user"] * (self.neighbours("user").degrees > 0)[:, None, None]
             for _ in range(self.config.layers - 1):
-                z = {side: unit(F.relu(self._whole(side, z))) for side in z}
+                z = {side: self._normalised(F.relu(self._whole(side, z))) for side in z}
             self._tables = Tables(z["user"], z["item"], self._whole("item", z))
         return self._tables
 
     def _whole(self, side: str, z: dict[str, Tensor]) -> Tensor:
         edges = self.neighbours(side).all()
-        return route(z[side], z[OTHER[side]], edges, self.config.rounds, self._weights(edges))
+        return route(z[side], z[OTHER[side]], edges, self.config.rounds, sum_weights(edges, self.config))
 
     @torch.no_grad()
     def forward(self, rows: Rows) -> tuple[Tensor, Tensor]:
@@ -176,7 +178,7 @@ class DisenGCN(nn.Module):
         assert rows.ids is not None
         tables = self.tables()
         edges = Rows(rows.indices, rows.offsets, rows.values)
-        users = route(tables.users[rows.ids], tables.items, edges, self.config.rounds, self._weights(rows))
+        users = route(tables.users[rows.ids], tables.items, edges, self.config.rounds, sum_weights(rows, self.config))
         vectors = self.log_scale.exp() * users.flatten(1)
         return vectors @ tables.item_vectors.flatten(1).T + self.item_bias, vectors
 
@@ -203,13 +205,18 @@ class UserAggregation(nn.Module):
 
     def factors(self, rows: Rows) -> tuple[Tensor]:
         """Vectors (B, K d) of users by their rows; of those with a vector of their own by `ids`, routed around it."""
-        shape = (-1, self.config.channels, self.config.channel_dim)
-        own = self.items.new_zeros(len(rows), *shape[1:])
+        channels = (self.config.channels, self.config.channel_dim)
+        own = self.items.new_zeros(len(rows), *channels)
         if self.users is not None and rows.ids is not None:
-            own = self.users[rows.ids].view(shape)
-        weights = 1.0 / rows.offsets.diff().clamp_min(1)
-        vectors = route(own, self.items.view(shape), rows, self.config.rounds, weights)
+            own = self.users[rows.ids].unflatten(1, channels)
+        sources, weights = self.items.unflatten(1, channels), sum_weights(rows, self.config)
+        vectors = route(own, sources, rows, self.config.rounds, weights)
         return (self.scale * vectors.flatten(1),)
+
+
+def sum_weights(edges: Rows, config: DisenGCNConfig) -> Tensor:
+    """Of the sums over n neighbours: neighbour_weight K / n, (n,). Then equal shares, 1 / K, give means."""
+    return config.neighbour_weight * config.channels / edges.offsets.diff().clamp_min(1)
 
 
 def distinct(indices: Tensor, n: int) -> tuple[Tensor, Tensor]:

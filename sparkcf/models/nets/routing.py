@@ -1,17 +1,17 @@
 """Neighbourhood routing of DisenGCN: the channels of a node's vector take in the neighbours that share their cause.
 
-Ma, Cui, Kuang, Wang, Zhu (2019), "Disentangled graph convolutional networks", ICML, algorithm 1. A node u with the unit
+Ma, Cui, Kuang, Wang, Zhu (2019), "Disentangled graph convolutional networks", ICML, algorithm 1. A node u with the
 vectors z_u,k of its K channels and the neighbours v = 1, …, n takes T rounds:
 
-    p_v,k = softmax over k of (z_v,k · c_u,k)                       in the first round 1 / K
-    c_u,k = z_u,k + weight_u · sum over v of p_v,k z_v,k            of unit length in all rounds but the last
+    p_v,k = softmax over k of (z_v,k / |z_v,k| · c_u,k / |c_u,k|)      in the first round 1 / K
+    c_u,k = z_u,k + weight_u · sum over v of p_v,k z_v,k
 
-The paper has weight_u = 1 and a fixed number of neighbours. Here a node has as many as the graph gives it, and the
-weight is the caller's: 1 / n gives means. With K = 1 or T = 1 nothing is routed: with both, c_u is z_u plus the
-weighted sum of the neighbours' unit vectors.
+and c_u,k of the last round is the result. The paper has vectors of unit length, weight_u = 1 and as many neighbours of
+every node; here both are the caller's. With weight_u = K / n, and K = 1 or T = 1, c_u is z_u plus the mean of the
+neighbours' vectors: a graph convolution by means.
 
-The rounds are inference of the edges' causes. Gradients pass through the sums of the last round, and the p_v,k are
-constants to them.
+The rounds infer which channel an edge belongs to. Gradients pass through the sums of the last round alone, to which the
+p_v,k are constants.
 
 A node with neighbours 4 and 7 and one without any, whose neighbours' vectors are the rows of a table:
 
@@ -20,6 +20,7 @@ A node with neighbours 4 and 7 and one without any, whose neighbours' vectors ar
 
 from __future__ import annotations
 
+from itertools import pairwise
 from typing import Any
 
 import torch
@@ -36,7 +37,7 @@ def route(own: Tensor, sources: Tensor, edges: Rows, rounds: int, weights: Tenso
 
     Parameters
     ----------
-    own : (n, K, d), z of the nodes; 0 for a node without a vector of its own.
+    own : (n, K, d), z of the nodes; 0 for a node that has none of its own.
     sources : (m, K, d), z of the neighbours.
     edges : the places of every node's neighbours in `sources`. Its values are not read.
     weights : (n,), of the nodes' sums.
@@ -57,15 +58,16 @@ def _shares(own: Tensor, sources: Tensor, edges: Rows, rounds: int, weights: Ten
     shares = own.new_full((n_channels, len(edges.indices)), 1.0 / n_channels)
     if rounds == 1 or n_channels == 1 or not len(edges.indices):
         return shares
+    directions = unit(sources)
     places = torch.arange(0, len(edges.indices), EDGES, device=own.device)
     ends = edges.offsets.tolist()
     starts = sorted({0, *torch.searchsorted(edges.offsets, places, right=True).sub(1).tolist(), len(edges)})
-    for first, last in zip(starts, starts[1:], strict=False):
+    for first, last in pairwise(starts):
         here = slice(ends[first], ends[last])
         if here.start == here.stop:
             continue
         block = Rows(edges.indices[here], edges.offsets[first : last + 1] - here.start, edges.values[:0])
-        z, row_of = sources[block.indices], block.row_of  # (E, K, d)
+        z, row_of = directions[block.indices], block.row_of  # (E, K, d)
         for _ in range(rounds - 1):
             summed = _weighted_sums(sources, block, shares[:, here])
             c = unit(own[first:last] + summed * weights[first:last, None, None])
@@ -76,7 +78,7 @@ def _shares(own: Tensor, sources: Tensor, edges: Rows, rounds: int, weights: Ten
 def _weighted_sums(sources: Tensor, edges: Rows, shares: Tensor) -> Tensor:
     """The sums (n, K, d) of the sources by row, with the shares (K, nnz)."""
     channels = [
-        _WeightedSum.apply(sources[:, k], edges, share)  # type: ignore[no-untyped-call]
+        _WeightedSum.apply(sources[:, k], edges, share)
         for k, share in enumerate(shares)
     ]
     return torch.stack(channels, dim=1)
@@ -96,7 +98,7 @@ class _WeightedSum(torch.autograd.Function):
         return _sum_by_row(sources, edges.indices, edges.offsets, weights)
 
     @staticmethod
-    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, None, None]:  # type: ignore[override]
+    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, None, None]:
         (weights,) = ctx.saved_tensors
         order, offsets = transposed(ctx.edges, ctx.n)
         return _sum_by_row(gradient, ctx.edges.row_of[order], offsets, weights[order]), None, None
@@ -109,7 +111,7 @@ def transposed(edges: Rows, n: int) -> tuple[Tensor, Tensor]:
         counts = torch.bincount(edges.indices, minlength=n)
         offsets = torch.cat([counts.new_zeros(1), counts.cumsum(0)])
         known = edges.__dict__["transposed"] = edges.indices.int().argsort(stable=True), offsets
-    return known  # type: ignore[no-any-return]
+    return known
 
 
 def _sum_by_row(table: Tensor, indices: Tensor, offsets: Tensor, weights: Tensor) -> Tensor:
