@@ -294,6 +294,45 @@ class NCFConfig(NetConfig):
         return self.gmf_width + (self.tower[0] // 2 if self.tower else 0)
 
 
+class DisenGCNConfig(NetConfig):
+    """DisenGCN (Ma et al. 2019) on the user–item graph: vectors in channels, routed from sampled neighbours."""
+
+    section: ClassVar[str] = "disengcn"
+    implementation: ClassVar[str] = "sparkcf.models.nets.graph:DisenGCNModel"
+
+    channels: Annotated[int, Field(ge=1, le=100)] = 4  # K, parts of a vector; 1: a plain graph convolution
+    rounds: Annotated[int, Field(ge=1, le=20)] = 3  # T, of the routing in a layer; 1: equal shares of all channels
+    layers: Annotated[int, Field(ge=1, le=4)] = 1  # L, distance from which a vector takes in others
+    neighbours: Positive = 30  # most neighbours of a node in a step of the training, drawn anew; serving takes all
+    neighbour_weight: NonNegative = 1.0  # of the neighbours' mean beside a node's own vector
+    unit_vectors: bool = False  # a node's channels enter a layer with unit length, as in the paper
+    loss: Literal["softmax", "bpr"] = "softmax"  # softmax: over the candidates; bpr: against one of them for each pair
+    candidates: Positive = 4096  # most items that are scored in a step, those of the batch first
+    scale: Annotated[float, Field(gt=0, le=1000)] = 5.0  # of the scores, before training; it is learned
+    init_sd: Annotated[float, Field(gt=0, allow_inf_nan=False)] = 0.01  # of the initial embeddings
+    hidden: Annotated[tuple[Positive, ...], Field(max_length=0)] = ()  # empty: the layers have no weights
+    latent_dim: Annotated[int, Field(ge=1, le=4096)] = 64  # length of a vector, of all channels together
+    dropout: Annotated[float, Field(ge=0, lt=1)] = 0.5  # share of the numbers of a layer's vectors, while training
+    own_dropout: Annotated[float, Field(ge=0, lt=1)] = 0.5  # share of nodes that take in neighbours alone in a step
+    batch_size: Positive = 200  # users in a step of all workers together
+    learning_rate: Annotated[float, Field(gt=0, allow_inf_nan=False)] = 0.01
+
+    @model_validator(mode="after")
+    def _divides(self) -> DisenGCNConfig:
+        if self.latent_dim % self.channels:
+            raise ValueError(
+                f"channels={self.channels} does not divide latent_dim={self.latent_dim}: set latent_dim to a multiple"
+            )
+        if self.unit_vectors and self.channels == self.latent_dim:
+            raise ValueError("unit_vectors with channels=latent_dim leaves signs of numbers: lower channels")
+        return self
+
+    @property
+    def channel_dim(self) -> int:
+        """Length of a channel of a vector."""
+        return self.latent_dim // self.channels
+
+
 class FMField(Section):
     """A group of features of a factorization machine; see `sparkcf/models/fm/features.py`."""
 
@@ -576,6 +615,7 @@ SECTIONS: dict[str, type[ModelSection]] = {
         MacridVAEConfig,
         BiVAEConfig,
         NCFConfig,
+        DisenGCNConfig,
         MPMAConfig,
         EASEConfig,
         PopularityConfig,

@@ -32,6 +32,7 @@ SEEDS = (1, 2, 3)
 MEASURES_SHOWN = (("ndcg_at_k", 100), ("ndcg_at_k", 20), ("recall_at_k", 20))
 ITEM_COUNTS = (20_000, 200_000)  # of the memory's measure
 TWO_SIDED = {"bivae"}  # nets that train on the rows of items too
+ON_GRAPH = {"disengcn"}  # nets that hold all rows of users
 
 
 def section(model: str, **changes: Any) -> NetConfig:
@@ -88,8 +89,10 @@ def catalogue(n_items: int) -> Interactions:
     return Interactions(users, items.astype(np.int32), 500, n_items)
 
 
-def sizes_of(data: Interactions) -> dict[str, int]:
-    return {"n_users": data.n_users, "n_items": data.n_items}
+def known_of(model: str, data: Interactions) -> dict[str, Any]:
+    """What a net of the model is built from."""
+    sizes = {"n_users": data.n_users, "n_items": data.n_items}
+    return sizes | ({"rows": packed(data)} if model in ON_GRAPH else {})
 
 
 def seconds_from(model: str, feed: Feed, n_items: int, group: Group = ALONE, **changes: Any) -> list[float]:
@@ -104,7 +107,7 @@ def seconds(model: str, data: Interactions, group: Group = ALONE, **changes: Any
     config = section(model, **changes)
     sides = ("user", "item") if model in TWO_SIDED else ("user",)
     feeds = [MemoryFeed(packed(data, side), config.batch_size, 1, group.rank, group.size) for side in sides]
-    net = build_net(sizes_of(data), config, 1)
+    net = build_net(known_of(model, data), config, 1)
     log = train(net, feeds[0], config, 1, group, item_feed=feeds[1] if len(feeds) > 1 else None)
     return [entry["seconds"] for entry in log[1:]]
 
@@ -154,11 +157,10 @@ def _peak(answers: Any, model: str, data: Interactions, changes: Any) -> None:
 def trained(split: str, model: str, chosen: dict[str, Any], seed: int, **data: Any) -> tuple[torch.nn.Module, float]:
     """A net with the weights of the epoch that validation likes best, and that NDCG@100; "patience": 0 trains on."""
     archive = quality.load(split)
-    n_items, n_users = int(archive["n_items"]), quality.n_users(archive)
     config = section(model, **({"epochs": 200, "patience": 15} | chosen))
     pairs = pairs_of(split)
     feeds = [MemoryFeed(packed(pairs, side), config.batch_size, seed) for side in ("user", "item")]
-    net = build_net({"n_items": n_items, "n_users": n_users} | data, config, seed)
+    net = build_net(known_of(model, pairs) | data, config, seed)
 
     def validation() -> Iterator[tuple[PackedRows, PackedRows]]:
         yield part(archive, "valid")

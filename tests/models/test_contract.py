@@ -78,6 +78,15 @@ CASES = {
     ),
     "ncf, GMF by a softmax": ("model=ncf", "ncf.kind=gmf", "ncf.objective=softmax"),
     "ncf, MLP of ratings": ("model=ncf", "ncf.kind=mlp", "ncf.hidden=[4, 3]", "ncf.objective=rating"),
+    "disengcn": ("model=disengcn",),
+    "disengcn, two layers by pairs": (
+        "model=disengcn",
+        "disengcn.channels=1",
+        "disengcn.layers=2",
+        "disengcn.loss=bpr",
+        "disengcn.neighbours=2",
+        "disengcn.workers=2",
+    ),
     "ease": ("model=ease", "ease.regularization=1"),
     "popularity": ("model=popularity",),
 }
@@ -93,7 +102,9 @@ BRIEF = (
     "workers=1",
     "validation_share=0",
 )
-BASE += tuple(f"{section}.{key}" for section in ("multvae", "multdae", "macridvae", "bivae", "ncf") for key in BRIEF)
+NETS = ("multvae", "multdae", "macridvae", "bivae", "ncf", "disengcn")
+BASE += tuple(f"{section}.{key}" for section in NETS for key in BRIEF)
+BASE += ("disengcn.latent_dim=4", "disengcn.channels=2", "disengcn.own_dropout=0", "disengcn.init_sd=0.1")
 VALUES = np.array([[5, 0, 3, 0, 1], [0, 4, 0, 0, 2], [0, 0, 0, 0, 0], [1, 0, 0, 0, 5]])
 USERS, ITEMS = [0, 1, 3], [0, 1, 2, 4]  # user 2 has nothing, and nobody has item 3
 TRAINED = (  # the rows of the training

@@ -8,17 +8,26 @@ from typing import Any
 import torch
 from torch import nn
 
-from sparkcf.config.models import BiVAEConfig, MacridVAEConfig, MultDAEConfig, MultVAEConfig, NCFConfig
+from sparkcf.config.models import (
+    BiVAEConfig,
+    DisenGCNConfig,
+    MacridVAEConfig,
+    MultDAEConfig,
+    MultVAEConfig,
+    NCFConfig,
+)
 from sparkcf.models.nets.bivae import BiVAE, BiVAESettings, SideVAE
+from sparkcf.models.nets.disengcn import DisenGCN, UserAggregation
 from sparkcf.models.nets.encoders import DenseEncoder, MLPEncoder
 from sparkcf.models.nets.exponential import FAMILIES
 from sparkcf.models.nets.layers import initialize
 from sparkcf.models.nets.macridvae import MacridVAE
 from sparkcf.models.nets.multvae import MultVAE
 from sparkcf.models.nets.ncf import NCF, Embeddings
+from sparkcf.training.graph import graph_of, read_rows
 from sparkcf.training.side_features import item_counts, side_features
 
-Configured = MultVAEConfig | MultDAEConfig | MacridVAEConfig | BiVAEConfig | NCFConfig
+Configured = MultVAEConfig | MultDAEConfig | MacridVAEConfig | BiVAEConfig | NCFConfig | DisenGCNConfig
 
 
 def _multvae(data: Mapping[str, Any], config: MultVAEConfig, trains: bool) -> nn.Module:
@@ -76,12 +85,22 @@ def _ncf(data: Mapping[str, Any], config: NCFConfig, trains: bool) -> nn.Module:
     return NCF(sides["user"], sides["item"], config, mass, float(data.get("average", 0.0)))
 
 
+def _disengcn(data: Mapping[str, Any], config: DisenGCNConfig, trains: bool) -> nn.Module:
+    """The graph is that of `rows`, PackedRows of users, or of the `files` of a snapshot of these."""
+    n_users, n_items = int(data.get("n_users", 0)), int(data["n_items"])
+    if not trains:
+        return UserAggregation(n_items, n_users, config)
+    rows = data["rows"] if "rows" in data else read_rows(data["files"])
+    return DisenGCN(graph_of(rows, n_users, n_items, config.section), config)
+
+
 NETS: dict[str, Callable[[Mapping[str, Any], Any, bool], nn.Module]] = {
     "multvae": _multvae,
     "multdae": _multdae,
     "macridvae": _macridvae,
     "bivae": _bivae,
     "ncf": _ncf,
+    "disengcn": _disengcn,
 }
 
 
@@ -101,6 +120,6 @@ def build_net(data: Mapping[str, Any], config: Configured, seed: int, trains: bo
     generator = torch.Generator().manual_seed(seed)
     net = NETS[config.section](data, config, trains)
     initialize(net, generator)
-    if isinstance(net, BiVAE | NCF) and trains:
+    if isinstance(net, BiVAE | NCF | DisenGCN) and trains:
         net.begin(generator)
     return net
