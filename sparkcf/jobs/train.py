@@ -26,6 +26,7 @@ from sparkcf.progress import Step, say, step
 
 LOGGED = (
     *("objective", "observed", "unobserved", "regularization", "loss", "kl_weight", "ndcg_at_100", "seconds"),
+    "log_likelihood",  # of mpma
     *("active_units", "kl", "item_loss", "item_active_units", "item_kl"),  # of nets, see training/posterior.py
 )
 

@@ -6,11 +6,13 @@ does not apply to a pair has the weight 0 there.
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import NDArray
-from scipy.special import ndtr
+
+from sparkcf.kernels.jit import kernel
 
 F64 = NDArray[np.float64]
 BISECTIONS = 40  # halve the bracket of a quantile: 10^-12 of its width is left
@@ -39,7 +41,7 @@ class Mixture:
 
     def below(self, values: F64) -> F64:
         """The chance of a value at or below `values` (n,): (n,)."""
-        return np.einsum("nt,nt->n", self.weights, ndtr((values[:, None] - self.means) / self.sds))
+        return np.einsum("nt,nt->n", self.weights, normal_cdf((values[:, None] - self.means) / self.sds))
 
     def quantiles(self, levels: tuple[float, ...]) -> F64:
         """Quantiles (n, len(levels)) by bisection; levels between 0 and 1."""
@@ -118,5 +120,18 @@ def _mean_distance(mean: F64, sd: F64) -> F64:
     """E|Z| of Z ~ N(mean, sd^2)."""
     ratio = mean / sd
     density = np.exp(-0.5 * ratio**2) / np.sqrt(2 * np.pi)
-    distance: F64 = 2 * sd * density + mean * (2 * ndtr(ratio) - 1)
+    distance: F64 = 2 * sd * density + mean * (2 * normal_cdf(ratio) - 1)
     return distance
+
+
+def normal_cdf(values: F64) -> F64:
+    """The chance of a standard normal value at or below each of `values`, of any shape."""
+    out = np.empty(values.shape)
+    _fill_cdf(np.ascontiguousarray(values, np.float64).reshape(-1), out.reshape(-1))
+    return out
+
+
+@kernel()
+def _fill_cdf(values, out):
+    for place in range(values.size):
+        out[place] = 0.5 * math.erfc(-values[place] * 0.7071067811865476)

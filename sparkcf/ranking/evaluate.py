@@ -72,7 +72,7 @@ def check_protocol(model: Model[Any], config: Config) -> None:
     if config.evaluation.protocol == "q3" and model.reads.pairs != "values":
         raise ConfigError(
             f"evaluation.protocol=q3 measures predicted ratings, and model={model.name} predicts none: "
-            "set model=als and als.mode=explicit, or model=fm, or use another protocol"
+            "set model=als and als.mode=explicit, or model=fm or mpma, or use another protocol"
         )
 
 

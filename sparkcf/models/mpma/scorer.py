@@ -4,13 +4,12 @@ from __future__ import annotations
 
 import numpy as np
 from numpy.typing import NDArray
-from scipy.special import ndtr
 
 from sparkcf.config.models import MPMAConfig
 from sparkcf.kernels.als import work_order
 from sparkcf.kernels.cholesky import solve_cholesky
 from sparkcf.kernels.csr import take_rows
-from sparkcf.kernels.mixture import Mixture
+from sparkcf.kernels.mixture import Mixture, normal_cdf
 from sparkcf.kernels.mpma import entry_means
 from sparkcf.models.contract import F32, F64, I32, I64, Features, Rows, Saved, Scorer, UserBlock
 from sparkcf.models.mpma.groups import nearest_centre
@@ -67,7 +66,7 @@ class MPMAScorer(Scorer):
             return found.mean()
         if self.params.rank_by == "lower_bound":
             return found.mean() - self.params.lower_bound_sds * found.sd()
-        above = ndtr((found.means - self.params.threshold) / found.sds)
+        above = normal_cdf((found.means - self.params.threshold) / found.sds)
         return np.einsum("nt,nt->n", found.weights, above)
 
     def _all_items(self, users: UserBlock) -> Mixture:
