@@ -28,7 +28,8 @@ QUICK = ("sparkcf.lake.query", "sparkcf.cli.main")  # they answer on machines wi
 HEAVY = {"pyspark", "torch", "numba", "delta"}
 MATHEMATICS = {"numpy", "scipy", "pandas", "pyarrow", *HEAVY}
 NETS_ON_SPARK = {
-    f"sparkcf.models.nets.{name}" for name in ("fit", "collaborative", "concepts", "two_sided", "side_fields")
+    f"sparkcf.models.nets.{name}"
+    for name in ("fit", "collaborative", "concepts", "disentangled", "two_sided", "side_fields")
 }
 NETS = [name for name in LIBRARY if name.startswith("sparkcf.models.nets.") and name not in NETS_ON_SPARK]
 NETS.append("sparkcf.models.fm.net")
