@@ -100,7 +100,8 @@ def foreign_to_kernels(tree: ast.AST) -> list[str]:
 
 def foreign_to_nets(tree: ast.AST) -> list[str]:
     allowed = {"numpy", "torch", *sys.stdlib_module_names}
-    ours = ("sparkcf.models.nets.", "sparkcf.config.", "sparkcf.training.batch.", "sparkcf.training.side_features.")
+    of_training = tuple(f"sparkcf.training.{name}." for name in ("batch", "graph", "side_features"))
+    ours = ("sparkcf.models.nets.", "sparkcf.config.", *of_training)
     return [n for n in imports(tree) if top(n) not in allowed and not n.startswith(ours)]
 
 
