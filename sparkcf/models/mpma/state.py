@@ -184,7 +184,10 @@ def _summed(rows: NDArray[np.integer], values: F64, n: int) -> F64:
 
 
 def maximize(state: State, sums: list[Sums]) -> None:
-    """The M-steps of mixture weights and standard deviations, in closed form. `sums` : of both copies."""
+    """The M-steps of mixture weights and standard deviations, in closed form.
+
+    `sums` : of the users' copy, and for weights `user_item` of the items' copy.
+    """
     config, whole = state.config, sums[USER]
     if not whole.count:
         return
