@@ -539,8 +539,8 @@ class MPMAConfig(ModelSection):
     iterations: Positive = 4  # EM iterations
     refit_iterations: Annotated[int, Field(ge=0)] = 3  # last sweeps, with the held-out ratings
     factors: Literal["solve", "sgd"] = "solve"  # solve: each row exactly; sgd: weighted gradient steps
-    sgd_steps: Positive = 5  # sgd: passes over the entries of a row in a half-sweep
-    sgd_learning_rate: Annotated[float, Field(gt=0, allow_inf_nan=False)] = 0.02
+    sgd_steps: Positive = 3  # sgd: passes over the entries of a row in a half-sweep
+    sgd_learning_rate: Annotated[float, Field(gt=0, allow_inf_nan=False)] = 0.005
     regularization: Annotated[float, Field(gt=0, allow_inf_nan=False)] = 1.1
     regularization_exponent: NonNegative = 0.5  # nu: a row of n ratings has the penalty regularization x n^nu
     bias_share: Annotated[float, Field(gt=0, le=1)] = 0.25  # penalty of a bias, as a share of that of a vector

@@ -45,7 +45,7 @@ PARTS: dict[str, dict[str, Any]] = {
     "held out": {"weights": "global"},
     "held out, group": {"weights": "group"},
     "held out, user_item": {"weights": "user_item"},
-    "held out, SGD": {"weights": "user_item", "factors": "sgd"},
+    "held out, SGD": {"weights": "user_item", "factors": "sgd", "base_iterations": 25},
 }
 TIMED_RANK = 20
 

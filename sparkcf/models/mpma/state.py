@@ -1,6 +1,6 @@
 """The state of a fit at one worker, the E-step, the closed-form M-steps and the row solves.
 
-A rating of user u and item i is drawn from a mixture of Gaussians (Chen, Li, Lv, Yan, Chu, Gu (2016), "MPMA: mixture
+A rating of user u and item i is drawn from a mixture of Gaussians (Chen, Li, Lv, Yan, Chu, Shang (2016), "MPMA: mixture
 probabilistic matrix approximation for collaborative filtering", IJCAI):
 
     r ~ sum_t pi_t N(mu + mean_t, sigma_t^2)         mean of two vectors: p · q + both biases
@@ -184,7 +184,10 @@ def _summed(rows: NDArray[np.integer], values: F64, n: int) -> F64:
 
 
 def maximize(state: State, sums: list[Sums]) -> None:
-    """The M-steps of mixture weights and standard deviations, in closed form. `sums` : of both copies."""
+    """The M-steps of mixture weights and standard deviations, in closed form.
+
+    `sums` : of the users' copy, and for weights `user_item` of the items' copy.
+    """
     config, whole = state.config, sums[USER]
     if not whole.count:
         return

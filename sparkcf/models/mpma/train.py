@@ -134,6 +134,7 @@ class MixtureTraining:
         )
         self.state.groups = [np.zeros(part.places, np.int32) for part in data]  # until the split every one applies
         self.extra: dict[str, NDArray[Any]] = {}
+        self.user_means: F32 | None = None  # of all components for the users' copy, after the last sweep
 
     def _initial(self, side: int, t: int, counts: NDArray[np.int64]) -> F32:
         config, n = self.config, self.own[side]
@@ -186,7 +187,8 @@ class MixtureTraining:
                 f"{self.config.regularization}) or lower {cure}"
             )
         trained = weights[USER].sum(axis=1) > 0
-        sums = expectation(state, USER, gang, trained)
+        self.user_means = component_means(state, USER, gang)
+        sums = expectation(state, USER, gang, trained, means=self.user_means)
         scaled = penalty(state, gang) / np.maximum(scales, 1e-30)
         entry: Entry = {
             "sweep": len(self.log) + 1,
@@ -229,7 +231,7 @@ class MixtureTraining:
 
     def _split(self) -> None:
         """Give split sides a vector for each group, each beginning at the row's shared vector."""
-        state, gang = self.state, self.gang
+        state, gang, self.user_means = self.state, self.gang, None
         state.other_groups = [
             fetched(state.whole[side], state.groups[1 - side], gang)[state.whole[side].indices] for side in (USER, ITEM)
         ]
@@ -268,7 +270,9 @@ class MixtureTraining:
         """E-step, M-steps of weights and deviations, one weighted sweep of the factors."""
         state, counted, shares = self.state, self._fit_set(mode), list[F32]()
         temperature = self.config.temperature if mode == "tempered" else 1.0
-        found = [expectation(state, side, self.gang, counted[side], temperature) for side in (USER, ITEM)]
+        means = [self.user_means, None]  # of the users' copy known from the sweep before, if there was one
+        sides = (USER, ITEM) if state.weights.kind == "user_item" else (USER,)
+        found = [expectation(state, s, self.gang, counted[s], temperature, means[s]) for s in sides]
         if mode != "held_out":
             shares = [entry_shares(state, side, self.gang, temperature) for side in (USER, ITEM)]
         maximize(state, found)
@@ -366,7 +370,7 @@ class MixtureTraining:
         return state.vectors, state.weights, state.row_weights, state.sds, state.scales
 
     def _restore(self, kept: tuple[Any, ...]) -> None:
-        state = self.state
+        state, self.user_means = self.state, None
         state.vectors, state.weights, state.row_weights, state.sds, state.scales = kept
 
     def _save(self) -> None:

@@ -30,5 +30,7 @@ def config(**given: Any) -> MPMAConfig:
         "iterations": 3,
         "refit_iterations": 2,
         "min_group": 2,
+        "sgd_steps": 5,
+        "sgd_learning_rate": 0.02,
     }
     return MPMAConfig(**(small | {"regularization": 0.3, "local_regularization": 0.5} | given))
