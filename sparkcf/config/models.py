@@ -544,9 +544,7 @@ class MPMAConfig(ModelSection):
     regularization: Annotated[float, Field(gt=0, allow_inf_nan=False)] = 1.1
     regularization_exponent: NonNegative = 0.5  # nu: a row of n ratings has the penalty regularization x n^nu
     bias_share: Annotated[float, Field(gt=0, le=1)] = 0.25  # penalty of a bias, as a share of that of a vector
-    local_regularization: Annotated[float, Field(gt=0, allow_inf_nan=False)] = (
-        4.0  # of local rows: pulls to shared ones
-    )
+    local_regularization: Annotated[float, Field(gt=0, allow_inf_nan=False)] = 4.0  # pulls local rows to shared ones
     init_sd: Annotated[float, Field(gt=0, allow_inf_nan=False)] = 0.1  # entries ~ N(0, init_sd / sqrt(rank))
     user_groups: Positive = 4
     item_groups: Positive = 4

@@ -283,7 +283,7 @@ PREDICTIONS = Table(
             column("value", DOUBLE, "predicted value; classification: probability"),
             column("sd", DOUBLE, "standard deviation of the prediction; null: the model has none", nullable=True),
             column("quantiles", ArrayType(QUANTILE), "`predict.quantiles`; null: no distribution", nullable=True),
-            column("component", STRING, "most responsible component; null: no distribution", nullable=True),
+            column("component", STRING, "component of the largest weight; null: no distribution", nullable=True),
             column("ts", TimestampType(), "time of the requested pair", nullable=True),
             column("context", MapType(STRING, STRING), "context of the requested pair", nullable=True),
             column("known_user", BooleanType(), "whether the run has a vector of the user"),
