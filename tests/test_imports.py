@@ -28,7 +28,8 @@ QUICK = ("sparkcf.lake.query", "sparkcf.cli.main")  # they answer on machines wi
 HEAVY = {"pyspark", "torch", "numba", "delta"}
 MATHEMATICS = {"numpy", "scipy", "pandas", "pyarrow", *HEAVY}
 NETS_ON_SPARK = {
-    f"sparkcf.models.nets.{name}" for name in ("fit", "collaborative", "concepts", "two_sided", "side_fields")
+    f"sparkcf.models.nets.{name}"
+    for name in ("fit", "collaborative", "concepts", "disentangled", "two_sided", "side_fields")
 }
 NETS = [name for name in LIBRARY if name.startswith("sparkcf.models.nets.") and name not in NETS_ON_SPARK]
 NETS.append("sparkcf.models.fm.net")
@@ -99,7 +100,8 @@ def foreign_to_kernels(tree: ast.AST) -> list[str]:
 
 def foreign_to_nets(tree: ast.AST) -> list[str]:
     allowed = {"numpy", "torch", *sys.stdlib_module_names}
-    ours = ("sparkcf.models.nets.", "sparkcf.config.", "sparkcf.training.batch.", "sparkcf.training.side_features.")
+    read = tuple(f"sparkcf.training.{name}." for name in ("batch", "graph", "side_features"))
+    ours = ("sparkcf.models.nets.", "sparkcf.config.", *read)
     return [n for n in imports(tree) if top(n) not in allowed and not n.startswith(ours)]
 
 

@@ -298,7 +298,7 @@ class DisenGCNConfig(NetConfig):
     """DisenGCN (Ma et al. 2019) on the user–item graph: vectors in channels, routed from sampled neighbours."""
 
     section: ClassVar[str] = "disengcn"
-    implementation: ClassVar[str] = "sparkcf.models.nets.graph:DisenGCNModel"
+    implementation: ClassVar[str] = "sparkcf.models.nets.disentangled:DisenGCNModel"
 
     channels: Annotated[int, Field(ge=1, le=100)] = 4  # K, parts of a vector; 1: a plain graph convolution
     rounds: Annotated[int, Field(ge=1, le=20)] = 3  # T, of the routing in a layer; 1: equal shares of all channels

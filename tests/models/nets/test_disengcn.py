@@ -16,7 +16,7 @@ from sparkcf.models.contract import Saved
 from sparkcf.models.nets import disengcn as module
 from sparkcf.models.nets import routing
 from sparkcf.models.nets.disengcn import DisenGCN, among, distinct
-from sparkcf.models.nets.graph import BIAS, ITEMS, OWN, DisenGCNModel
+from sparkcf.models.nets.disentangled import BIAS, ITEMS, OWN, DisenGCNModel
 from sparkcf.models.nets.registry import build_net
 from sparkcf.models.nets.routing import route, unit
 from sparkcf.training.batch import Rows
