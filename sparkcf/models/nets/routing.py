@@ -77,10 +77,7 @@ def _shares(own: Tensor, sources: Tensor, edges: Rows, rounds: int, weights: Ten
 
 def _weighted_sums(sources: Tensor, edges: Rows, shares: Tensor) -> Tensor:
     """The sums (n, K, d) of the sources by row, with the shares (K, nnz)."""
-    channels = [
-        _WeightedSum.apply(sources[:, k], edges, share)
-        for k, share in enumerate(shares)
-    ]
+    channels = [_WeightedSum.apply(sources[:, k], edges, share) for k, share in enumerate(shares)]
     return torch.stack(channels, dim=1)
 
 

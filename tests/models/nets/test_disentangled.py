@@ -29,7 +29,7 @@ LIKED = {(f"u{u}", f"i{i}"): 5.0 for u in range(N) for i in range(M) if i % 2 ==
 
 def config(root: Path, *overrides: str) -> Config:
     given = f"ds={DAY} lake.root={root} input.path=none model=disengcn topk.k=5 topk.similar_items=2"
-    small = "epochs=20 batch_size=16 learning_rate=0.05 workers=1 latent_dim=8 channels=2 validation_share=0.1"
+    small = "epochs=20 batch_size=16 learning_rate=0.05 workers=1 latent_dim=8 channels=2 validation_share=0.1 dropout=0.1"
     return load_config((), [*given.split(), *(f"disengcn.{setting}" for setting in small.split()), *overrides])
 
 
