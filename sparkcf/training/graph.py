@@ -5,7 +5,7 @@ Three users of whom the first has items 1 and 4, the second none and the third i
     users   indptr [0, 2, 2, 3]           indices [1, 4, 1]
     items   indptr [0, 0, 2, 2, 2, 3]     indices [0, 2, 0]
 
-Every training process holds all edges, 16 bytes each while it trains and 32 while they are read.
+Every training process holds all edges, 8 bytes each while it trains and about 100 while they are read.
 """
 
 from __future__ import annotations
