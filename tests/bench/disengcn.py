@@ -9,8 +9,6 @@ synthetic pairs, one round.
 
 from __future__ import annotations
 
-import multiprocessing
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -21,7 +19,7 @@ from tests.bench import quality
 from tests.bench.report import Goal, print_table, run
 from tests.bench.synthetic import QUICK, Interactions, interactions
 from tests.bench.timing import Times, interleaved
-from tests.bench.training import MEASURES_SHOWN, SEEDS, seconds, test_measures, trained
+from tests.bench.training import MEASURES_SHOWN, SEEDS, peak_memory, seconds, test_measures, trained
 
 SPLITS = ("ml-100k-q2", "ml-1m-q2")
 # Picked on validation NDCG@100; conf/models/disengcn.yaml.
@@ -96,35 +94,12 @@ def epochs(rounds: int, quick: bool, goals: list[Goal]) -> None:
 def memory(rounds: int, quick: bool, goals: list[Goal]) -> None:
     table = []
     for size, data in sized(quick).items():
-        stated, peak = stated_mib(data, TIMED["batch_size"]), peak_mib(data)
+        stated = stated_mib(data, TIMED["batch_size"])
+        peak = peak_memory("disengcn", data, **(TIMED | {"epochs": 1}))
         table.append((size, f"{len(data):,}", f"{stated:,.0f}", f"{peak:,.0f}"))
         goals.append(Goal(f"{size}: peak MiB ÷ stated", peak / stated, 1.0, at_least=False))
     print("\nMiB of a process: 100 bytes an edge (reading) + 8 copies of the embeddings + a step")
     print_table(("size", "edges", "stated", "measured"), table)
-
-
-def peak_mib(data: Interactions) -> float:
-    """MiB of a process that trains, above what it has with torch loaded and the data in memory."""
-    context = multiprocessing.get_context("spawn")
-    answers = context.Queue()
-    process = context.Process(target=_peak, args=(answers, data))
-    process.start()
-    found: float = answers.get(timeout=900)
-    process.join(30)
-    return found
-
-
-def _peak(answers: Any, data: Interactions) -> None:
-    torch.set_num_threads(1)
-    Path("/proc/self/clear_refs").write_text("5")  # the peak so far is of receiving the data
-    before = _kib("VmRSS")
-    seconds("disengcn", data, **(TIMED | {"epochs": 1}))
-    answers.put((_kib("VmHWM") - before) / 1024)
-
-
-def _kib(name: str) -> int:
-    lines = Path("/proc/self/status").read_text().splitlines()
-    return next(int(line.split()[1]) for line in lines if line.startswith(f"{name}:"))
 
 
 def stated_mib(data: Interactions, batch: int, latent_dim: int = 64, neighbours: int = 30) -> float:
