@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.quick import OPTIONS
+from tests.quick import SESSION_OPTIONS
 
 ROOT = Path(__file__).resolve().parents[1]
 SHARED = ROOT.parent / "shared"
@@ -19,7 +19,7 @@ os.environ.setdefault("SPARK_LOCAL_IP", "127.0.0.1")
 os.environ["PYSPARK_PYTHON"] = sys.executable
 # A failed task is tried again, as on a cluster.
 os.environ["PYSPARK_SUBMIT_ARGS"] = shlex.join(
-    ["--master", "local[2,3]", "--driver-memory", "3g", *OPTIONS, "pyspark-shell"]
+    ["--master", "local[2,3]", "--driver-memory", "3g", *SESSION_OPTIONS, "pyspark-shell"]
 )
 
 

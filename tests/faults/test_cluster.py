@@ -29,7 +29,7 @@ from sparkcf.jobs.nightly import nightly
 from sparkcf.jobs.session import spark_home
 from sparkcf.jobs.train import train_model
 from sparkcf.lake.tables import LakeTables
-from tests.quick import JAVA, OPTIONS
+from tests.quick import JAVA, JOB_OPTIONS
 
 pytestmark = pytest.mark.slow
 
@@ -173,13 +173,14 @@ def begin(folder: Path, environment: dict[str, str], python: Path, master: str, 
 
     def run(job: str, *arguments: str) -> subprocess.Popen[str]:
         command = [str(BIN / "spark-submit"), "--master", master, "--py-files", str(wheel)]
-        command += ["--driver-memory", "1g", *OPTIONS]
+        command += ["--driver-memory", "1g", *JOB_OPTIONS]
         for setting in (
             f"pyspark.python={python}",
             "executor.memory=1000m",
             f"executor.extraJavaOptions={JAVA}",
             "cores.max=2",
             "scheduler.minRegisteredResourcesRatio=1",  # a gang of two must not begin before there are two
+            "locality.wait=0",  # what an executor of one core has cached, the other may compute: tiny data
             "scheduler.barrier.maxConcurrentTasksCheck.interval=1s",
         ):
             command += ["--conf", f"spark.{setting}"]

@@ -29,7 +29,7 @@ from sparkcf import Lake
 from sparkcf.errors import LakeError
 from sparkcf.lake.schemas import TABLES
 from sparkcf.lake.tables import LakeTables
-from tests.quick import OPTIONS
+from tests.quick import JOB_OPTIONS
 
 pytestmark = pytest.mark.slow
 
@@ -95,7 +95,7 @@ def submit(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Callable[..., S
         own = ("PYSPARK_", "SPARK_", "PYTHONPATH")
         clean = {name: value for name, value in os.environ.items() if not name.startswith(own)}
         clean |= {MARK: mark, "SPARK_LOCAL_IP": "127.0.0.1", "PYSPARK_PYTHON": sys.executable}
-        spark = ["--master", "local[2]", "--driver-memory", "1g", *OPTIONS]
+        spark = ["--master", "local[2]", "--driver-memory", "1g", *JOB_OPTIONS]
         given = f"""ds=2024-01-31 lake.root={lake} input.path={log} input.ts_formats=[epoch_s] als.rank=4
             als.iterations=2 als.workers=1 gate.allow_below_popularity=true evaluation.protocol=q2 evaluation.ks=[5]
             evaluation.bootstrap=0 gate.at=5 topk.k=5 topk.similar_items=0 input.columns.value=value"""

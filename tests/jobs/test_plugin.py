@@ -11,7 +11,8 @@ from pathlib import Path
 import pytest
 
 from sparkcf import Lake
-from tests.quick import OPTIONS
+from sparkcf.config.load import model_names
+from tests.quick import JOB_OPTIONS
 
 pytestmark = pytest.mark.slow
 
@@ -33,7 +34,7 @@ def site(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def job(name: str, site: Path | None, *overrides: str) -> subprocess.CompletedProcess[str]:
     path = os.pathsep.join([*([str(site)] if site else []), str(ROOT)])
-    command = [str(BIN / "spark-submit"), "--master", "local[2]", "--driver-memory", "2g", *OPTIONS]
+    command = [str(BIN / "spark-submit"), "--master", "local[2]", "--driver-memory", "2g", *JOB_OPTIONS]
     command += [f"jobs/{name}.py", "--config", "conf/nightly.yaml", *overrides]
     environment = os.environ | {"PYTHONPATH": path, "PYSPARK_PYTHON": sys.executable}
     environment.pop("PYSPARK_SUBMIT_ARGS", None)
@@ -69,5 +70,5 @@ def test_a_night_of_an_installed_model_and_what_is_said_once_it_is_gone(site: Pa
 
     gone = job("recommend", None, *given)
     assert gone.returncode == 2
-    assert "model='knn': unknown model; known are als, bivae, ease" in gone.stdout.splitlines()[-1]
+    assert f"model='knn': unknown model; known are {', '.join(model_names())}" in gone.stdout.splitlines()[-1]
     assert len(Lake(tmp_path / "lake").recommendations("u1", 2, model="knn")) == 2  # readers need no model
