@@ -160,10 +160,13 @@ def write_interactions(tables: LakeTables, clean_rows: DataFrame, config: Config
         changes = _changes(new, tables.read("interactions", tables.version("interactions")), day)
         changes = changes.persist(StorageLevel.MEMORY_AND_DISK)  # counted, then merged; released below
         try:
-            source = changes.where("op <> 'unchanged'")
-            span = one_row(source.agg(F.min("ts").cast("string"), F.max("ts").cast("string")))
-            counts = {r["op"]: r["count"] for r in changes.groupBy("op").count().collect()}
-            if span[0] is not None:
+            of_op = (F.count(F.lit(1)), F.min("ts").cast("string"), F.max("ts").cast("string"))
+            found = {op: (count, *span) for op, count, *span in changes.groupBy("op").agg(*of_op).collect()}
+            counts = {op: count for op, (count, *_) in found.items()}
+            spans = [span for op, (_, *span) in found.items() if op != "unchanged"]
+            if spans:
+                source = changes.where("op <> 'unchanged'")
+                span = (min(low for low, _ in spans), max(high for _, high in spans))
                 # Literal bounds let Delta skip the files of other times.
                 within = " AND ".join(
                     f"t.ts {op} TIMESTAMP'{at} UTC'" for op, at in zip((">=", "<="), span, strict=True)

@@ -20,6 +20,7 @@ from sparkcf.jobs.fold_in import fold_in_users
 from sparkcf.jobs.publish import publish_run
 from sparkcf.jobs.recommend import banned_items, recommend_run, wanted_users
 from sparkcf.jobs.train import train_model
+from sparkcf.lake.frames import kept
 from sparkcf.lake.roots import local_folder
 from sparkcf.lake.runs import failures_recorded
 from sparkcf.lake.tables import LakeTables
@@ -37,9 +38,18 @@ def nightly(spark: SparkSession, config: Config) -> dict[str, Any]:
     nights = [config.model_copy(update={"model": model}) for model in config.models or (config.model,)]
     check_settings(spark, nights)
     cleaned = clean_day(spark, config)
-    nights = settled(spark, nights)
-    if not config.models:
-        return _night_of_model(spark, nights[0], cleaned)
+    tables = LakeTables(spark, config.lake.root)
+    inputs = Inputs(tables, newest_versions(tables))
+    with kept(inputs.events(config.ds)):  # every step of every model reads them
+        nights = settled(spark, inputs, nights)
+        if not config.models:
+            return _night_of_model(spark, nights[0], cleaned)
+        return _nights_of_models(spark, config, nights, cleaned)
+
+
+def _nights_of_models(
+    spark: SparkSession, config: Config, nights: list[Config], cleaned: dict[str, Any]
+) -> dict[str, Any]:
     done: dict[str, dict[str, Any]] = {}
     failed: dict[str, Exception] = {}
     for model, night in zip(config.models, nights, strict=True):
@@ -69,17 +79,15 @@ def check_settings(spark: SparkSession, nights: list[Config]) -> None:
         read_listing(spark, "topk.ineligible", path, ("item_id",))
 
 
-def settled(spark: SparkSession, nights: list[Config]) -> list[Config]:
+def settled(spark: SparkSession, inputs: Inputs, nights: list[Config]) -> list[Config]:
     """Replace the protocol `auto` of each night and check settings against the day's events in the lake.
 
     Raises NotFoundError for users or categories of `topk` that do not exist, GateRefused if q4 cannot split the events.
     """
-    tables = LakeTables(spark, nights[0].lake.root)
-    inputs = Inputs(tables, newest_versions(tables))
     events = inputs.events(nights[0].ds)
     wanted_users(inputs.read("users"), nights[0])
     banned_items(spark, inputs.read("items"), nights[0])
-    nights = [with_protocol(tables, events, night) for night in nights]
+    nights = [with_protocol(inputs.tables, events, night) for night in nights]
     if any(night.evaluation.protocol == "q4" for night in nights):
         time_cut(events, nights[0].evaluation.holdout_share)
     return nights

@@ -136,18 +136,17 @@ def _write_lists(tables: LakeTables, lists: DataFrame, model: str, run_id: str) 
     ordered = ordered.persist(StorageLevel.MEMORY_AND_DISK)  # written, then counted; released below
     try:
         replace_of_run(tables, "recommendations", ordered, model, run_id)
-        first = ordered.where("position = 1").groupBy("reason").agg(F.count(F.lit(1)).alias("users")).collect()
-        rows = one_row(ordered.agg(F.count(F.lit(1)), F.count(F.when(F.isnan("score"), 1))))
+        first, by_fallback = F.col("position") == 1, F.col("reason") == "fallback"
+        conditions = {
+            "users_model": first & ~by_fallback,
+            "users_fallback": first & by_fallback,
+            "recommendations": F.lit(True),
+            "nan_scores": F.isnan("score"),
+        }
+        row = one_row(ordered.agg(*(F.count_if(condition).alias(name) for name, condition in conditions.items())))
     finally:
         ordered.unpersist()
-    by_reason = {r["reason"]: r["users"] for r in first}
-    fallback = by_reason.pop("fallback", 0)
-    return {
-        "users_model": sum(by_reason.values()),
-        "users_fallback": fallback,
-        "recommendations": rows[0],
-        "nan_scores": rows[1],
-    }
+    return row.asDict()
 
 
 def _similar(known: DataFrame, items: DataFrame, shared: SharedRanker, config: Config) -> DataFrame:

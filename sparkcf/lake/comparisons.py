@@ -7,6 +7,7 @@ from typing import Any
 
 from pyspark.sql import functions as F
 
+from sparkcf.lake.frames import frame_of
 from sparkcf.lake.schemas import TABLES
 from sparkcf.lake.tables import LakeTables
 
@@ -31,6 +32,4 @@ def measured_before(tables: LakeTables, snapshot: str) -> list[Row]:
 
 
 def _frame(tables: LakeTables, rows: Sequence[Mapping[str, Any]]) -> Any:
-    schema = TABLES["comparisons"].schema
-    values = [tuple(row.get(name) for name in schema.names) for row in rows]
-    return tables.spark.createDataFrame(values, schema).coalesce(1)
+    return frame_of(tables.spark, rows, TABLES["comparisons"].schema)

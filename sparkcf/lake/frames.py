@@ -1,11 +1,63 @@
-"""Single rows of frames, read by the driver."""
+"""Frames of the driver's own values, frames that are read several times, and single rows."""
 
 from __future__ import annotations
 
-from pyspark.sql import DataFrame, Row
+import datetime as dt
+import json
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import contextmanager
+from typing import Any
+
+from pyspark import StorageLevel
+from pyspark.sql import DataFrame, Row, SparkSession
+from pyspark.sql import functions as F
+from pyspark.sql.types import ArrayType, StructType
+
+TIMES = "yyyy-MM-dd'T'HH:mm:ss.SSSSSSXXX"
 
 
 def one_row(rows: DataFrame) -> Row:
     """The only row of an aggregation or a command."""
     (row,) = rows.collect()
     return row
+
+
+@contextmanager
+def kept(frame: DataFrame) -> Iterator[DataFrame]:
+    """Keep a frame that is read several times, until the block ends; where an outer block keeps it, it stays.
+
+    Spark recognises a frame by its plan: one built anew from the same versions of the same tables is the same frame.
+    """
+    level = frame.storageLevel
+    if level.useMemory or level.useDisk:
+        yield frame
+        return
+    frame = frame.persist(StorageLevel.MEMORY_AND_DISK)
+    try:
+        yield frame
+    finally:
+        frame.unpersist()
+
+
+def frame_of(spark: SparkSession, rows: Iterable[Mapping[str, Any]], schema: StructType) -> DataFrame:
+    """A frame of one partition with a few rows of Python values; a column without a value is null.
+
+    The rows are one literal of the query, as JSON: `createDataFrame` would start a Python worker to unpickle them.
+
+    Parameters
+    ----------
+    rows : values by column. A datetime without a zone is UTC, on every host.
+    """
+    text = json.dumps([dict(row) for row in rows], default=_text)
+    options = {"mode": "FAILFAST", "timestampFormat": TIMES}
+    parsed = F.from_json(F.lit(text), ArrayType(schema), options)
+    return spark.range(0, 1, 1, 1).select(F.explode(parsed).alias("row")).select("row.*")
+
+
+def _text(value: Any) -> str:
+    if isinstance(value, dt.datetime):
+        utc = value if value.tzinfo is None else value.astimezone(dt.UTC)
+        return f"{utc:%Y-%m-%dT%H:%M:%S.%f}Z"
+    if isinstance(value, dt.date):
+        return value.isoformat()
+    raise TypeError(f"{value!r} is no value of a column")

@@ -36,24 +36,26 @@ def register(tables: LakeTables, name: str, rows: DataFrame) -> None:
     def merge() -> None:
         target = tables.create(name).toDF()
         last_idx = F.coalesce(F.max(idx_column), F.lit(-1)).alias("last_idx")
-        known = tables.read(name, tables.version(name))
-        last = one_row(known.agg(last_idx))[0]
-        changed = _changed(table, rows, known).persist(StorageLevel.MEMORY_AND_DISK)  # counted, numbered, merged
+        version = tables.version(name)
+        known = tables.read(name, version)
+        changed = _changed(table, rows, known).withColumn("bucket", _bucket(id_column))
+        changed = changed.persist(StorageLevel.MEMORY_AND_DISK)  # counted, numbered, merged
         try:
-            if changed.isEmpty():
+            new, all_changed = _sizes(changed, idx_column)
+            if not all_changed:
                 return
-            numbered = _numbered(changed, id_column, idx_column, last + 1)
+            last = one_row(known.agg(last_idx))[0] if version else -1  # its first commit creates the table empty
+            numbered = _numbered(changed, id_column, idx_column, last + 1, new)
             # The merge's transaction reads `target`: if another writer has numbered ids since `last` was read,
             # nothing is merged and everything is repeated.
             numbered = numbered.crossJoin(target.agg(last_idx)).where(f"last_idx = {last}").drop("last_idx")
             names = ", ".join(table.schema.names)
-            merged = tables.merge(
-                name,
-                numbered,
-                f"t.{id_column} = s.{id_column}",
-                f"WHEN MATCHED THEN UPDATE SET {_updates(table)}",
-                f"WHEN NOT MATCHED THEN INSERT ({names}) VALUES ({', '.join(f's.{c}' for c in table.schema.names)})",
-            )
+            clauses = [
+                f"WHEN NOT MATCHED THEN INSERT ({names}) VALUES ({', '.join(f's.{c}' for c in table.schema.names)})"
+            ]
+            if all_changed > sum(new.values()):  # without it Delta only appends files
+                clauses.insert(0, f"WHEN MATCHED THEN UPDATE SET {_updates(table)}")
+            merged = tables.merge(name, numbered, f"t.{id_column} = s.{id_column}", *clauses)
             if not any(merged.values()):
                 raise ConcurrentChangeError(f"{name} has ids after index {last}")
         finally:
@@ -95,10 +97,22 @@ def _comparable(value: Column, is_map: bool) -> Column:
     return F.array_sort(F.map_entries(value)) if is_map else value
 
 
-def _numbered(changed: DataFrame, id_column: str, idx_column: str, next_idx: int) -> DataFrame:
+def _bucket(id_column: str) -> Column:
+    return F.pmod(F.xxhash64(id_column), F.lit(BUCKETS)).cast("int")
+
+
+def _sizes(changed: DataFrame, idx_column: str) -> tuple[dict[int, int], int]:
+    """The number of new ids by bucket, and the number of all changed ids."""
+    counts = changed.groupBy("bucket").agg(
+        F.count(F.when(F.col(idx_column).isNull(), 1)).alias("new"), F.count(F.lit(1)).alias("all")
+    )
+    rows = counts.collect()
+    return {r["bucket"]: r["new"] for r in rows}, sum(r["all"] for r in rows)
+
+
+def _numbered(changed: DataFrame, id_column: str, idx_column: str, next_idx: int, sizes: dict[int, int]) -> DataFrame:
+    """Give the new ids, `sizes` by bucket, the indices from `next_idx` on."""
     is_new = F.col(idx_column).isNull()
-    bucketed = changed.withColumn("bucket", F.pmod(F.xxhash64(id_column), F.lit(BUCKETS)).cast("int"))
-    sizes = {r["bucket"]: r["count"] for r in bucketed.where(is_new).groupBy("bucket").count().collect()}
     if next_idx + sum(sizes.values()) > MOST:
         raise LakeError(f"more than {MOST:,} different values of {id_column}: a 32-bit index cannot number them")
     ordered = [sizes.get(bucket, 0) for bucket in range(BUCKETS)]
@@ -106,4 +120,4 @@ def _numbered(changed: DataFrame, id_column: str, idx_column: str, next_idx: int
     offset = F.array(*map(F.lit, offsets))[F.col("bucket")]
     place = F.row_number().over(Window.partitionBy("bucket", is_new).orderBy(id_column))
     idx = F.when(is_new, offset + place - 1).otherwise(F.col(idx_column)).cast("int")
-    return bucketed.withColumn(idx_column, idx).drop("bucket")
+    return changed.withColumn(idx_column, idx).drop("bucket")

@@ -9,6 +9,7 @@ from typing import Any
 from pyspark.sql import functions as F
 
 from sparkcf.lake.figures import Figure
+from sparkcf.lake.frames import frame_of
 from sparkcf.lake.schemas import TABLES
 from sparkcf.lake.tables import LakeTables
 
@@ -55,4 +56,5 @@ def fit_figures(tables: LakeTables, run_id: str, metrics: Sequence[str]) -> dict
 
 
 def _frame(tables: LakeTables, rows: Sequence[tuple[Any, ...]]) -> Any:
-    return tables.spark.createDataFrame(rows, TABLES["metrics"].schema).coalesce(1)
+    schema = TABLES["metrics"].schema
+    return frame_of(tables.spark, (dict(zip(schema.names, row, strict=True)) for row in rows), schema)

@@ -8,7 +8,7 @@ from pyspark.sql import Row
 from pyspark.sql import functions as F
 
 from sparkcf.errors import ConflictError
-from sparkcf.lake.frames import one_row
+from sparkcf.lake.frames import frame_of, one_row
 from sparkcf.lake.runs import user_name
 from sparkcf.lake.schemas import TABLES
 from sparkcf.lake.tables import LakeTables, retry_conflicts, sql_date
@@ -29,8 +29,9 @@ def append_published(tables: LakeTables, model: str, ds: dt.date, run_id: str, a
     """
     versions = {name: tables.version(name) for name in SERVED}
     now = dt.datetime.now(dt.UTC).replace(tzinfo=None)
-    values = [(model, ds, sequence, run_id, action, user_name(), now, versions)]
-    row = tables.spark.createDataFrame(values, TABLES["published"].schema)
+    schema = TABLES["published"].schema
+    values = (model, ds, sequence, run_id, action, user_name(), now, versions)
+    row = frame_of(tables.spark, [dict(zip(schema.names, values, strict=True))], schema)
     same = f"t.model = '{model}' AND t.ds = {sql_date(ds)} AND t.sequence = s.sequence"
 
     def merge() -> int:

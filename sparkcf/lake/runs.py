@@ -16,6 +16,7 @@ from pyspark.sql import functions as F
 from sparkcf import __version__
 from sparkcf.config.root import Config
 from sparkcf.errors import ConfigError, LakeError, NotFoundError
+from sparkcf.lake.frames import frame_of
 from sparkcf.lake.schemas import TABLES
 from sparkcf.lake.tables import LakeTables, sql_date
 from sparkcf.progress import say
@@ -61,7 +62,8 @@ class Run:
         """Write the run's new state; `counts` are added to the run's counts."""
         self.counts.update({name: int(n) for name, n in (counts or {}).items()})
         self.row |= {"state": state, "reason": reason, "updated_at": _now(), "counts": self.counts}
-        new = {name: F.lit(self.row[name]) for name in ("state", "reason", "updated_at")}
+        new = {name: F.lit(self.row[name]) for name in ("state", "reason")}
+        new["updated_at"] = F.lit(f"{self.row['updated_at'].isoformat()}Z")  # a datetime would be of the host's zone
         new["counts"] = F.from_json(F.lit(json.dumps(self.counts)), "map<string,bigint>")
         self.tables.update("runs", f"run_id = '{self.run_id}'", new)
 
@@ -84,9 +86,7 @@ def start_run(tables: LakeTables, job: str, config: Config, inputs: Mapping[str,
         "updated_at": now,
         "counts": {},
     }
-    schema = TABLES["runs"].schema
-    values = [tuple(row[name] for name in schema.names)]
-    tables.append("runs", tables.spark.createDataFrame(values, schema).coalesce(1))
+    tables.append("runs", frame_of(tables.spark, [row], TABLES["runs"].schema))
     return Run(tables, row)
 
 

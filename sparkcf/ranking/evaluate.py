@@ -12,7 +12,6 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
-from pyspark import StorageLevel
 from pyspark.sql import DataFrame
 from pyspark.sql import functions as F
 from threadpoolctl import threadpool_limits
@@ -25,6 +24,7 @@ from sparkcf.errors import ConfigError, GateRefused
 from sparkcf.kernels.metrics import Summary, mae, merge, ranking_measures, rating_errors, rmse, summarize, unpack
 from sparkcf.kernels.mixture import CALIBRATION_MEASURES
 from sparkcf.lake.figures import Figure
+from sparkcf.lake.frames import kept
 from sparkcf.models.contract import FitRun, Fitted, Model, TrainingData
 from sparkcf.ranking.predict import predicted
 from sparkcf.ranking.scorers import rows_of, saved_of, share_scorer, user_block
@@ -107,16 +107,11 @@ def evaluate(
 @contextmanager
 def persisted_split(events: DataFrame, model: Model[Any], config: Config) -> Iterator[Split]:
     """The split of the events, persisted while it is used. Raises GateRefused if one of its parts is empty."""
-    events = events.persist(StorageLevel.MEMORY_AND_DISK)  # read by every part of the split
-    kept = [events]
-    try:
+    with kept(events):  # read by every part of the split
         parts = split(events, model.reads, config)
-        kept += [parts.train.persist(StorageLevel.MEMORY_AND_DISK), parts.heldout.persist()]
-        _check_split(parts, config)
-        yield parts
-    finally:
-        for frame in kept:
-            frame.unpersist()
+        with kept(parts.train), kept(parts.heldout):
+            _check_split(parts, config)
+            yield parts
 
 
 def measured(parts: Split, model: Model[Any], data: TrainingData, fitted: Fitted, config: Config) -> list[Figure]:
@@ -126,8 +121,11 @@ def measured(parts: Split, model: Model[Any], data: TrainingData, fitted: Fitted
 
 
 def _check_split(parts: Split, config: Config) -> None:
-    for name, frame in (("train", parts.train), ("held-out", parts.heldout)):
-        if frame.isEmpty():
+    named = (("train", parts.train), ("held-out", parts.heldout))
+    some = [frame.limit(1).select(F.lit(name).alias("part")) for name, frame in named]
+    present = {row["part"] for row in some[0].union(some[1]).collect()}
+    for name, _ in named:
+        if name not in present:
             raise GateRefused(
                 f"evaluation.protocol={config.evaluation.protocol}: the {name} part is empty ({parts.note}): "
                 "change evaluation.holdout_share or the protocol"

@@ -23,10 +23,9 @@ def nights(monkeypatch: pytest.MonkeyPatch):
                 raise errors[config.model]
             return {"run_id": config.model}
 
-        monkeypatch.setattr(module, "clean_day", lambda *_: {"counts": {}})
         monkeypatch.setattr(module, "_night_of_model", of_model)
-        monkeypatch.setattr(module, "settled", lambda spark, nights: nights)
-        module.nightly(None, CONFIG)  # type: ignore[arg-type]
+        each = [CONFIG.model_copy(update={"model": model}) for model in CONFIG.models]
+        module._nights_of_models(None, CONFIG, each, {"counts": {}})  # type: ignore[arg-type]
         return tried
 
     night.tried = tried  # type: ignore[attr-defined]
