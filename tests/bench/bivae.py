@@ -229,5 +229,10 @@ def stated_mib(n_items: int) -> float:
 MEASURES = {"epoch": epochs, "quality": qualities, "priors": priors, "processes": processes, "memory": memory}
 QUICKLY = ("epoch",)
 
-if __name__ == "__main__":
+
+def main() -> None:
     run("bivae", MEASURES, QUICKLY, __doc__, quality.SPLITS.is_dir())
+
+
+if __name__ == "__main__":
+    main()

@@ -113,5 +113,10 @@ def stated_mib(data: Interactions, batch: int, latent_dim: int = 64, neighbours:
 MEASURES = {"quality": qualities, "epoch": epochs, "memory": memory}
 QUICKLY = ("epoch",)
 
-if __name__ == "__main__":
+
+def main() -> None:
     run("disengcn", MEASURES, QUICKLY, __doc__, quality.SPLITS.is_dir())
+
+
+if __name__ == "__main__":
+    main()

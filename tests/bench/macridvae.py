@@ -185,5 +185,9 @@ MEASURES = {
 QUICKLY = ("epoch",)
 
 
-if __name__ == "__main__":
+def main() -> None:
     run("macridvae", MEASURES, QUICKLY, __doc__, quality.SPLITS.is_dir())
+
+
+if __name__ == "__main__":
+    main()

@@ -23,7 +23,12 @@ FILES = 4  # a table of arrays is read by several tasks
 
 @contextmanager
 def session(master: str = "local[2]", memory: str = "8g") -> Iterator[Any]:
-    """A session with Delta for this process, stopped at the end."""
+    """A session with Delta for this process, stopped at the end; the one that the process has, if it has one."""
+    from pyspark.sql import SparkSession
+
+    if (running := SparkSession.getActiveSession()) is not None:
+        yield running
+        return
     settings = {
         "spark.driver.extraJavaOptions": MODULES,
         "spark.executor.extraJavaOptions": MODULES,

@@ -168,5 +168,10 @@ def times(rounds: int, quick: bool, goals: list[Goal]) -> None:
 MEASURES = {"quality": qualities, "parts": parts, "time": times}
 QUICKLY = ("time",)
 
-if __name__ == "__main__":
+
+def main() -> None:
     run("mpma", MEASURES, QUICKLY, __doc__, quality.SPLITS.is_dir())
+
+
+if __name__ == "__main__":
+    main()

@@ -224,5 +224,10 @@ def summary(found: list[tuple[float, float]]) -> tuple[np.ndarray, np.ndarray]:
 MEASURES = {"epoch": epochs, "quality": qualities, "known": known, "cold": cold}
 QUICKLY = ("epoch",)
 
-if __name__ == "__main__":
+
+def main() -> None:
     run("ncf", MEASURES, QUICKLY, __doc__, quality.SPLITS.is_dir())
+
+
+if __name__ == "__main__":
+    main()

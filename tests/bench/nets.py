@@ -185,5 +185,10 @@ MEASURES = {
 }
 QUICKLY = ("epoch", "feed", "processes", "memory")
 
-if __name__ == "__main__":
+
+def main() -> None:
     run("nets", MEASURES, QUICKLY, __doc__, quality.SPLITS.is_dir())
+
+
+if __name__ == "__main__":
+    main()
