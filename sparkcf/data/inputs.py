@@ -14,6 +14,7 @@ from sparkcf.data.pairs import indexed
 from sparkcf.errors import LakeError
 from sparkcf.lake.frames import one_row
 from sparkcf.lake.schemas import TABLES
+from sparkcf.lake.sizing import size_queries
 from sparkcf.lake.tables import LakeTables, sql_date
 
 INPUTS = ("interactions", "users", "items", "features", "published")
@@ -51,9 +52,13 @@ class Inputs:
         """
         frames = [self.read(name) for name in ("interactions", "users", "items")]
         loaded = frames[0].where(f"ds <= {sql_date(until)}")
-        if until not in self._loaded and loaded.isEmpty():
-            raise LakeError(f"{self.tables.root} has no interactions up to {until}: run jobs/clean.py ds={until} first")
-        self._loaded.add(until)
+        if until not in self._loaded:
+            size_queries(self.tables.spark, loaded)
+            if loaded.isEmpty():
+                raise LakeError(
+                    f"{self.tables.root} has no interactions up to {until}: run jobs/clean.py ds={until} first"
+                )
+            self._loaded.add(until)
         return indexed(loaded, *frames[1:])
 
     @cached_property

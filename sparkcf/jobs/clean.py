@@ -15,11 +15,11 @@ from sparkcf.data.clean import KEY, Cleaned, clean, normalized_id
 from sparkcf.data.ingest import decoded, explained, read_raw
 from sparkcf.data.lines import not_utf8, readable
 from sparkcf.errors import LakeError
-from sparkcf.jobs.session import size_partitions
 from sparkcf.lake.frames import one_row
 from sparkcf.lake.ids import ConcurrentChangeError, register
 from sparkcf.lake.runs import Run, start_run
 from sparkcf.lake.schemas import CLAIM, TABLES
+from sparkcf.lake.sizing import size_queries
 from sparkcf.lake.tables import LakeTables, retry_conflicts, sql_date
 from sparkcf.progress import say, step
 
@@ -50,7 +50,7 @@ def clean_day(spark: SparkSession, config: Config) -> dict[str, Any]:
 
 def _load(spark: SparkSession, config: Config, tables: LakeTables, run: Run) -> dict[str, Any]:
     raw, columns = read_raw(spark, config.input, config.input_path)
-    size_partitions(spark, raw)
+    size_queries(spark, raw)
     users = read_users(spark, config.input.users) if config.input.users else None
     items = read_items(spark, config.input.items) if config.input.items else None
     with step(f"clean {config.ds}", spark) as progress:

@@ -12,12 +12,11 @@ from typing import Any
 
 from sparkcf.config.root import SparkConfig
 from sparkcf.errors import ConfigError, first_line
+from sparkcf.lake.sizing import size_queries
 from sparkcf.runtime import java_problem
 
 DELTA_EXTENSION = "io.delta.sql.DeltaSparkSessionExtension"
 
-PARTITION_BYTES = 16 << 20  # of a shuffle, half of a file split: a few hundred thousand rows, which fit a small heap
-MOST_PARTITIONS = 4000
 # Set unless spark-submit or spark-defaults.conf set them.
 DEFAULTS = {
     "spark.sql.execution.arrow.pyspark.enabled": "true",
@@ -72,34 +71,9 @@ def open_session(config: SparkConfig | None = None, run_name: str = "") -> tuple
     _quiet(spark, config.log_level)
     for key, value in REQUIRED.items():
         spark.conf.set(key, value)
-    size_partitions(spark)
+    size_queries(spark)
     _check_delta(spark)
     return spark, started
-
-
-def size_partitions(spark: Any, frame: Any = None) -> None:
-    """Set shuffle partitions: a few per slot, or about PARTITION_BYTES each if the frame's files are large.
-
-    Settings of the user are kept.
-    """
-    user_conf = spark.sparkContext.getConf()
-    if user_conf.get("spark.sql.shuffle.partitions") is None:
-        least = max(8, 3 * spark.sparkContext.defaultParallelism)
-        by_size = -(-_input_bytes(frame) // PARTITION_BYTES) if frame is not None else 0
-        spark.conf.set("spark.sql.shuffle.partitions", max(least, min(by_size, MOST_PARTITIONS)))
-    sizes = {
-        "spark.sql.adaptive.advisoryPartitionSizeInBytes": PARTITION_BYTES,  # Spark's default merges up to 64 MB
-        "spark.sql.files.maxPartitionBytes": 2 * PARTITION_BYTES,
-    }
-    for key, value in sizes.items():
-        if user_conf.get(key) is None:
-            spark.conf.set(key, value)
-
-
-def _input_bytes(frame: Any) -> int:
-    """Size in bytes of the files that a frame reads, by Spark's plan."""
-    leaves = frame._jdf.queryExecution().optimizedPlan().collectLeaves()
-    return sum(int(leaves.apply(i).stats().sizeInBytes()) for i in range(leaves.size()))
 
 
 def _configured(builder: Any, app_name: str) -> Any:

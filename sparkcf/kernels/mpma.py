@@ -1,6 +1,8 @@
-"""Kernels of the mixture model: the mean of each entry, and gradient steps on the rows of a side."""
+"""Kernels of the mixture model: the mean of each entry, the E-step, and gradient steps on the rows of a side."""
 
 from __future__ import annotations
+
+import math
 
 import numpy as np
 
@@ -29,6 +31,104 @@ def entry_means(indptr, indices, own, fixed, out):
             for f in range(k):
                 total += own[row, f] * fixed[other, f]
             out[e] = total
+
+
+@kernel()
+def expect_entries(
+    entries,
+    values,
+    means,
+    row,
+    index,
+    user_groups,
+    item_groups,
+    needs,
+    kind,
+    overall,
+    table,
+    of_rows,
+    of_others,
+    sds,
+    temperature,
+    totals,
+    by_row,
+    cells,
+    counts,
+    shares,
+):
+    """Responsibilities of the components for ratings, and their sums; see `sparkcf.models.mpma.weights`.
+
+    Parameters
+    ----------
+    entries : int64 (m,), the ratings to go through.
+    values : float32 (nnz,).
+    means : float32 (T, nnz), of the components.
+    row, index : int32 (nnz,), rows of `of_rows` and of `of_others`.
+    user_groups, item_groups : int32 (nnz,), -1 for none.
+    needs : int8 (T,), 1 for a component of a user's group, 2 for one of an item's group, else 0.
+    kind : 0 for weights `overall`, 1 for `table`, 2 for products of `of_rows` and `of_others`.
+    overall : float64 (T,).
+    table : float64 (g, h, T), the last row and column are of no group.
+    of_rows, of_others : float64 (n, T), (n_others, T).
+    sds : float64 (T,).
+    temperature : weight · density is raised to the power 1 / temperature; 1 is the E-step.
+    totals : float64 (2 T + 3,), added to: responsibilities, these times squared errors, log density, squared error of
+        the mixtures' means, number of ratings.
+    by_row, cells, counts : float64 (n, T), (g, h, T), (g, h), added to: responsibilities by row and by groups, and the
+        number of ratings by groups.
+    shares : float32 (nnz, T), overwritten with the responsibilities; (0, T): not wanted.
+    """
+    n = overall.size
+    weights, errors, terms = np.empty(n), np.empty(n), np.empty(n)
+    constants = np.empty(n)
+    for t in range(n):
+        constants[t] = -math.log(sds[t]) - 0.9189385332046727
+    for place in range(entries.size):
+        e = entries[place]
+        user, item = user_groups[e], item_groups[e]
+        g = user if user >= 0 else table.shape[0] - 1
+        h = item if item >= 0 else table.shape[1] - 1
+        total = 0.0
+        for t in range(n):
+            if (needs[t] == 1 and user < 0) or (needs[t] == 2 and item < 0):
+                weights[t] = 0.0
+                continue
+            if kind == 1:
+                weight = table[g, h, t]
+            elif kind == 2:
+                weight = of_rows[row[e], t] * of_others[index[e], t] / overall[t]
+            else:
+                weight = overall[t]
+            weights[t] = max(weight, 1e-12)
+            total += weights[t]
+        most, mean_error = -np.inf, 0.0
+        for t in range(n):
+            weights[t] = weights[t] / total if total > 0.0 else 1.0 / n
+            errors[t] = np.float64(values[e]) - np.float64(means[t, e])
+            mean_error += weights[t] * errors[t]
+            if weights[t] > 0.0:
+                scaled = errors[t] / sds[t]
+                terms[t] = math.log(weights[t]) - 0.5 * scaled * scaled + constants[t]
+                most = max(most, terms[t])
+        density = tempered = 0.0
+        for t in range(n):
+            if weights[t] > 0.0:
+                share = math.exp(terms[t] - most)
+                density += share
+                weights[t] = share if temperature == 1.0 else math.exp((terms[t] - most) / temperature)
+                tempered += weights[t]
+        for t in range(n):
+            share = weights[t] / tempered
+            totals[t] += share
+            totals[n + t] += share * errors[t] * errors[t]
+            by_row[row[e], t] += share
+            cells[g, h, t] += share
+            if shares.shape[0]:
+                shares[e, t] = share
+        counts[g, h] += 1.0
+        totals[2 * n] += math.log(density) + most
+        totals[2 * n + 1] += mean_error * mean_error
+        totals[2 * n + 2] += 1.0
 
 
 @kernel(fastmath=True)

@@ -15,7 +15,6 @@ grouping, the priors' means and the granularity of pi open.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -23,8 +22,7 @@ from numpy.typing import NDArray
 
 from sparkcf.config.models import MPMAConfig
 from sparkcf.kernels.cholesky import solve_cholesky
-from sparkcf.kernels.mixture import log_joint, log_sum, responsibilities
-from sparkcf.kernels.mpma import descend_rows, entry_means
+from sparkcf.kernels.mpma import descend_rows, entry_means, expect_entries
 from sparkcf.kernels.threads import in_threads
 from sparkcf.models.mpma.entries import Copy, View, fetched
 from sparkcf.models.mpma.weights import Weights, shrunk
@@ -35,7 +33,7 @@ F32 = NDArray[np.float32]
 F64 = NDArray[np.float64]
 I32 = NDArray[np.int32]
 Mask = NDArray[np.bool_]
-CHUNK = 1 << 18  # ratings whose float64 terms are in memory at once
+NEEDS = {"user_local": 1, "item_local": 2}  # components of a user's group, and of an item's
 NO_OFFSETS = np.empty(0, np.float32)
 
 
@@ -96,10 +94,10 @@ class Sums:
 
 def applies(config: MPMAConfig, user_groups: I32, item_groups: I32) -> F64:
     """1 where a component applies to a pair, (n, T): the local ones need a group."""
-    needed = {"user_local": user_groups, "item_local": item_groups}
+    groups = {1: user_groups, 2: item_groups}
     everywhere = np.ones(len(user_groups), bool)
-    columns = [needed[name] >= 0 if name in needed else everywhere for name in config.components]
-    return np.stack(columns, axis=1).astype(np.float64)
+    needs = (NEEDS.get(name, 0) for name in config.components)
+    return np.stack([groups[need] >= 0 if need else everywhere for need in needs], axis=1).astype(np.float64)
 
 
 def component_means(state: State, side: int, gang: Gang) -> F32:
@@ -107,9 +105,22 @@ def component_means(state: State, side: int, gang: Gang) -> F32:
     out = np.zeros((len(state.config.components), len(state.copies[side].row)), np.float32)
     for t, view in enumerate(state.views[side]):
         fixed = fetched(view, state.vectors[1 - side][t], gang)
-        found = np.empty(len(view.indices), np.float32)
-        entry_means(view.indptr, view.indices, state.vectors[side][t], fixed, found)
+        found = view_means(view, state.vectors[side][t], fixed, state.threads)
         out[t, slice(None) if view.entries is None else view.entries] = found
+    return out
+
+
+def view_means(view: View, own: F32, fixed: F32, threads: int) -> F32:
+    """Products of rows and received rows for a view's entries, float32 (m,)."""
+    out = np.empty(len(view.indices), np.float32)
+    bounds = np.searchsorted(view.indptr, np.linspace(0, len(out), threads + 1).astype(np.int64))
+    bounds[0], bounds[-1] = 0, len(view.indptr) - 1
+
+    def share(number: int) -> None:
+        low, high = bounds[number], bounds[number + 1]
+        entry_means(view.indptr[low : high + 1], view.indices, own[low:high], fixed, out)
+
+    in_threads(threads, share)
     return out
 
 
@@ -120,27 +131,14 @@ def expectation(
 
     `means` : result of `component_means`, if it is known.
     """
-    copy, config = state.copies[side], state.config
-    n, (g, h) = len(config.components), state.weights.table.shape[:2]
-    totals, by_row = np.zeros(2 * n + 3), np.zeros((copy.places, n))
-    table, table_counts = np.zeros((g * h, n)), np.zeros(g * h)
-    entries = np.flatnonzero(counted)
-    for part, weights, errors in pair_terms(state, side, gang, entries, means):
-        joint = log_joint(weights, errors, state.sds)
-        share = responsibilities(joint, temperature)
-        squared = np.einsum("nt,nt->n", weights, errors) ** 2
-        sums = [share.sum(axis=0), (share * errors**2).sum(axis=0)]
-        totals += np.concatenate([*sums, [log_sum(joint).sum(), squared.sum(), len(squared)]])
-        by_row += _summed(copy.row[part], share, copy.places)
-        users, items = (groups[part] for groups in state.entry_groups(side))
-        cells = np.where(users < 0, g - 1, users) * h + np.where(items < 0, h - 1, items)
-        table += _summed(cells, share, g * h)
-        table_counts += np.bincount(cells, minlength=g * h)
-    totals, table, table_counts = gang.sum(totals), gang.sum(table), gang.sum(table_counts)
-    row_counts = np.bincount(copy.row[entries], minlength=copy.places).astype(np.float64)
+    n, entries = len(state.config.components), np.flatnonzero(counted)
+    found = _expected(state, side, gang, entries, temperature, means, np.empty((0, n), np.float32))
+    totals, table, table_counts = (gang.sum(array) for array in (found.totals, found.cells, found.counts))
+    places, rows = state.copies[side].places, state.copies[side].row[entries]
+    row_counts = np.bincount(rows, minlength=places).astype(np.float64)
     likelihood, squared_error, count = (float(v) for v in totals[2 * n :])
-    tables = (table.reshape(g, h, n), table_counts.reshape(g, h))
-    return Sums(totals[:n], totals[n : 2 * n], *tables, likelihood, squared_error, count, by_row, row_counts)
+    of_all = (totals[:n], totals[n : 2 * n], table, table_counts, likelihood, squared_error, count)
+    return Sums(*of_all, found.by_row, row_counts)
 
 
 def entry_shares(state: State, side: int, gang: Gang, temperature: float | None) -> F32:
@@ -152,35 +150,54 @@ def entry_shares(state: State, side: int, gang: Gang, temperature: float | None)
     out = np.empty((nnz, len(state.config.components)), np.float32)
     if temperature is None:
         out[:] = state.weights.overall
-        return out
-    for part, weights, errors in pair_terms(state, side, gang, np.arange(nnz), None):
-        out[part] = responsibilities(log_joint(weights, errors, state.sds), temperature)
+    else:
+        _expected(state, side, gang, np.arange(nnz), temperature, None, out)
     return out
 
 
-def pair_terms(
-    state: State, side: int, gang: Gang, entries: NDArray[np.intp], means: F32 | None
-) -> Iterator[tuple[NDArray[np.intp], F64, F64]]:
-    """Chunks of a copy's entries, with their mixture weights and errors of each component, float64 (chunk, T).
+@dataclass
+class _Added:
+    """What `expect_entries` adds up."""
 
-    The collectives are called before the first chunk.
-    """
-    copy = state.copies[side]
+    totals: F64
+    by_row: F64
+    cells: F64
+    counts: F64
+
+
+def _expected(
+    state: State,
+    side: int,
+    gang: Gang,
+    entries: NDArray[np.intp],
+    temperature: float,
+    means: F32 | None,
+    shares: F32,
+) -> _Added:
+    """Go through a copy's entries; `shares`, unless empty, gets their responsibilities. A collective."""
+    copy, whole, (g, h, n) = state.copies[side], state.whole[side], state.weights.table.shape
     means = component_means(state, side, gang) if means is None else means
-    others = fetched(state.whole[side], state.row_weights[1 - side], gang)
-    users, items = state.entry_groups(side)
-    for begin in range(0, len(entries), CHUNK):
-        part = entries[begin : begin + CHUNK]
-        own, other = state.row_weights[side][copy.row[part]], others[state.whole[side].indices[part]]
-        by_side = (own, other) if side == USER else (other, own)
-        here = applies(state.config, users[part], items[part])
-        weights = state.weights.of_pairs(users[part], items[part], *by_side, here)
-        yield part, weights, copy.values[part, None] - means[:, part].T.astype(np.float64)
+    others = fetched(whole, state.row_weights[1 - side], gang)
+    groups = state.entry_groups(side)
+    needs = np.array([NEEDS.get(name, 0) for name in state.config.components], np.int8)
+    kind = {"group": 1, "user_item": 2}.get(state.weights.kind, 0)
+    bounds = np.linspace(0, len(entries), state.threads + 1).astype(np.int64)
 
+    def share(number: int) -> _Added:
+        added = _Added(np.zeros(2 * n + 3), np.zeros((copy.places, n)), np.zeros((g, h, n)), np.zeros((g, h)))
+        expect_entries(
+            entries[bounds[number] : bounds[number + 1]],
+            *(copy.values, means, copy.row, whole.indices, *groups, needs, kind),
+            *(state.weights.overall, state.weights.table, state.row_weights[side], others),
+            *(state.sds, temperature, added.totals, added.by_row, added.cells, added.counts, shares),
+        )
+        return added
 
-def _summed(rows: NDArray[np.integer], values: F64, n: int) -> F64:
-    """Sums of values (m, T) by row, (n, T)."""
-    return np.stack([np.bincount(rows, column, minlength=n) for column in values.T], axis=1)
+    first, *more = in_threads(state.threads, share)
+    for added in more:
+        for name in ("totals", "by_row", "cells", "counts"):
+            getattr(first, name).__iadd__(getattr(added, name))
+    return first
 
 
 def maximize(state: State, sums: list[Sums]) -> None:
@@ -230,8 +247,7 @@ def solve(state: State, side: int, t: int, weights: F32, gang: Gang) -> int:
     start = np.zeros_like(vectors)
     if shared is not None:
         start = np.tile(shared, (len(vectors) // len(shared), 1))
-    base = np.empty(len(view.indices), np.float32)  # with start 0: the other side's bias
-    entry_means(view.indptr, view.indices, start, fixed, base)
+    base = view_means(view, start, fixed, state.threads)  # with start 0: the other side's bias
     targets, fixed = targets - base, with_constant(fixed, config)
     out, reg = vectors - start, penalties(state, side, t)
     out[:, -1] /= config.bias_constant

@@ -1,0 +1,81 @@
+"""Frames of the driver's values hold what was given, on every host; a frame that is kept twice is kept once."""
+
+from __future__ import annotations
+
+import datetime as dt
+import math
+import os
+import time
+from collections.abc import Iterator
+
+import pytest
+from pyspark.sql import functions as F
+from pyspark.sql.types import StructType
+
+from sparkcf.lake.frames import frame_of, kept
+
+SCHEMA = StructType.fromDDL(
+    "text string, day date, at timestamp, whole bigint, small int, value double, listed array<double>,"
+    " numbers map<string,bigint>, flag boolean"
+)
+FULL = {
+    "text": 'ünï "quoted" \\ back\nline',
+    "day": dt.date(2024, 2, 29),
+    "at": dt.datetime(2024, 3, 10, 2, 30, 0, 123456),  # an hour that New York does not have
+    "whole": 2**53 + 1,
+    "small": -7,
+    "value": 0.1,
+    "listed": [1.5, math.inf, -0.0],
+    "numbers": {"a b": 1, "": 2},
+    "flag": False,
+}
+
+
+@pytest.fixture
+def new_york(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    before = os.environ.get("TZ")
+    os.environ["TZ"] = "America/New_York"
+    time.tzset()
+    yield
+    os.environ.pop("TZ") if before is None else os.environ.update(TZ=before)
+    time.tzset()
+
+
+def test_values_come_back_as_they_were_given(spark, new_york: None) -> None:
+    frame = frame_of(spark, [FULL, {}], SCHEMA)
+    assert frame.rdd.getNumPartitions() == 1
+    assert [(f.name, f.dataType) for f in frame.schema] == [(f.name, f.dataType) for f in SCHEMA]
+    columns = [F.date_format("at", "yyyy-MM-dd HH:mm:ss.SSSSSS").alias(n) if n == "at" else n for n in SCHEMA.names]
+    full, empty = frame.select(*columns).collect()
+    assert full.asDict() == FULL | {"at": "2024-03-10 02:30:00.123456"}
+    assert set(empty) == {None}
+
+
+def test_a_time_with_a_zone_is_told_in_utc(spark) -> None:
+    berlin = dt.datetime(2024, 1, 1, 1, tzinfo=dt.timezone(dt.timedelta(hours=1)))
+    frame = frame_of(spark, [{"at": berlin}], StructType.fromDDL("at timestamp"))
+    assert frame.selectExpr("unix_seconds(at)").first()[0] == 1_704_067_200
+
+
+def test_a_number_that_is_none_stays_none(spark) -> None:
+    frame = frame_of(spark, [{"value": math.nan}], StructType.fromDDL("value double"))
+    assert math.isnan(frame.first()["value"])
+
+
+def test_no_rows_and_values_of_other_types(spark) -> None:
+    assert frame_of(spark, [], SCHEMA).count() == 0
+    with pytest.raises(TypeError, match="no value of a column"):
+        frame_of(spark, [{"text": object()}], SCHEMA)
+    with pytest.raises(Exception, match=r"(?i)malformed"):
+        frame_of(spark, [{"whole": "many"}], SCHEMA).collect()
+
+
+def test_a_frame_stays_as_long_as_the_outermost_block(spark, tmp_path) -> None:
+    path = str(tmp_path / "numbers")
+    spark.range(10).write.parquet(path)
+    with kept(spark.read.parquet(path).where("id > 2")):
+        with kept(spark.read.parquet(path).where("id > 2")) as again:  # built anew, the same plan
+            assert again.count() == 7
+        assert spark.read.parquet(path).where("id > 2").storageLevel.useMemory
+        assert not spark.read.parquet(path).where("id > 3").storageLevel.useMemory
+    assert not spark.read.parquet(path).where("id > 2").storageLevel.useMemory

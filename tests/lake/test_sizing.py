@@ -1,0 +1,53 @@
+"""Small inputs are interpreted in few partitions, large ones compiled in many; what the user has set stays."""
+
+from __future__ import annotations
+
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+
+from sparkcf.lake import sizing
+from sparkcf.lake.sizing import size_queries
+
+SHUFFLE, CODE = "spark.sql.shuffle.partitions", "spark.sql.codegen.wholeStage"
+
+
+class Session:
+    """What is set on a session of 4 slots, whose user has set `own`."""
+
+    def __init__(self, **own: str) -> None:
+        given = {name.replace("__", "."): value for name, value in own.items()}
+        self.set: dict[str, Any] = {}
+        self.sparkContext = SimpleNamespace(defaultParallelism=4, getConf=lambda: given)
+        self.conf = SimpleNamespace(set=self.set.__setitem__)
+
+
+@pytest.mark.parametrize(
+    ("size", "partitions", "compiled"),
+    [
+        (None, 12, "false"),
+        (1 << 20, 12, "false"),
+        (100 << 20, 12, "true"),
+        (1 << 30, 64, "true"),
+        (1 << 40, 4000, "true"),
+    ],
+)
+def test_settings_follow_the_size(monkeypatch: pytest.MonkeyPatch, size, partitions, compiled) -> None:
+    monkeypatch.setattr(sizing, "_input_bytes", lambda frame: frame)
+    session = Session()
+    size_queries(session, size)
+    assert (session.set[SHUFFLE], session.set[CODE]) == (partitions, compiled)
+
+
+def test_what_the_user_has_set_stays(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(sizing, "_input_bytes", lambda frame: frame)
+    session = Session(spark__sql__shuffle__partitions="7", spark__sql__codegen__wholeStage="true")
+    size_queries(session, 1 << 20)
+    assert SHUFFLE not in session.set and CODE not in session.set
+
+
+def test_the_size_is_that_of_the_files(spark, tmp_path) -> None:
+    spark.range(1000).write.parquet(str(tmp_path / "numbers"))
+    files = sum(file.stat().st_size for file in (tmp_path / "numbers").glob("*.parquet"))
+    assert sizing._input_bytes(spark.read.parquet(str(tmp_path / "numbers"))) == files
