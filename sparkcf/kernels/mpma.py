@@ -76,7 +76,7 @@ def expect_entries(
         the mixtures' means, number of ratings.
     by_row, cells, counts : float64 (n, T), (g, h, T), (g, h), added to: responsibilities by row and by groups, and the
         number of ratings by groups.
-    shares : float32 (nnz, T), overwritten with the responsibilities; (0, T): not wanted.
+    shares : float32 (T, nnz), overwritten with the responsibilities; (0, 0): not wanted.
     """
     n = overall.size
     weights, errors, terms = np.empty(n), np.empty(n), np.empty(n)
@@ -108,12 +108,16 @@ def expect_entries(
             mean_error += weights[t] * errors[t]
             if weights[t] > 0.0:
                 scaled = errors[t] / sds[t]
-                terms[t] = math.log(weights[t]) - 0.5 * scaled * scaled + constants[t]
+                terms[t] = constants[t] - 0.5 * scaled * scaled
+                if temperature != 1.0:
+                    terms[t] += math.log(weights[t])
                 most = max(most, terms[t])
         density = tempered = 0.0
         for t in range(n):
             if weights[t] > 0.0:
                 share = math.exp(terms[t] - most)
+                if temperature == 1.0:  # needs no logarithm of a weight
+                    share *= weights[t]
                 density += share
                 weights[t] = share if temperature == 1.0 else math.exp((terms[t] - most) / temperature)
                 tempered += weights[t]
@@ -124,7 +128,7 @@ def expect_entries(
             by_row[row[e], t] += share
             cells[g, h, t] += share
             if shares.shape[0]:
-                shares[e, t] = share
+                shares[t, e] = share
         counts[g, h] += 1.0
         totals[2 * n] += math.log(density) + most
         totals[2 * n + 1] += mean_error * mean_error

@@ -14,7 +14,7 @@ from pyspark.sql.types import StructType
 
 from sparkcf.lake.frames import frame_of, kept
 
-SCHEMA = StructType.fromDDL(
+COLUMNS = (
     "text string, day date, at timestamp, whole bigint, small int, value double, listed array<double>,"
     " numbers map<string,bigint>, flag boolean"
 )
@@ -31,6 +31,10 @@ FULL = {
 }
 
 
+def schema(spark, columns: str = COLUMNS) -> StructType:
+    return spark.createDataFrame([], columns).schema
+
+
 @pytest.fixture
 def new_york(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     before = os.environ.get("TZ")
@@ -42,10 +46,11 @@ def new_york(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
 
 
 def test_values_come_back_as_they_were_given(spark, new_york: None) -> None:
-    frame = frame_of(spark, [FULL, {}], SCHEMA)
+    given = schema(spark)
+    frame = frame_of(spark, [FULL, {}], given)
     assert frame.rdd.getNumPartitions() == 1
-    assert [(f.name, f.dataType) for f in frame.schema] == [(f.name, f.dataType) for f in SCHEMA]
-    columns = [F.date_format("at", "yyyy-MM-dd HH:mm:ss.SSSSSS").alias(n) if n == "at" else n for n in SCHEMA.names]
+    assert [(f.name, f.dataType) for f in frame.schema] == [(f.name, f.dataType) for f in given]
+    columns = [F.date_format("at", "yyyy-MM-dd HH:mm:ss.SSSSSS").alias(n) if n == "at" else n for n in given.names]
     full, empty = frame.select(*columns).collect()
     assert full.asDict() == FULL | {"at": "2024-03-10 02:30:00.123456"}
     assert set(empty) == {None}
@@ -53,21 +58,21 @@ def test_values_come_back_as_they_were_given(spark, new_york: None) -> None:
 
 def test_a_time_with_a_zone_is_told_in_utc(spark) -> None:
     berlin = dt.datetime(2024, 1, 1, 1, tzinfo=dt.timezone(dt.timedelta(hours=1)))
-    frame = frame_of(spark, [{"at": berlin}], StructType.fromDDL("at timestamp"))
+    frame = frame_of(spark, [{"at": berlin}], schema(spark, "at timestamp"))
     assert frame.selectExpr("unix_seconds(at)").first()[0] == 1_704_067_200
 
 
 def test_a_number_that_is_none_stays_none(spark) -> None:
-    frame = frame_of(spark, [{"value": math.nan}], StructType.fromDDL("value double"))
+    frame = frame_of(spark, [{"value": math.nan}], schema(spark, "value double"))
     assert math.isnan(frame.first()["value"])
 
 
 def test_no_rows_and_values_of_other_types(spark) -> None:
-    assert frame_of(spark, [], SCHEMA).count() == 0
+    assert frame_of(spark, [], schema(spark)).count() == 0
     with pytest.raises(TypeError, match="no value of a column"):
-        frame_of(spark, [{"text": object()}], SCHEMA)
+        frame_of(spark, [{"text": object()}], schema(spark))
     with pytest.raises(Exception, match=r"(?i)malformed"):
-        frame_of(spark, [{"whole": "many"}], SCHEMA).collect()
+        frame_of(spark, [{"whole": "many"}], schema(spark)).collect()
 
 
 def test_a_frame_stays_as_long_as_the_outermost_block(spark, tmp_path) -> None:

@@ -132,7 +132,7 @@ def expectation(
     `means` : result of `component_means`, if it is known.
     """
     n, entries = len(state.config.components), np.flatnonzero(counted)
-    found = _expected(state, side, gang, entries, temperature, means, np.empty((0, n), np.float32))
+    found = _expected(state, side, gang, entries, temperature, means, np.empty((0, 0), np.float32))
     totals, table, table_counts = (gang.sum(array) for array in (found.totals, found.cells, found.counts))
     places, rows = state.copies[side].places, state.copies[side].row[entries]
     row_counts = np.bincount(rows, minlength=places).astype(np.float64)
@@ -142,16 +142,16 @@ def expectation(
 
 
 def entry_shares(state: State, side: int, gang: Gang, temperature: float | None) -> F32:
-    """What a copy's entries weigh in the factors, times the variances, float32 (nnz, T). A collective.
+    """What a copy's entries weigh in the factors, times the variances, float32 (T, nnz). A collective.
 
-    Their responsibilities; without a temperature the components' overall weights, so that all ratings count alike.
+    Their responsibilities; without a temperature the components' overall weights, (T, 1), so that all ratings count
+    alike.
     """
-    nnz = len(state.copies[side].row)
-    out = np.empty((nnz, len(state.config.components)), np.float32)
     if temperature is None:
-        out[:] = state.weights.overall
-    else:
-        _expected(state, side, gang, np.arange(nnz), temperature, None, out)
+        return state.weights.overall.astype(np.float32)[:, None]
+    nnz = len(state.copies[side].row)
+    out = np.empty((len(state.config.components), nnz), np.float32)
+    _expected(state, side, gang, np.arange(nnz), temperature, None, out)
     return out
 
 
@@ -245,9 +245,11 @@ def solve(state: State, side: int, t: int, weights: F32, gang: Gang) -> int:
     targets = view.of_entries(state.copies[side].values).astype(np.float32)
     weights, shared = view.of_entries(weights).astype(np.float32), state.shared[side][t]
     start = np.zeros_like(vectors)
-    if shared is not None:
+    if shared is None:
+        base = fixed[view.indices, -1]
+    else:
         start = np.tile(shared, (len(vectors) // len(shared), 1))
-    base = view_means(view, start, fixed, state.threads)  # with start 0: the other side's bias
+        base = view_means(view, start, fixed, state.threads)
     targets, fixed = targets - base, with_constant(fixed, config)
     out, reg = vectors - start, penalties(state, side, t)
     out[:, -1] /= config.bias_constant

@@ -169,15 +169,15 @@ class MixtureTraining:
 
     def _ones(self, users: NDArray[np.bool_], items: NDArray[np.bool_]) -> list[F32]:
         n = len(self.config.components)
-        return [np.repeat(mask[:, None], n, axis=1).astype(np.float32) for mask in (users, items)]
+        return [np.tile(mask.astype(np.float32), (n, 1)) for mask in (users, items)]
 
     def _sweep(self, weights: list[F32], scales: F64, save: bool = True) -> None:
-        """One sweep of all components, with weights (nnz, T) of the entries of both copies."""
+        """One sweep of all components, with weights (T, nnz) of the entries of both copies."""
         begin, state, gang = time.perf_counter(), self.state, self.gang
         state.scales, singular = scales, 0
         for t in range(len(self.config.components)):
             for side in (USER, ITEM):
-                singular += solve(state, side, t, np.ascontiguousarray(weights[side][:, t]), gang)
+                singular += solve(state, side, t, weights[side][t], gang)
         finite = all(np.isfinite(v).all() for vectors in state.vectors for v in vectors)
         wrong, raised = gang.sum(np.array([not finite, singular], np.int64))
         if wrong:
@@ -186,7 +186,7 @@ class MixtureTraining:
                 f"a factor is not finite in sweep {len(self.log) + 1}: raise mpma.regularization (now "
                 f"{self.config.regularization}) or lower {cure}"
             )
-        trained = weights[USER].sum(axis=1) > 0
+        trained = weights[USER].sum(axis=0) > 0
         self.user_means = component_means(state, USER, gang)
         sums = expectation(state, USER, gang, trained, means=self.user_means)
         scaled = penalty(state, gang) / np.maximum(scales, 1e-30)
@@ -283,8 +283,9 @@ class MixtureTraining:
 
     def _weighted(self, shares: list[F32], masks: list[NDArray[np.bool_]]) -> list[F32]:
         """Weights of the entries in the factors: shares / sigma^2, 0 outside the mask."""
-        precision = (1.0 / self.state.sds**2).astype(np.float32)
-        return [share * precision * mask[:, None] for share, mask in zip(shares, masks, strict=True)]
+        precision = (1.0 / self.state.sds**2).astype(np.float32)[:, None]
+        both = zip(shares, masks, strict=True)
+        return [np.multiply(share * precision, mask, dtype=np.float32) for share, mask in both]
 
     def _calibrate(self, kind: Kind, counted: list[NDArray[np.bool_]] | None = None, means: Any = None) -> None:
         """Estimate weights and deviations on held-out ratings with the factors fixed; without these, nothing changes.

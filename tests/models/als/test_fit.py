@@ -157,8 +157,9 @@ def test_absent_rows_change_nothing(form: str) -> None:
     problem = random_problem(form)
     small = fit(problem)
     large = fit_arrays(*problem.triples(), 50, 70, problem.config, 1)
-    np.testing.assert_allclose(large.user[:12], small.user, atol=1e-6)
-    np.testing.assert_allclose(large.item[:9], small.item, atol=1e-6)
+    # BLAS sums as many rows in another order on some CPUs: a few last bits of float32 at values of 3.
+    np.testing.assert_allclose(large.user[:12], small.user, atol=5e-6)
+    np.testing.assert_allclose(large.item[:9], small.item, atol=5e-6)
 
 
 @pytest.mark.parametrize("form", FORMS)

@@ -50,7 +50,8 @@ def test_any_number_of_workers_fits_the_same(solver: str, form: str) -> None:
         users, items, log = fit_by(problem, config, workers)
         np.testing.assert_allclose(users, alone[0], rtol=1e-5, atol=5e-5)
         np.testing.assert_allclose(items, alone[1], rtol=1e-5, atol=5e-5)
-        assert log[-1]["objective"] == pytest.approx(alone[2][-1]["objective"], rel=1e-6)
+        # The factors agree to some 1e-5, as float32 allows by the CPU's order of sums; the objective no better.
+        assert log[-1]["objective"] == pytest.approx(alone[2][-1]["objective"], rel=1e-5)
 
 
 @pytest.mark.parametrize("workers", [1, 3])
