@@ -50,7 +50,8 @@ def clean_day(spark: SparkSession, config: Config) -> dict[str, Any]:
 
 def _load(spark: SparkSession, config: Config, tables: LakeTables, run: Run) -> dict[str, Any]:
     raw, columns = read_raw(spark, config.input, config.input_path)
-    size_queries(spark, raw)
+    table = [tables.read("interactions")] if tables.exists("interactions") else []  # which the day is merged into
+    size_queries(spark, raw, *table)
     users = read_users(spark, config.input.users) if config.input.users else None
     items = read_items(spark, config.input.items) if config.input.items else None
     with step(f"clean {config.ds}", spark) as progress:

@@ -9,14 +9,14 @@ MOST_PARTITIONS = 4000
 SMALL_BYTES = 8 << 20  # to compile a query's Java code takes longer than to interpret it on this much
 
 
-def size_queries(spark: Any, frame: Any = None) -> None:
-    """Set shuffle partitions and code generation by the size of a frame's files; settings of the user are kept.
+def size_queries(spark: Any, *frames: Any) -> None:
+    """Set shuffle partitions and code generation by the size of the frames' files; settings of the user are kept.
 
-    Shuffle partitions: a few per slot, or about PARTITION_BYTES each if the files are large. Without a frame, or if it
-    is small, queries are interpreted: a night has about a hundred, and of most the code would run once.
+    Shuffle partitions: a few per slot, or about PARTITION_BYTES each if the files are large. Without frames, or if they
+    are small, queries are interpreted: a night has about a hundred, and of most the code would run once.
     """
     user_conf = spark.sparkContext.getConf()
-    size = 0 if frame is None else _input_bytes(frame)
+    size = sum(_input_bytes(frame) for frame in frames)
     least = max(8, 3 * spark.sparkContext.defaultParallelism)
     fitted = {
         "spark.sql.shuffle.partitions": max(least, min(-(-size // PARTITION_BYTES), MOST_PARTITIONS)),

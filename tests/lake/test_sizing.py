@@ -24,19 +24,19 @@ class Session:
 
 
 @pytest.mark.parametrize(
-    ("size", "partitions", "compiled"),
+    ("sizes", "partitions", "compiled"),
     [
-        (None, 12, "false"),
-        (1 << 20, 12, "false"),
-        (100 << 20, 12, "true"),
-        (1 << 30, 64, "true"),
-        (1 << 40, 4000, "true"),
+        ((), 12, "false"),
+        ((1 << 20, 2 << 20), 12, "false"),
+        ((1 << 20, 100 << 20), 12, "true"),
+        ((1 << 30,), 64, "true"),
+        ((1 << 40,), 4000, "true"),
     ],
 )
-def test_settings_follow_the_size(monkeypatch: pytest.MonkeyPatch, size, partitions, compiled) -> None:
+def test_settings_follow_the_size(monkeypatch: pytest.MonkeyPatch, sizes, partitions, compiled) -> None:
     monkeypatch.setattr(sizing, "_input_bytes", lambda frame: frame)
     session = Session()
-    size_queries(session, size)
+    size_queries(session, *sizes)
     assert (session.set[SHUFFLE], session.set[CODE]) == (partitions, compiled)
 
 
