@@ -48,7 +48,7 @@ class Inputs:
     def events(self, until: dt.date) -> DataFrame:
         """Interactions loaded up to a logical date: user_idx, item_idx, event, value, ts, context.
 
-        Raises LakeError if there are none.
+        Spark's queries are set to their size. Raises LakeError if there are none.
         """
         frames = [self.read(name) for name in ("interactions", "users", "items")]
         loaded = frames[0].where(f"ds <= {sql_date(until)}")

@@ -7,6 +7,7 @@ import math
 import numpy as np
 
 from sparkcf.kernels.jit import kernel
+from sparkcf.kernels.mixture import LOG_2PI
 
 
 @kernel(fastmath=True)
@@ -82,7 +83,7 @@ def expect_entries(
     weights, errors, terms = np.empty(n), np.empty(n), np.empty(n)
     constants = np.empty(n)
     for t in range(n):
-        constants[t] = -math.log(sds[t]) - 0.9189385332046727
+        constants[t] = -math.log(sds[t]) - 0.5 * LOG_2PI
     for place in range(entries.size):
         e = entries[place]
         user, item = user_groups[e], item_groups[e]

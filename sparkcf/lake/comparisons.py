@@ -7,7 +7,7 @@ from typing import Any
 
 from pyspark.sql import functions as F
 
-from sparkcf.lake.frames import frame_of
+from sparkcf.lake.frames import frame_of, values_of
 from sparkcf.lake.schemas import TABLES
 from sparkcf.lake.tables import LakeTables
 
@@ -28,7 +28,7 @@ def write_compared(tables: LakeTables, row: Row) -> None:
 def measured_before(tables: LakeTables, snapshot: str) -> list[Row]:
     """The measured rows of all comparisons of a snapshot."""
     rows = tables.read("comparisons").where((F.col("snapshot") == snapshot) & (F.col("state") == "measured"))
-    return [row.asDict(recursive=True) for row in rows.collect()]
+    return [values_of(row) for row in rows.collect()]
 
 
 def _frame(tables: LakeTables, rows: Sequence[Mapping[str, Any]]) -> Any:

@@ -54,6 +54,12 @@ def frame_of(spark: SparkSession, rows: Iterable[Mapping[str, Any]], schema: Str
     return spark.range(0, 1, 1, 1).select(F.explode(parsed).alias("row")).select("row.*")
 
 
+def values_of(row: Row) -> dict[str, Any]:
+    """A row's values as `frame_of` takes them: Spark gives times without a zone, in that of the host."""
+    values = row.asDict(recursive=True)
+    return {k: v.astimezone(dt.UTC) if isinstance(v, dt.datetime) else v for k, v in values.items()}
+
+
 def _text(value: Any) -> str:
     if isinstance(value, dt.datetime):
         utc = value if value.tzinfo is None else value.astimezone(dt.UTC)

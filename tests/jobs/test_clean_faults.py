@@ -7,8 +7,6 @@ import json
 import os
 import subprocess
 import sys
-import time
-from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
@@ -171,15 +169,6 @@ def test_two_days_and_one_of_them_twice_at_once_end_as_if_one_after_the_other(sp
     assert numbers(tables).keys() == {f"u{n}" for n in range(6)}
     assert sorted(r["state"] for r in tables.read("runs").collect()) == ["cleaned"] * 3
     assert tables.read("quarantine").count() == 2
-
-
-@pytest.fixture
-def los_angeles(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
-    with monkeypatch.context() as patch:
-        patch.setenv("TZ", "America/Los_Angeles")
-        time.tzset()
-        yield
-    time.tzset()
 
 
 def test_the_hour_that_comes_twice_on_a_host_is_one_of_two_in_the_lake(

@@ -4,15 +4,16 @@ from __future__ import annotations
 
 import datetime as dt
 import math
-import os
-import time
-from collections.abc import Iterator
 
 import pytest
 from pyspark.sql import functions as F
 from pyspark.sql.types import StructType
 
+from sparkcf.config.load import load_config
+from sparkcf.lake.comparisons import measured_before, write_comparison
 from sparkcf.lake.frames import frame_of, kept
+from sparkcf.lake.runs import start_run
+from sparkcf.lake.tables import LakeTables
 
 COLUMNS = (
     "text string, day date, at timestamp, whole bigint, small int, value double, listed array<double>,"
@@ -21,7 +22,7 @@ COLUMNS = (
 FULL = {
     "text": 'ünï "quoted" \\ back\nline',
     "day": dt.date(2024, 2, 29),
-    "at": dt.datetime(2024, 3, 10, 2, 30, 0, 123456),  # an hour that New York does not have
+    "at": dt.datetime(2024, 3, 10, 2, 30, 0, 123456),  # an hour that Los Angeles does not have
     "whole": 2**53 + 1,
     "small": -7,
     "value": 0.1,
@@ -35,17 +36,7 @@ def schema(spark, columns: str = COLUMNS) -> StructType:
     return spark.createDataFrame([], columns).schema
 
 
-@pytest.fixture
-def new_york(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
-    before = os.environ.get("TZ")
-    os.environ["TZ"] = "America/New_York"
-    time.tzset()
-    yield
-    os.environ.pop("TZ") if before is None else os.environ.update(TZ=before)
-    time.tzset()
-
-
-def test_values_come_back_as_they_were_given(spark, new_york: None) -> None:
+def test_values_come_back_as_they_were_given(spark, los_angeles: None) -> None:
     given = schema(spark)
     frame = frame_of(spark, [FULL, {}], given)
     assert frame.rdd.getNumPartitions() == 1
@@ -60,6 +51,26 @@ def test_a_time_with_a_zone_is_told_in_utc(spark) -> None:
     berlin = dt.datetime(2024, 1, 1, 1, tzinfo=dt.timezone(dt.timedelta(hours=1)))
     frame = frame_of(spark, [{"at": berlin}], schema(spark, "at timestamp"))
     assert frame.selectExpr("unix_seconds(at)").first()[0] == 1_704_067_200
+
+
+def test_the_times_of_a_run_are_those_of_the_clock_wherever_the_host_is(spark, tmp_path, los_angeles: None) -> None:
+    tables = LakeTables(spark, str(tmp_path / "lake"))
+    start_run(tables, "train", load_config((), ["ds=2024-01-31", "input.path=none"]), {}).update("trained")
+    apart = "abs(unix_seconds({}) - unix_seconds(current_timestamp())) < 3600"
+    (row,) = tables.read("runs").selectExpr(apart.format("started_at"), apart.format("updated_at")).collect()
+    assert tuple(row) == (True, True)
+
+
+def test_a_row_that_is_read_and_written_again_keeps_its_times(spark, tmp_path, los_angeles: None) -> None:
+    tables, noon = LakeTables(spark, str(tmp_path / "lake")), dt.datetime(2024, 1, 1, 12)
+    texts = ("comparison_id", "name", "model", "settings", "code_version", "protocol", "metric")
+    row = dict.fromkeys(texts, "x") | {"state": "measured", "snapshot": "s", "position": 1, "inputs": {}}
+    row |= {"ds": noon.date(), "compared_at": noon, "measured_at": noon}
+    for _ in range(3):
+        write_comparison(tables, "x", [row])
+        (row,) = measured_before(tables, "s")
+    seconds = tables.read("comparisons").selectExpr("unix_seconds(measured_at)", "unix_seconds(compared_at)")
+    assert tuple(seconds.first()) == (1_704_110_400, 1_704_110_400)
 
 
 def test_a_number_that_is_none_stays_none(spark) -> None:

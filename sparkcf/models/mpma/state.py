@@ -132,13 +132,14 @@ def expectation(
     `means` : result of `component_means`, if it is known.
     """
     n, entries = len(state.config.components), np.flatnonzero(counted)
-    found = _expected(state, side, gang, entries, temperature, means, np.empty((0, 0), np.float32))
-    totals, table, table_counts = (gang.sum(array) for array in (found.totals, found.cells, found.counts))
+    nowhere = np.empty((0, 0), np.float32)
+    totals, by_row, *tables = _expected(state, side, gang, entries, temperature, means, nowhere)
+    totals, table, table_counts = (gang.sum(array) for array in (totals, *tables))
     places, rows = state.copies[side].places, state.copies[side].row[entries]
     row_counts = np.bincount(rows, minlength=places).astype(np.float64)
     likelihood, squared_error, count = (float(v) for v in totals[2 * n :])
     of_all = (totals[:n], totals[n : 2 * n], table, table_counts, likelihood, squared_error, count)
-    return Sums(*of_all, found.by_row, row_counts)
+    return Sums(*of_all, by_row, row_counts)
 
 
 def entry_shares(state: State, side: int, gang: Gang, temperature: float | None) -> F32:
@@ -155,16 +156,6 @@ def entry_shares(state: State, side: int, gang: Gang, temperature: float | None)
     return out
 
 
-@dataclass
-class _Added:
-    """What `expect_entries` adds up."""
-
-    totals: F64
-    by_row: F64
-    cells: F64
-    counts: F64
-
-
 def _expected(
     state: State,
     side: int,
@@ -173,8 +164,11 @@ def _expected(
     temperature: float,
     means: F32 | None,
     shares: F32,
-) -> _Added:
-    """Go through a copy's entries; `shares`, unless empty, gets their responsibilities. A collective."""
+) -> list[F64]:
+    """What `expect_entries` adds up over a copy's entries: totals, by_row, cells, counts. A collective.
+
+    `shares`, unless empty, gets the responsibilities.
+    """
     copy, whole, (g, h, n) = state.copies[side], state.whole[side], state.weights.table.shape
     means = component_means(state, side, gang) if means is None else means
     others = fetched(whole, state.row_weights[1 - side], gang)
@@ -183,21 +177,17 @@ def _expected(
     kind = {"group": 1, "user_item": 2}.get(state.weights.kind, 0)
     bounds = np.linspace(0, len(entries), state.threads + 1).astype(np.int64)
 
-    def share(number: int) -> _Added:
-        added = _Added(np.zeros(2 * n + 3), np.zeros((copy.places, n)), np.zeros((g, h, n)), np.zeros((g, h)))
+    def share(number: int) -> tuple[F64, ...]:
+        added = np.zeros(2 * n + 3), np.zeros((copy.places, n)), np.zeros((g, h, n)), np.zeros((g, h))
         expect_entries(
             entries[bounds[number] : bounds[number + 1]],
             *(copy.values, means, copy.row, whole.indices, *groups, needs, kind),
             *(state.weights.overall, state.weights.table, state.row_weights[side], others),
-            *(state.sds, temperature, added.totals, added.by_row, added.cells, added.counts, shares),
+            *(state.sds, temperature, *added, shares),
         )
         return added
 
-    first, *more = in_threads(state.threads, share)
-    for added in more:
-        for name in ("totals", "by_row", "cells", "counts"):
-            getattr(first, name).__iadd__(getattr(added, name))
-    return first
+    return [np.sum(parts, axis=0) for parts in zip(*in_threads(state.threads, share), strict=True)]
 
 
 def maximize(state: State, sums: list[Sums]) -> None:
