@@ -13,6 +13,7 @@ import socketserver
 import threading
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import dataclass
 from typing import Any, Protocol
 
 import numpy as np
@@ -111,13 +112,48 @@ class GlooGang:
             self._reporter.send(message)
 
 
-@contextmanager
-def joined(size: int, timeout_s: int, report_to: tuple[str, int, str] | None) -> Iterator[Gang]:
-    """Join the gang of all tasks of a barrier stage, from inside a task; leave it on exit, also after an error."""
+@dataclass(frozen=True)
+class Meeting:
+    """Where the ranks of a group meet.
+
+    rank, size : of this process, and the number of processes.
+    local_rank : position among the processes of this host.
+    store : torch.distributed's TCPStore of the ranks; None for a single process, or where the environment tells.
+    """
+
+    rank: int
+    size: int
+    local_rank: int
+    store: Any = None
+
+
+def met(size: int, timeout_s: int) -> Meeting:
+    """Agree with the other tasks of a barrier stage where to meet, from inside a task."""
     from pyspark import BarrierTaskContext
 
     context = BarrierTaskContext.get()
     rank = context.partitionId()
+    if size == 1:
+        return Meeting(0, 1, 0)
+
+    import torch.distributed as dist
+
+    timeout = dt.timedelta(seconds=timeout_s)
+    hosts = [info.address.rsplit(":", 1)[0] for info in context.getTaskInfos()]
+    if rank == 0:
+        store = dist.TCPStore(hosts[0], 0, size, is_master=True, timeout=timeout, wait_for_workers=False)
+        context.allGather(f"{hosts[0]}:{store.port}")
+    else:
+        master, port = context.allGather("")[0].rsplit(":", 1)
+        store = dist.TCPStore(master, int(port), size, is_master=False, timeout=timeout, wait_for_workers=False)
+    return Meeting(rank, size, hosts[:rank].count(hosts[rank]), store)
+
+
+@contextmanager
+def joined(size: int, timeout_s: int, report_to: tuple[str, int, str] | None) -> Iterator[Gang]:
+    """Join the gang of all tasks of a barrier stage, from inside a task; leave it on exit, also after an error."""
+    meeting = met(size, timeout_s)
+    rank = meeting.rank
     reporter = Reporter(*report_to) if report_to and rank == 0 else None
     if size == 1:
         yield Alone(reporter.send if reporter else None)
@@ -128,14 +164,7 @@ def joined(size: int, timeout_s: int, report_to: tuple[str, int, str] | None) ->
 
     torch.set_num_threads(1)
     timeout = dt.timedelta(seconds=timeout_s)
-    host = context.getTaskInfos()[rank].address.rsplit(":", 1)[0]
-    if rank == 0:
-        store = dist.TCPStore(host, 0, size, is_master=True, timeout=timeout, wait_for_workers=False)
-        context.allGather(f"{host}:{store.port}")
-    else:
-        master, port = context.allGather("")[0].rsplit(":", 1)
-        store = dist.TCPStore(master, int(port), size, is_master=False, timeout=timeout, wait_for_workers=False)
-    dist.init_process_group("gloo", store=store, rank=rank, world_size=size, timeout=timeout)
+    dist.init_process_group("gloo", store=meeting.store, rank=rank, world_size=size, timeout=timeout)
     try:
         yield GlooGang(rank, size, reporter)
     finally:

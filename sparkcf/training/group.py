@@ -1,4 +1,4 @@
-"""Process group of a training: rank and size from the environment, as torchrun sets them, or a single process."""
+"""Process group of a training, and the device of each of its processes."""
 
 from __future__ import annotations
 
@@ -10,6 +10,8 @@ from dataclasses import dataclass
 
 import torch
 import torch.distributed as dist
+
+from sparkcf.training.gang import Meeting
 
 
 @dataclass(frozen=True)
@@ -83,22 +85,29 @@ def device_of(local_rank: int) -> torch.device:
     return torch.device("cuda", local_rank % count) if count else torch.device("cpu")
 
 
+def from_environment() -> Meeting:
+    """Rank, size and local rank as torchrun sets them in the environment; without them a single process."""
+    rank, size, local_rank = (int(os.environ.get(n, d)) for n, d in (("RANK", 0), ("WORLD_SIZE", 1), ("LOCAL_RANK", 0)))
+    return Meeting(rank, size, local_rank)
+
+
 @contextmanager
-def joined_from_environment(timeout_s: int, threads: int) -> Iterator[Group]:
-    """Join the group given by RANK, WORLD_SIZE and LOCAL_RANK; leave it on exit, also after an error.
+def joined_group(meeting: Meeting, timeout_s: int, threads: int) -> Iterator[Group]:
+    """Join the group of the ranks that meet; leave it on exit, also after an error.
 
     Uses nccl on CUDA devices, gloo on CPUs. A peer that is silent for `timeout_s` counts as dead.
     """
-    rank, size = int(os.environ.get("RANK", "0")), int(os.environ.get("WORLD_SIZE", "1"))
+    rank, size = meeting.rank, meeting.size
     torch.set_num_threads(threads)
-    device = device_of(int(os.environ.get("LOCAL_RANK", "0")))
+    device = device_of(meeting.local_rank)
     if device.type == "cuda":
         torch.cuda.set_device(device)
     if size == 1:
         yield Group(0, 1, device)
         return
     backend = "nccl" if device.type == "cuda" else "gloo"
-    dist.init_process_group(backend, rank=rank, world_size=size, timeout=dt.timedelta(seconds=timeout_s))
+    timeout = dt.timedelta(seconds=timeout_s)
+    dist.init_process_group(backend, store=meeting.store, rank=rank, world_size=size, timeout=timeout)
     try:
         yield Group(rank, size, device)
     finally:

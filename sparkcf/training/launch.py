@@ -1,6 +1,9 @@
-"""Training on the executors by TorchDistributor: one process per task, one GPU each if Spark assigns GPUs to tasks.
+"""Training on the executors: one process per task of a barrier stage, one GPU each if Spark assigns GPUs to tasks.
 
-driver ──TrainingSpec: plain values──▶ TorchDistributor ──▶ `run_spec` in every process ──▶ checkpoints
+driver ──TrainingSpec: plain values──▶ barrier stage ──▶ `run_spec` in every task ──▶ checkpoints
+
+Without GPUs a task's Python worker trains. With GPUs TorchDistributor starts a process for each task, which gives its
+GPU's memory back when the training ends; that takes some ten seconds more, because torch is imported three times.
 """
 
 from __future__ import annotations
@@ -9,13 +12,13 @@ import contextlib
 import io
 import json
 import logging
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import asdict, dataclass
 from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 from sparkcf.errors import ConfigError, SparkcfError, TrainingError
-from sparkcf.training.gang import Reporter, check_slots, listening, worker_threads
+from sparkcf.training.gang import Reporter, check_slots, listening, met, worker_threads
 
 if TYPE_CHECKING:
     from pyspark.sql import SparkSession
@@ -92,19 +95,18 @@ def launch(
 
 
 def _run(spark: SparkSession, workers: int, spec_json: str) -> Any:
-    """The result of `run_spec` on the first rank.
+    """The result of `run_spec` on the first rank."""
+    if gpus_a_task(spark) > 0:
+        from pyspark.ml.torch.distributor import TorchDistributor
 
-    One process without a GPU is an ordinary Spark task: TorchDistributor would start three Python processes for it,
-    and each imports torch.
-    """
-    use_gpu = gpus_a_task(spark) > 0
-    if workers == 1 and not use_gpu:
-        return spark.sparkContext.parallelize([spec_json], 1).map(_entry(ends_process=False)).collect()[0]
-    from pyspark.ml.torch.distributor import TorchDistributor
+        distributor = TorchDistributor(num_processes=workers, local_mode=False, use_gpu=True)
+        distributor.logger.setLevel(logging.ERROR)
+        return distributor.run(_entry(), spec_json)
 
-    distributor = TorchDistributor(num_processes=workers, local_mode=False, use_gpu=use_gpu)
-    distributor.logger.setLevel(logging.ERROR)
-    return distributor.run(_entry(ends_process=True), spec_json)
+    def task(_: Iterable[int]) -> Iterator[dict[str, Any]]:
+        yield run_spec(spec_json, workers)
+
+    return spark.sparkContext.parallelize(range(workers), workers).barrier().mapPartitions(task).collect()[0]
 
 
 def check_launch(spark: SparkSession, workers: int | None, section: str) -> int:
@@ -135,13 +137,8 @@ def gpus_a_task(spark: SparkSession) -> int:
     return int(amount)
 
 
-def _entry(ends_process: bool) -> Callable[[str], dict[str, Any]]:
-    """A self-contained function for TorchDistributor, whose processes cannot import this package yet.
-
-    Parameters
-    ----------
-    ends_process : the function has a process of its own, which may exit without cleaning up.
-    """
+def _entry() -> Callable[[str], dict[str, Any]]:
+    """A self-contained function for TorchDistributor, whose processes cannot import this package yet."""
     from pyspark import SparkFiles
 
     root = SparkFiles.getRootDirectory()
@@ -158,22 +155,28 @@ def _entry(ends_process: bool) -> Callable[[str], dict[str, Any]]:
         from sparkcf.training.launch import run_spec
 
         result = run_spec(spec_json)
-        if ends_process:
-            # Once in a few dozen exits a thread of Arrow aborts a Python that cleans up, and the job fails with it.
-            atexit.register(os._exit, 0)
+        # Once in a few dozen exits a thread of Arrow aborts a Python that cleans up, and the job fails with it.
+        atexit.register(os._exit, 0)
         return result
 
     entry.__module__ = "__main__"
     return entry
 
 
-def run_spec(spec_json: str) -> dict[str, Any]:
-    """Train in a process of the group; returns {"log": …}, or {"error": …} that all ranks raised."""
-    from sparkcf.training.group import joined_from_environment
+def run_spec(spec_json: str, tasks: int | None = None) -> dict[str, Any]:
+    """Train in a process of the group; returns {"log": …}, or {"error": …} that all ranks raised.
+
+    Parameters
+    ----------
+    tasks : number of tasks of the barrier stage that this process works for; None: it is torchrun's.
+    """
+    from sparkcf.training.group import from_environment, joined_group
 
     spec = TrainingSpec(**json.loads(spec_json))
     params = _import_object(spec.params_class).model_validate_json(spec.params)
-    with joined_from_environment(params.gradient.timeout_s, spec.threads) as group:
+    timeout_s = params.gradient.timeout_s
+    meeting = met(tasks, timeout_s) if tasks else from_environment()
+    with joined_group(meeting, timeout_s, spec.threads) as group:
         reporter = Reporter(*spec.report_to) if spec.report_to and group.is_main else None
         on_progress = reporter.send if reporter else lambda entry: None
         try:
@@ -227,5 +230,5 @@ def _quiet_output() -> Iterator[io.StringIO]:
 def _cause(error: BaseException, printed: io.StringIO) -> str:
     """The most informative line of the processes' output, else of the error."""
     lines = [line.strip() for line in f"{error}\n{printed.getvalue()}".splitlines()]
-    informative = [line for line in lines if "Error: " in line or "Signal " in line]
+    informative = [line for line in lines if "Error: " in line or "Signal " in line or "exited unexpectedly" in line]
     return (informative or [line for line in lines if line] or [type(error).__name__])[-1][:300]

@@ -20,7 +20,7 @@ from sparkcf.data.packed import PackedRows
 from sparkcf.data.packing import EVEN_FILES, LEAST_ROWS
 from sparkcf.models.nets.registry import build_net
 from sparkcf.training.feed import Feed, MemoryFeed
-from sparkcf.training.group import Group, joined_from_environment
+from sparkcf.training.group import Group, from_environment, joined_group
 from sparkcf.training.loop import to_tensors, train
 from tests.bench import quality
 from tests.bench.synthetic import QUICK, Interactions, interactions
@@ -131,7 +131,7 @@ def in_processes(size: int, model: str, data: Interactions, **changes: Any) -> l
 
 def _member(rank: int, size: int, port: int, answers: Any, model: str, data: Interactions, changes: Any) -> None:
     os.environ |= {"RANK": str(rank), "WORLD_SIZE": str(size), "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
-    with joined_from_environment(60, 1) as group:
+    with joined_group(from_environment(), 60, 1) as group:
         answers.put(seconds(model, data, group, **changes))
 
 

@@ -24,7 +24,7 @@ from sparkcf.lake.folder import Folder
 from sparkcf.models.nets.registry import build_net
 from sparkcf.training.checkpoint import Checkpoints, arrays_of
 from sparkcf.training.feed import MemoryFeed
-from sparkcf.training.group import Group, joined_from_environment
+from sparkcf.training.group import Group, from_environment, joined_group
 from sparkcf.training.loop import train, validate
 
 N, M, SEED = 40, 12, 3
@@ -82,7 +82,7 @@ def in_processes(size: int, work: Callable[..., Any], *arguments: Any) -> list[A
 def _member(rank: int, size: int, port: int, answers: Any, work: Callable[..., Any], arguments: tuple) -> None:
     os.environ |= {"RANK": str(rank), "WORLD_SIZE": str(size), "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
     try:
-        with joined_from_environment(30, 1) as group:
+        with joined_group(from_environment(), 30, 1) as group:
             answers.put((rank, work(group, *arguments)))
     except Exception:
         answers.put((rank, traceback.format_exc()))

@@ -112,26 +112,40 @@ def test_a_loss_that_is_not_finite_is_named_and_nothing_is_written(spark: SparkS
     assert failed["state"] == "failed" and "the loss is" in failed["reason"]
 
 
-def test_a_killed_process_fails_the_job_soon_and_the_rerun_goes_on(spark: SparkSession, root: Path, tmp_path) -> None:
+def test_a_killed_process_fails_the_job_soon_and_the_rerun_goes_on(
+    spark: SparkSession, root: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     snapshot = Packing(LakeTables(spark, str(root)), "kill", 42).rows(spark_pairs(spark), "user", 0.1)
     section = config(root, "multdae.epochs=100000", "multdae.patience=0").multdae
     spec = spec_of(section, snapshot.train, tmp_path)
     heard: list[dict[str, Any]] = []
     killed: list[float] = []
+    processes = str(tmp_path)
+
+    def run_and_tell(spec_json: str, tasks: int) -> dict[str, Any]:
+        from pyspark import BarrierTaskContext
+
+        from sparkcf.training.launch import run_spec
+
+        Path(processes, f"rank-{BarrierTaskContext.get().partitionId()}").write_text(f"{os.getpid()}")
+        return run_spec(spec_json, tasks)
 
     def kill_when_it_runs() -> None:
         while len(heard) < 5:
             time.sleep(0.05)
-        os.kill(torch_processes("RANK=1")[0], signal.SIGKILL)
+        os.kill(process(1), signal.SIGKILL)
         killed.append(time.monotonic())
+
+    def process(rank: int) -> int:
+        return int((tmp_path / f"rank-{rank}").read_text())
 
     killer = threading.Thread(target=kill_when_it_runs, daemon=True)
     killer.start()
-    with pytest.raises(TrainingError, match=r"training of multdae failed: .*resume after the last saved epoch"):
+    with monkeypatch.context() as patched, pytest.raises(TrainingError, match=r"of multdae failed: .*last saved epoch"):
+        patched.setattr("sparkcf.training.launch.run_spec", run_and_tell)
         launch(spark, spec, 2, heard.append)
-    while torch_processes("RANK=") and time.monotonic() - killed[0] < 60:
+    while trains(process(0)) and time.monotonic() - killed[0] < 60:
         time.sleep(0.1)
-    assert not torch_processes("RANK=")
     assert time.monotonic() - killed[0] < 60
     done = max(entry["epoch"] for entry in heard if "epoch" in entry)
     again: list[dict[str, Any]] = []
@@ -142,25 +156,24 @@ def test_a_killed_process_fails_the_job_soon_and_the_rerun_goes_on(spark: SparkS
     assert [entry["loss"] for entry in log][:5] == [entry["loss"] for entry in heard if "epoch" in entry][:5]
 
 
+def trains(process: int) -> bool:
+    """Whether a process still works on a training: its CPU time grows."""
+    stat = Path(f"/proc/{process}/stat")
+
+    def used() -> int:
+        try:
+            return sum(int(ticks) for ticks in stat.read_text().rpartition(")")[2].split()[11:13])
+        except OSError:
+            return 0
+
+    before = used()
+    time.sleep(1)
+    return used() - before > 50  # of 100 ticks
+
+
 def spec_of(section: Any, files: tuple[str, ...], folder: Path) -> TrainingSpec:
     params = (class_name(section), section.model_dump_json(), 1, {"n_items": M})
     return TrainingSpec("multdae", "sparkcf.models.nets.registry:net_of", *params, "user_idx", files, (), f"{folder}/p")
-
-
-def torch_processes(wanted: str) -> list[int]:
-    """Processes of torchrun's making with this in their environment: those that train."""
-    found = []
-    for entry in Path("/proc").glob("[0-9]*"):
-        try:
-            environment = (entry / "environ").read_bytes().split(b"\0")
-            trains = (
-                b"train.py" in (entry / "cmdline").read_bytes() and b"torch" not in (entry / "cmdline").read_bytes()
-            )
-        except OSError:
-            continue
-        if trains and any(v.startswith(wanted.encode()) for v in environment) and f"{os.getpid()}" != entry.name:
-            found.append(int(entry.name))
-    return found
 
 
 def spark_pairs(spark: SparkSession) -> Any:
