@@ -37,6 +37,7 @@ class ItemColumns(Section):
     categories: str | None = None
     attributes: tuple[str, ...] = ()
     numbers: tuple[str, ...] = ()
+    vectors: tuple[str, ...] = ()  # precomputed vectors (of an image, a text), kept under their own names
 
 
 class AttributesInput(Section):

@@ -257,6 +257,8 @@ class NCFConfig(NetConfig):
     pretrain_epochs: Annotated[int, Field(ge=0)] = 0  # neumf: first epochs, which train GMF and MLP apart; 0: none
     user_features: tuple[SideField, ...] = ()  # side features of users, each with an embedding
     item_features: tuple[SideField, ...] = ()  # side features of items, each with an embedding
+    item_content: str | None = None  # name of a precomputed vector of items, an input of dense layers; null: none
+    content_layers: tuple[Positive, ...] = (64,)  # item_content: widths of these layers before the item's vector
     fold_in_steps: Positive = 20  # gradient steps that fit the embedding of a user not in training
     fold_in_learning_rate: Annotated[float, Field(gt=0, allow_inf_nan=False)] = 0.1  # of these steps
     fold_in_items: Positive = 500  # items that stand for all negatives in these steps

@@ -18,7 +18,7 @@ def read_users(spark: SparkSession, config: UsersInput) -> DataFrame:
     """Read the users' attributes: user_id, attributes, numbers. Raises InputError as `read_items`."""
     columns = config.columns
     mapped = {"user_id": columns.user_id}
-    rows = _read(spark, "users", config, mapped, columns.attributes, columns.numbers)
+    rows = _read(spark, "users", config, mapped, {"attributes": columns.attributes, "numbers": columns.numbers})
     return rows.select(
         _text(columns.user_id).alias("user_id"),
         _texts(columns.attributes).alias("attributes"),
@@ -27,19 +27,21 @@ def read_users(spark: SparkSession, config: UsersInput) -> DataFrame:
 
 
 def read_items(spark: SparkSession, config: ItemsInput) -> DataFrame:
-    """Read the items' attributes: item_id, title, categories, attributes, numbers.
+    """Read the items' attributes: item_id, title, categories, attributes, numbers, vectors.
 
     Raises InputError if the file or a mapped column is missing.
     """
     columns = config.columns
     mapped = {"item_id": columns.item_id, "title": columns.title, "categories": columns.categories}
-    rows = _read(spark, "items", config, mapped, columns.attributes, columns.numbers)
+    named = {"attributes": columns.attributes, "numbers": columns.numbers, "vectors": columns.vectors}
+    rows = _read(spark, "items", config, mapped, named)
     return rows.select(
         _text(columns.item_id).alias("item_id"),
         _text_or_null(columns.title).alias("title"),
         _categories(rows, config).alias("categories"),
         _texts(columns.attributes).alias("attributes"),
         _numbers(columns.numbers).alias("numbers"),
+        _vectors(rows, columns.vectors).alias("vectors"),
     )
 
 
@@ -48,11 +50,10 @@ def _read(
     kind: str,
     config: AttributesInput,
     mapped: dict[str, str | None],
-    texts: Sequence[str],
-    numbers: Sequence[str],
+    named: dict[str, Sequence[str]],
 ) -> DataFrame:
     rows = read_attributes(spark, kind, config)
-    wanted = [*mapped.items(), *(("attributes", name) for name in texts), *(("numbers", name) for name in numbers)]
+    wanted = [*mapped.items(), *((key, name) for key, names in named.items() for name in names)]
     for ours, name in wanted:
         if name is not None and name not in rows.columns:
             raise InputError(
@@ -99,3 +100,23 @@ def _numbers(names: Sequence[str]) -> Column:
         return F.lit(None).cast("map<string,double>")
     pairs = [part for name in names for part in (F.lit(name), _column(name).cast("double"))]
     return F.create_map(*pairs)
+
+
+def _vectors(rows: DataFrame, names: Sequence[str]) -> Column:
+    """A map of some columns' vectors by name. A text has numbers between spaces, commas or semicolons.
+
+    A vector with anything but finite numbers is left out.
+    """
+    if not names:
+        return F.lit(None).cast("map<string,array<float>>")
+    vectors = []
+    for name in names:
+        column = _column(name)
+        if not isinstance(rows.schema[name].dataType, ArrayType):
+            inner = F.regexp_replace(column.cast("string"), r"^[\s\[(]+|[\s\])]+$", "")
+            column = F.split(inner, r"[\s,;]+")
+        vector = column.cast("array<float>")
+        finite = F.forall(vector, lambda number: F.coalesce(F.abs(number) < float("inf"), F.lit(False)))
+        vectors.append(F.when((F.size(vector) > 0) & finite, vector))
+    made = F.map_from_arrays(F.array(*map(F.lit, names)), F.array(*vectors))
+    return F.map_filter(made, lambda _, vector: vector.isNotNull())

@@ -128,9 +128,11 @@ def write_fitted(inputs: Inputs, model: Model[Any], fitted: Fitted, run: Run) ->
         counts[side] = write_factors(tables, side, factors, inputs.read(f"{side}s"), *of_run)
     if fitted.arrays:
         write_state(tables.root, run.run_id, fitted.arrays)
-    for name, frame in fitted.tables.items():
-        if "item_idx" in frame.columns:
-            frame = frame.join(inputs.read("items").select("item_idx", "item_id"), on="item_idx", how="inner")
+    for name, frame in {**fitted.tables, **model.readable(fitted)}.items():
+        for side in SIDES:
+            if f"{side}_idx" in frame.columns:
+                ids = inputs.read(f"{side}s").select(f"{side}_idx", f"{side}_id")
+                frame = frame.join(ids, on=f"{side}_idx", how="inner")
         write_new_run(tables, name, frame, *of_run)
     return counts
 

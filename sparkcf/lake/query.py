@@ -30,8 +30,8 @@ if TYPE_CHECKING:
 
 TABLE_NAMES = tuple(
     "interactions quarantine users items features user_rows item_rows example_rows user_factors item_factors"
-    " feature_factors item_concepts recommendations predictions similar_items runs metrics comparisons"
-    " published".split()
+    " feature_factors item_concepts user_groups item_groups recommendations predictions similar_items runs metrics"
+    " comparisons published".split()
 )
 # The columns that queries read; of a table that is not listed here, all columns.
 COLUMNS = {

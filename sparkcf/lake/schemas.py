@@ -129,12 +129,13 @@ ITEMS = Table(
             column("categories", ArrayType(STRING), "categories, as in the input", nullable=True),
             column("attributes", MapType(STRING, STRING), "attributes that are texts, by name", nullable=True),
             column("numbers", MapType(STRING, DOUBLE), "numeric attributes by name", nullable=True),
+            column("vectors", MapType(STRING, VECTOR), "precomputed vectors of content by name", nullable=True),
         ]
     ),
     key=("item_id",),
     index="item_idx",
     earliest="first_seen",
-    mutable=("title", "categories", "attributes", "numbers"),
+    mutable=("title", "categories", "attributes", "numbers", "vectors"),
 )
 
 
@@ -252,6 +253,28 @@ ITEM_CONCEPTS = Table(
     key=("run_id", "item_idx", "concept"),
     partition_by=("model", "run_id"),
 )
+
+
+def _groups(side: str) -> Table:
+    return Table(
+        f"{side}_groups",
+        f"group and mixture weights of every {side} of a run",
+        StructType(
+            [
+                column(f"{side}_idx", INT, f"dense index of the {side}"),
+                column(f"{side}_id", STRING, f"external id of the {side}"),
+                column("group_number", INT, "number of the group, from 0; null: in no group", nullable=True),
+                column("weights", MapType(STRING, FloatType()), f"the {side}'s mixture weight of each component"),
+                column("model", STRING, "model's name"),
+                column("run_id", STRING, "run that made it"),
+            ]
+        ),
+        key=("run_id", f"{side}_idx"),
+        partition_by=("model", "run_id"),
+    )
+
+
+USER_GROUPS, ITEM_GROUPS = _groups("user"), _groups("item")
 
 RECOMMENDATIONS = Table(
     "recommendations",
@@ -437,6 +460,8 @@ TABLES: dict[str, Table] = {
         ITEM_FACTORS,
         FEATURE_FACTORS,
         ITEM_CONCEPTS,
+        USER_GROUPS,
+        ITEM_GROUPS,
         RECOMMENDATIONS,
         PREDICTIONS,
         SIMILAR_ITEMS,

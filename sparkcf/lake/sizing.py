@@ -12,15 +12,16 @@ SMALL_BYTES = 8 << 20  # to compile a query's Java code takes longer than to int
 def size_queries(spark: Any, *frames: Any) -> None:
     """Set shuffle partitions and code generation by the size of the frames' files; settings of the user are kept.
 
-    Shuffle partitions: a few per slot, or about PARTITION_BYTES each if the files are large. Without frames, or if they
-    are small, queries are interpreted: a night has about a hundred, and of most the code would run once.
+    Shuffle partitions: a few per slot, or about PARTITION_BYTES each if the files are large. If they are small, queries
+    are interpreted: a night has about a hundred, and of most the code would run once. Without frames nothing is known
+    of the size, and queries are compiled.
     """
     user_conf = spark.sparkContext.getConf()
     size = sum(_input_bytes(frame) for frame in frames)
     least = max(8, 3 * spark.sparkContext.defaultParallelism)
     fitted = {
         "spark.sql.shuffle.partitions": max(least, min(-(-size // PARTITION_BYTES), MOST_PARTITIONS)),
-        "spark.sql.codegen.wholeStage": str(size > SMALL_BYTES).lower(),
+        "spark.sql.codegen.wholeStage": str(not frames or size > SMALL_BYTES).lower(),
         "spark.sql.adaptive.advisoryPartitionSizeInBytes": PARTITION_BYTES,  # Spark's default merges up to 64 MB
         "spark.sql.files.maxPartitionBytes": 2 * PARTITION_BYTES,
     }

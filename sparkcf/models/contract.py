@@ -344,6 +344,10 @@ class Model(ABC, Generic[Params]):
         """Names and shapes of `Fitted.arrays` for such data; only these are read back."""
         return {}
 
+    def readable(self, fitted: Fitted) -> Mapping[str, DataFrame]:
+        """Tables that show in named columns what users' and items' vectors hold, by table name; default: none."""
+        return {}
+
     def packed_by(self) -> dict[str, Any]:
         """Parameters that shape packed rows."""
         return {}

@@ -43,6 +43,25 @@ def side_features(data: Mapping[str, Any]) -> dict[str, tuple[Rows, int]]:
     return features
 
 
+def store_content(folder: str, vectors: NDArray[np.float32], has: NDArray[np.bool_]) -> dict[str, Any]:
+    """Write vectors of items' content (n_items, d); returns the input of `item_content`. `has` : (n_items,)."""
+    write_arrays(Folder(folder), "item-content", {"vectors": vectors, "has": has.astype(np.float32)}, {})
+    return {"folder": folder, "shape": list(vectors.shape)}
+
+
+def item_content(data: Mapping[str, Any]) -> tuple[torch.Tensor, torch.Tensor] | None:
+    """The stored vectors (n_items, d), and 1 for items that have one (n_items,); None if not stored.
+
+    Raises LakeError for a damaged file.
+    """
+    stored = data.get("content")
+    if stored is None:
+        return None
+    n, d = stored["shape"]
+    arrays, _ = read_arrays(Folder(stored["folder"]), "item-content", {"vectors": (n, d), "has": (n,)})
+    return torch.from_numpy(arrays["vectors"].copy()), torch.from_numpy(arrays["has"].copy())
+
+
 def store_item_counts(folder: str, counts: NDArray[np.int64]) -> dict[str, Any]:
     """Write the number of users of every item, (n_items,); returns the input of `item_counts`."""
     write_arrays(Folder(folder), "item-counts", {"counts": counts}, {})

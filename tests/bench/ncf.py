@@ -1,6 +1,6 @@
 """NCF: seconds of epochs by kind and objective, and quality beside ALS.
 
-    python -m tests.bench.ncf [--only epoch,quality,known,cold] [--rounds N] [--quick]
+    python -m tests.bench.ncf [--only epoch,quality,known,cold,parity] [--rounds N] [--quick]
 
 Trained on fixed splits of ml-100k and ml-1m, where ../shared/data is. On q1 users of the test part are folded in; on q2
 their own vectors are scored. `--quick`: epochs on small synthetic pairs, one round.
@@ -20,12 +20,14 @@ from sparkcf.models.nets.registry import build_net
 from sparkcf.training.feed import MemoryFeed
 from sparkcf.training.loop import train
 from sparkcf.training.side_features import store_features
-from tests.bench import quality
+from tests.bench import peers, quality
 from tests.bench.macridvae import genres_of
+from tests.bench.parity import parity
 from tests.bench.report import Goal, print_table, run
 from tests.bench.timing import Times, interleaved
 from tests.bench.training import (
     ALONE,
+    EPOCHS,
     MEASURES_SHOWN,
     SEEDS,
     datasets,
@@ -61,6 +63,7 @@ OF_KNOWN: dict[str, dict[str, Any]] = {
     "GMF, softmax": SOFTMAX | {"kind": "gmf", "epochs": 40},
     "NeuMF, softmax": SOFTMAX | {"kind": "neumf", "hidden": (64, 32), "epochs": 40},
 }
+RECBOLE = "RecBole's NeuMF"
 FEW = 5  # ratings of an item
 RATING: dict[str, Any] = {  # by validation
     **{"objective": "rating", "kind": "gmf", "latent_dim": 16, "learning_rate": 0.002, "weight_decay": 1e-4},
@@ -70,17 +73,27 @@ ALS = {"ml-100k-q1": 0.4661, "ml-1m-q1": 0.4305, "ml-100k-q2": 0.4393, "ml-1m-q2
 
 
 def epochs(rounds: int, quick: bool, goals: list[Goal]) -> None:
+    """RecBole's batches have as many pairs as ours of 20 users have on average."""
     table = []
     torch.set_num_threads(1)
-    for name, data in datasets(SPLITS, quick).items():
-        systems = {
-            kind: lambda data=data, given=given: seconds("ncf", data, **AUTHORS, **given)
-            for kind, given in TIMED.items()
-        }
-        times: dict[str, Times] = interleaved(systems, rounds)
-        for kind, time in times.items():
-            table.append((name, kind, time, f"{data.n_users / time.median:,.0f}"))
-            goals.append(Goal(f"{name}, {kind}: seconds an epoch", time.median, 1e9, at_least=False))
+    with peers.optional_neural(quick) as peer:
+        for name, data in datasets(SPLITS, quick).items():
+            systems: dict[str, Any] = {
+                kind: lambda data=data, given=given: seconds("ncf", data, **AUTHORS, **given)
+                for kind, given in TIMED.items()
+            }
+            if peer:
+                batch = 20 * len(data.users) // data.n_users * (1 + AUTHORS["negatives"])
+                peer.model("neumf", data, batch=batch, threads=1, dropout=0.0, hidden=[32, 16, 8])
+                systems[RECBOLE] = lambda: [peer.epoch()["seconds"] for _ in range(EPOCHS)][1:]
+            times: dict[str, Times] = interleaved(systems, rounds)
+            for kind, time in times.items():
+                table.append((name, kind, time, f"{data.n_users / time.median:,.0f}"))
+                if kind != RECBOLE:
+                    goals.append(Goal(f"{name}, {kind}: seconds an epoch", time.median, 1e9, at_least=False))
+            if peer:
+                ratio = times["NeuMF"].median / times[RECBOLE].median
+                goals.append(Goal(f"{name}: an epoch of NeuMF ÷ RecBole's", ratio, 0.7, at_least=False))
     print("\nan epoch, GMF of 8, MLP [64, 32, 16, 8], 4 negatives, batch 20, one thread")
     print_table(("data", "kind", "seconds: median (least–greatest)", "users/s"), table)
 
@@ -221,7 +234,7 @@ def summary(found: list[tuple[float, float]]) -> tuple[np.ndarray, np.ndarray]:
     return np.mean(found, axis=0), np.std(found, axis=0)
 
 
-MEASURES = {"epoch": epochs, "quality": qualities, "known": known, "cold": cold}
+MEASURES = {"epoch": epochs, "quality": qualities, "known": known, "cold": cold, "parity": parity}
 QUICKLY = ("epoch",)
 
 

@@ -28,11 +28,13 @@ from peer import best, serve
 from recbole.config import Config
 from recbole.data.dataset import Dataset
 from recbole.data.utils import get_dataloader
+from recbole.sampler import Sampler
 from recbole.utils import FeatureSource, FeatureType, get_model, get_trainer, init_seed
 
 USER, ITEM = "user", "item"
-MODELS = {"multvae": "MultiVAE", "multdae": "MultiDAE", "macridvae": "MacridVAE"}
+MODELS = {"multvae": "MultiVAE", "multdae": "MultiDAE", "macridvae": "MacridVAE", "neumf": "NeuMF"}
 MACRID = {"kfac": 10, "tau": 0.1, "std": 0.01, "nogb": False, "reg_weights": [0.0, 0.0]}
+NEUMF = {"mf_embedding_size": 8, "mlp_embedding_size": 32, "negatives": 4}
 ROWS = 500  # scored at a time
 
 
@@ -84,16 +86,18 @@ class Worker:
         weight_decay: float = 0.0,
         threads: int = 1,
         seed: int = 1,
-        **macrid: Any,
+        **own: Any,
     ) -> dict[str, Any]:
         """A model of RecBole, its trainer and its data loader on the arrays users, items; `hidden` None: [600].
 
         RecBole's latent_dimension of MultiVAE counts means and variances together, `latent` the means only. The KL
         term's weight is min(beta_cap, updates / anneal_steps), or beta_cap throughout where MacridVAE's anneal_steps
-        is 0. `macrid`: kfac, tau, std, nogb, reg_weights of MacridVAE, by default as RecBole has them (MACRID);
-        its embedding_size is `latent`, its encoder_hidden_size `hidden`.
+        is 0. `own`: settings of one model. kfac, tau, std, nogb, reg_weights of MacridVAE, by default as RecBole has
+        them (MACRID); its embedding_size is `latent`, its encoder_hidden_size `hidden`. mf_embedding_size,
+        mlp_embedding_size and uniform negatives of NeuMF (NEUMF); its layers are `hidden`, and `batch` counts pairs,
+        those of negatives too.
         """
-        if unknown := set(macrid) - (set(MACRID) if kind == "macridvae" else set()):
+        if unknown := set(own) - set({"macridvae": MACRID, "neumf": NEUMF}.get(kind, {})):
             raise ValueError(f"{kind} has no settings {', '.join(sorted(unknown))}")
         torch.set_num_threads(threads)
         settings = {
@@ -115,14 +119,23 @@ class Worker:
         }
         hidden = [600] if hidden is None else hidden
         if kind == "macridvae":
-            settings |= MACRID | macrid | {"encoder_hidden_size": hidden, "embedding_size": latent}
+            settings |= MACRID | own | {"encoder_hidden_size": hidden, "embedding_size": latent}
+        elif kind == "neumf":
+            given = NEUMF | own
+            negatives = given.pop("negatives")
+            settings |= given | {"mlp_hidden_size": hidden, "mf_train": True, "mlp_train": True}
+            settings["train_neg_sample_args"] = {
+                **{"distribution": "uniform", "sample_num": negatives, "alpha": 1.0},
+                **{"dynamic": False, "candidate_num": 0},
+            }
         else:
             latent_dimension = 2 * latent if kind == "multvae" else latent
             settings |= {"mlp_hidden_size": hidden, "latent_dimension": latent_dimension}
         config = Config(model=MODELS[kind], dataset="pairs", config_dict=settings)
         init_seed(config["seed"], config["reproducibility"])
         (data,) = Pairs(config, self._read("users"), self._read("items"), n_users, n_items).build()
-        self._loader = get_dataloader(config, "train")(config, data, None, shuffle=True)
+        sampler = Sampler(["train"], [data], "uniform").set_phase("train") if kind == "neumf" else None
+        self._loader = get_dataloader(config, "train")(config, data, sampler, shuffle=True)
         net = get_model(config["model"])(config, data).to(config["device"])
         self._trainer = get_trainer(config["MODEL_TYPE"], config["model"])(config, net)
         self._epochs = 0

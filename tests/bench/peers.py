@@ -4,6 +4,7 @@
     python -m tests.bench.peers fm       builds the environment in .bench-peers-fm/
     python -m tests.bench.peers torch    builds the environment in .bench-peers-torch/ (some 5 GB, minutes)
     python -m tests.bench.peers cornac   builds the environment in .bench-peers-cornac/ (some 5 GB, minutes)
+    python -m tests.bench.peers night    builds the environment in .bench-peers-night/
 
 Peers must not bend this project's pins, nor this project theirs; a process that stays lets both take turns.
 """
@@ -88,7 +89,13 @@ CORNAC = Environment(
     ("cornac==3.0.1", "torch==2.13.0", "numpy==2.2.6", "scipy==1.14.1"),
     "cornac_peer.py",
 )
-ENVIRONMENTS = {"factors": FACTORS, "fm": MACHINES, "torch": NEURAL, "cornac": CORNAC}
+# The script of a night is no server: night.py runs it from beginning to end.
+SCRIPT = Environment(
+    ROOT / ".bench-peers-night",
+    ("duckdb==1.1.3", "implicit==0.7.2", "numpy==1.26.4", "scipy==1.14.1", "pyarrow==14.0.2"),
+    "night_script.py",
+)
+ENVIRONMENTS = {"factors": FACTORS, "fm": MACHINES, "torch": NEURAL, "cornac": CORNAC, "night": SCRIPT}
 Rows = tuple[np.ndarray, np.ndarray, np.ndarray]  # indptr, indices, values
 
 

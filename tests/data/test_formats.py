@@ -91,6 +91,17 @@ def test_tables_of_attributes_may_have_tabs_and_no_header(spark, config, tmp_pat
     assert tuple(read_users(spark, settings.users).first())[:2] == ("i1", {"town": "Tea, green"})
 
 
+def test_vectors_of_items_are_arrays_or_texts_of_finite_numbers(spark, config, tmp_path: Path) -> None:
+    texts = ["0.5 -1e2", "[0.5, -100]", " (0.5;-100) ", "0.5 many", "0.5 NaN", "1e300 2", "", None]
+    arrays = [[0.5, -100.0], [0.5, -100.0], [0.5, -100.0], [0.5, None], [0.5, float("nan")], [1e300, 2.0], [], None]
+    names = [f"i{n}" for n in range(len(texts))]
+    pq.write_table(pa.table({"id": names, "text": texts, "image": arrays}), tmp_path / "items.parquet")
+    given = f"path: {tmp_path}/items.parquet, format: parquet, columns: {{item_id: id, vectors: [text, image]}}"
+    rows = read_items(spark, config(f"input.items={{{given}}}").input.items).orderBy("item_id").collect()
+    whole = {"text": [0.5, -100.0], "image": [0.5, -100.0]}
+    assert [row["vectors"] for row in rows] == [whole] * 3 + [{}] * 5
+
+
 def damaged(folder: Path, kind: str) -> str:
     """Two Parquet files of which the second is damaged or of another type."""
     rows = 2000

@@ -8,7 +8,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from typing import Any
 
 import numpy as np
@@ -100,6 +100,20 @@ class MPMA(Model[MPMAConfig]):
             figures = _figures(arrays, config)
             arrays = {name: array for name, array in arrays.items() if not name.endswith("_sizes")}
             return Fitted(user, item, log, mean, mean, arrays, figures=figures, cached=cached)
+
+    def readable(self, fitted: Fitted) -> Mapping[str, DataFrame]:
+        """`user_groups` and `item_groups`, from the last numbers of the stored rows: see `layout.py`."""
+        names = self.params.components
+        tables = {}
+        for side, rows in zip(NAMES, (fitted.user_factors, fitted.item_factors), strict=True):
+            group = F.element_at("factor", -1).cast("int")
+            weights = F.slice("factor", -1 - len(names), len(names))
+            tables[f"{side}_groups"] = rows.select(
+                F.col("idx").alias(f"{side}_idx"),
+                F.when(group >= 0, group).alias("group_number"),
+                F.map_from_arrays(F.array(*map(F.lit, names)), weights).alias("weights"),
+            )
+        return tables
 
     def open(self, saved: Saved) -> MPMAScorer:
         return MPMAScorer(saved, self.params)

@@ -12,6 +12,7 @@ from functools import cached_property
 from typing import Any, Literal
 
 import numpy as np
+from numpy.typing import NDArray
 from pyspark.sql import DataFrame
 from pyspark.sql import functions as F
 
@@ -52,7 +53,7 @@ class NCFModel(NetModel[NCFConfig]):
         kind: Literal["values", "positives"] = "values" if self.params.objective == "rating" else "positives"
         fields = [(f"{side}s", f) for side, listed in self._fields().items() for f in listed]
         texts = tuple(texts_of(table, f) for table, f in fields if f.of != "number")
-        return Reads(kind, attributes=bool(fields), texts=texts)
+        return Reads(kind, attributes=bool(fields) or self.params.item_content is not None, texts=texts)
 
     def _fields(self) -> dict[str, tuple[SideField, ...]]:
         return {"user": self.params.user_features, "item": self.params.item_features}
@@ -82,7 +83,7 @@ class NCFModel(NetModel[NCFConfig]):
                 )
 
     def net_data(self, data: TrainingData, folder: str) -> dict[str, Any]:
-        from sparkcf.training.side_features import store_features, store_item_counts
+        from sparkcf.training.side_features import store_content, store_features, store_item_counts
 
         sizes = super().net_data(data, folder)
         counted: Any = data.pairs.groupBy("item_idx").count().toPandas()
@@ -97,7 +98,46 @@ class NCFModel(NetModel[NCFConfig]):
                 encoded = encoded_features(data, side, fields, f"{self.name}.{side}_features")
                 features[side] = collected_features(encoded.rows, sizes[f"n_{side}s"]), encoded.n_features
                 scales[side] = encoded.scales.tolist()
+        if self.params.item_content is not None:
+            known["content"] = store_content(folder, *self._content(data))
         return known | ({"features": store_features(folder, features), "scales": scales} if features else {})
+
+    def _content(self, data: TrainingData) -> tuple[F32, NDArray[np.bool_]]:
+        """The items' vectors (n_items, d), each number standardised over the items that have one, and which have one.
+
+        Raises ConfigError if no item has one, or their lengths differ.
+        """
+        name = self.params.item_content
+        key = f"{self.name}.item_content={name}"
+        if data.items is None:
+            raise ConfigError(f"{key}: there is no table of items: set input.items, or leave it out")
+        rows = self._with_content(data.items).where(F.col("idx") < data.n_items)
+        sizes = rows.groupBy(F.size("vector")).count().orderBy(F.desc("count")).collect()
+        if not sizes:
+            raise ConfigError(f"{key}: no row of items has it: set input.items.columns.vectors, or leave it out")
+        if len(sizes) > 1:
+            (usual, count), (odd, few) = sizes[:2]
+            raise ConfigError(
+                f"{key}: the vectors of {few:,} items have {odd} numbers and those of {count:,} have {usual}: give all "
+                "the same length"
+            )
+        found: Any = rows.toPandas()
+        given = np.stack(found["vector"].to_numpy()).astype(np.float32)
+        deviations = given.std(axis=0)
+        if not deviations.any():
+            raise ConfigError(
+                f"{key}: the vectors of all {len(given):,} items are the same and cannot distinguish them: leave it out"
+            )
+        vectors, has = np.zeros((data.n_items, given.shape[1]), np.float32), np.zeros(data.n_items, bool)
+        idx = found["idx"].to_numpy()
+        vectors[idx] = (given - given.mean(axis=0)) / np.where(deviations > 0, deviations, 1.0)
+        has[idx] = True
+        return vectors, has
+
+    def _with_content(self, items: DataFrame) -> DataFrame:
+        """idx, vector of the items that have content."""
+        vector = F.col("vectors")[self.params.item_content]
+        return items.select(F.col("item_idx").alias("idx"), vector.alias("vector")).where("vector IS NOT NULL")
 
     def shapes(self, data: TrainingData) -> Shapes:
         from sparkcf.training.checkpoint import shapes_of
@@ -158,10 +198,12 @@ class NCFModel(NetModel[NCFConfig]):
         return packed.unionByName(others.mapInArrow(from_features, FACTORS))
 
     def item_factors(self, data: TrainingData, state: Arrays, item_rows: Snapshot | None) -> DataFrame:
-        """Factors of the items of the pairs, and of the other items that have features."""
+        """Factors of the items of the pairs, and of the other items that have features or content."""
         present = data.pairs.select("item_idx")
         if self.params.item_features:
-            present = present.union(self._featured(data, "item").withColumnRenamed("idx", "item_idx"))
+            present = present.union(self._featured(data, "item"))
+        if self.params.item_content is not None and data.items is not None:
+            present = present.union(self._with_content(data.items).where(F.col("idx") < data.n_items).select("idx"))
         return item_vectors(present, state[ITEMS], np.zeros(data.n_items, np.float32))
 
     def _featured(self, data: TrainingData, side: str) -> DataFrame:

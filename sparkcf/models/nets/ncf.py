@@ -7,7 +7,8 @@ He, Liao, Zhang, Nie, Hu, Chua (2017), "Neural collaborative filtering", WWW.
     item ──▶ [q, y] ─┘  MLP: h · z_L, z_1 = relu(W [x, y] + c), …       ─┘
 
 A user's vector [p, x] is the sum of an embedding that all users share, those of the user's side features, and the
-user's own; an item's vector likewise. A user or item without events has no own embedding and is scored by the rest.
+user's own; an item's vector likewise, with one more part from dense layers over a precomputed vector of its content (an
+image, a text). A user or item without events has no own embedding and is scored by the rest.
 In the paper's terms the shared embedding and the features are further one-hot inputs; with none of them, and a shared
 embedding of 0 (its initial value), the net is the paper's.
 """
@@ -30,6 +31,33 @@ from sparkcf.training.batch import Rows
 PAIRS = 1 << 18  # pairs of user and item whose layers are in memory at once
 
 
+class Content(nn.Module):
+    """Dense layers over precomputed vectors of items: their part of an item's vector, 0 for an item without one.
+
+    Parameters
+    ----------
+    vectors : (n, d), standardised.
+    has : (n,), 1 for items that have a vector, else 0.
+    widths : of the layers; the last one is the length of an item's vector.
+    """
+
+    vectors: Tensor
+    has: Tensor
+
+    def __init__(self, vectors: Tensor, has: Tensor, widths: Sequence[int]) -> None:
+        super().__init__()
+        self.layers = nn.ModuleList(nn.Linear(a, b) for a, b in pairwise([vectors.shape[1], *widths]))
+        self.register_buffer("vectors", vectors, persistent=False)
+        self.register_buffer("has", has, persistent=False)
+
+    def forward(self, ids: Tensor) -> Tensor:
+        """(n, widths[-1]) of items by their ids."""
+        z = self.vectors.index_select(0, ids)
+        for number, layer in enumerate(self.layers):
+            z = layer(F.relu(z) if number else z)
+        return z * self.has.index_select(0, ids)[:, None]
+
+
 class Embeddings(nn.Module):
     """Vectors of the users or of the items, of length `width`.
 
@@ -39,6 +67,7 @@ class Embeddings(nn.Module):
     n_features : number of distinct side features.
     features : side features of every user or item, by id; None: there are none.
     n_fields : number of fields of side features, whose scales are stored.
+    content : part of the vectors that comes from content; None: there is none.
     """
 
     feature_indices: Tensor
@@ -47,9 +76,16 @@ class Embeddings(nn.Module):
     scales: Tensor
 
     def __init__(
-        self, n: int, width: int, n_features: int = 0, features: Rows | None = None, n_fields: int = 0
+        self,
+        n: int,
+        width: int,
+        n_features: int = 0,
+        features: Rows | None = None,
+        n_fields: int = 0,
+        content: Content | None = None,
     ) -> None:
         super().__init__()
+        self.content = content
         self.shared = nn.Parameter(torch.zeros(width))
         self.own = nn.Parameter(torch.empty(n, width)) if n else None
         self.of_features = nn.Parameter(torch.empty(n_features, width)) if n_fields else None
@@ -64,9 +100,11 @@ class Embeddings(nn.Module):
 
     def cold(self, ids: Tensor) -> Tensor:
         """Vectors (n, width) without the own embeddings."""
-        if self.of_features is None:
-            return self.shared.expand(len(ids), -1)
-        return self.from_features(Rows(self.feature_indices, self.feature_offsets, self.feature_values).take(ids))
+        vectors = self.shared.expand(len(ids), -1)
+        if self.of_features is not None:
+            rows = Rows(self.feature_indices, self.feature_offsets, self.feature_values).take(ids)
+            vectors = self.from_features(rows)
+        return vectors if self.content is None else vectors + self.content(ids)
 
     def from_features(self, features: Rows) -> Tensor:
         """Vectors (n, width) of rows of side features."""

@@ -23,9 +23,9 @@ from sparkcf.models.nets.exponential import FAMILIES
 from sparkcf.models.nets.layers import initialize
 from sparkcf.models.nets.macridvae import MacridVAE
 from sparkcf.models.nets.multvae import MultVAE
-from sparkcf.models.nets.ncf import NCF, Embeddings
+from sparkcf.models.nets.ncf import NCF, Content, Embeddings
 from sparkcf.training.graph import graph_of, read_rows
-from sparkcf.training.side_features import item_counts, side_features
+from sparkcf.training.side_features import item_content, item_counts, side_features
 
 Configured = MultVAEConfig | MultDAEConfig | MacridVAEConfig | BiVAEConfig | NCFConfig | DisenGCNConfig
 
@@ -72,10 +72,11 @@ def _ncf(data: Mapping[str, Any], config: NCFConfig, trains: bool) -> nn.Module:
     if not trains:
         users = Embeddings(0, config.width, int(data.get("n_user_features", 0)), n_fields=n_fields)
         return NCF(users, Embeddings(0, config.width), config, torch.zeros(n_items, dtype=torch.int64))
-    features, sides = side_features(data), {}
+    features, content, sides = side_features(data), item_content(data), {}
     for side, fields in (("user", config.user_features), ("item", config.item_features)):
         rows, n_features = features.get(side, (None, 0))
-        sides[side] = Embeddings(int(data[f"n_{side}s"]), config.width, n_features, rows, len(fields))
+        layers = Content(*content, [*config.content_layers, config.width]) if side == "item" and content else None
+        sides[side] = Embeddings(int(data[f"n_{side}s"]), config.width, n_features, rows, len(fields), layers)
         if fields:
             sides[side].scales.copy_(torch.tensor(data["scales"][side], dtype=torch.float64))
     counts = item_counts(data)

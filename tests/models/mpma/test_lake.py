@@ -60,6 +60,7 @@ def test_a_run_goes_from_the_lake_to_lists_and_distributions(spark: SparkSession
     metrics = tables.read("metrics").where(F.col("run_id") == run_id)
     measured = {row["metric"] for row in metrics.select("metric").distinct().collect()}
     assert {"coverage_80", "crps", "log_likelihood", "rmse", "mixture_weight", "users_in_group"} <= measured
+    check_groups(tables, run_id, dict(zip((f"u{u}" for u in range(N)), KIND.tolist(), strict=True)))
     counts = recommend_run(spark, config(root, f"run_id={run_id}"))["counts"]
     assert counts["users_model"] == N - 1 and counts["nan_scores"] == 0
     levels = (f"predict.path={pairs}", "predict.quantiles=[0.25, 0.75]", f"run_id={run_id}")
@@ -72,4 +73,21 @@ def test_a_run_goes_from_the_lake_to_lists_and_distributions(spark: SparkSession
         assert row["sd"] > 0 and row["component"] in ("global", "user_local", "item_local")
     folded = fold_in_users(spark, config(root, f"run_id={run_id}"))
     assert folded["counts"]["users_kept"] == N - 1
+    check_groups(tables, folded["run_id"], {}, without=1)  # who has no rating
     assert not list(root.glob("_progress/*"))
+
+
+def check_groups(tables: LakeTables, run_id: str, kinds: dict[str, int], without: int = 0) -> None:
+    """Every user and item of a run has its weights; the users' groups are those of their kind, some have none."""
+    for side in ("user", "item"):
+        rows = tables.read(f"{side}_groups").where(F.col("run_id") == run_id).collect()
+        known = tables.read(f"{side}_factors").where(F.col("run_id") == run_id).select(f"{side}_id").collect()
+        assert sorted(row[f"{side}_id"] for row in rows) == sorted(row[0] for row in known)
+        assert sum(row["group_number"] is None for row in rows) == (without if side == "user" else 0)
+        for row in rows:
+            assert row["group_number"] in (0, 1, None) and [*row["weights"]] == ["global", "user_local", "item_local"]
+            assert abs(sum(row["weights"].values()) - 1) < 1e-5
+    if kinds:
+        users = tables.read("user_groups").where(F.col("run_id") == run_id).collect()
+        found = {(kinds[row["user_id"]], row["group_number"]) for row in users}
+        assert len(found) == 2  # a kind a group

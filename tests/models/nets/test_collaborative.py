@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -53,8 +54,13 @@ def root(spark: SparkSession, tmp_path_factory: pytest.TempPathFactory) -> Path:
         for side in ("user", "item")
     }
     year = F.create_map(F.lit("year"), F.col("item_idx").cast("double"))
+    image = F.array(*(F.when(even["item"] == "even", sign).otherwise(-sign) for sign in (1.0, -2.0, 0.5)))
     changes = {
-        "items": {"categories": F.array(even["item"]), "numbers": year},
+        "items": {
+            "categories": F.array(even["item"]),
+            "numbers": year,
+            "vectors": F.create_map(F.lit("image"), image.cast("array<float>")),
+        },
         "users": {"attributes": F.create_map(F.lit("group"), even["user"])},
     }
     for table, columns in changes.items():
@@ -68,6 +74,14 @@ def known(tables: LakeTables, run_id: str, side: str) -> dict[str, Any]:
     return {row[f"{side}_id"]: np.array(row["factor"]) for row in rows}
 
 
+def lists_of(tables: LakeTables, run_id: str) -> dict[str, list[str]]:
+    lists: dict[str, list[str]] = {}
+    rows = tables.read("recommendations").where(F.col("run_id") == run_id).orderBy("user_id", "position").collect()
+    for row in rows:
+        lists.setdefault(row["user_id"], []).append(row["item_id"])
+    return lists
+
+
 def test_items_and_users_without_events_are_scored_by_their_features(spark: SparkSession, root: Path) -> None:
     tables = LakeTables(spark, str(root))
     run_id = train_model(spark, config(root, *FEATURES))["run_id"]
@@ -77,10 +91,7 @@ def test_items_and_users_without_events_are_scored_by_their_features(spark: Spar
     assert all(vector.shape == (12,) and np.isfinite(vector).all() for vector in (users | items).values())
     counts = recommend_run(spark, config(root, f"run_id={run_id}"))["counts"]
     assert counts["users_model"] == N + 1 and counts["nan_scores"] == 0
-    lists: dict[str, list[str]] = {}
-    rows = tables.read("recommendations").where(F.col("run_id") == run_id).orderBy("user_id", "position").collect()
-    for row in rows:
-        lists.setdefault(row["user_id"], []).append(row["item_id"])
+    lists = lists_of(tables, run_id)
     assert not set(lists["u3"]) & {item for user, item in LIKED if user == "u3"}
     of_even, of_odd = (
         np.mean([lists[f"u{u}"].index("fresh") for u in range(start, N, 2)]) for start in (0, 1)
@@ -92,6 +103,33 @@ def test_items_and_users_without_events_are_scored_by_their_features(spark: Spar
     folded = fold_in_users(spark, config(root, f"run_id={run_id}"))
     assert folded["counts"]["users_kept"] == N + 1 and folded["counts"]["items"] == M + 1
     assert not list(root.glob("_progress/*"))
+
+
+def test_an_item_without_events_is_scored_by_its_content(spark: SparkSession, root: Path) -> None:
+    tables = LakeTables(spark, str(root))
+    run_id = train_model(spark, config(root, "ncf.item_content=image", "ncf.content_layers=[8]", "ncf.epochs=60"))[
+        "run_id"
+    ]
+    assert known(tables, run_id, "item").keys() == {"fresh", *(f"i{i}" for i in range(M))}
+    recommend_run(spark, config(root, f"run_id={run_id}"))
+    lists = lists_of(tables, run_id)
+    of_even, of_odd = (np.mean([lists[f"u{u}"].index("fresh") for u in range(start, N, 2)]) for start in (0, 1))
+    assert of_even < of_odd  # places of the new item, whose image is that of even items
+
+
+def test_content_that_cannot_be_used_is_named(spark: SparkSession, root: Path) -> None:
+    with pytest.raises(ConfigError, match=r"ncf\.item_content=none: no row of items has it: set input\.items\.columns"):
+        train_model(spark, config(root, "ncf.item_content=none"))
+    vectors = "map('image', transform(sequence(1, if(item_idx = 1, 2, 3)), x -> float(x))) AS vectors"
+    items = spark.range(5).selectExpr("int(id) AS item_idx", vectors)
+    data = TrainingData(spark.createDataFrame([], "user_idx int, item_idx int, value double"), 1, 5, items=items)
+    with pytest.raises(
+        ConfigError, match=r"vectors of 1 items have 2 numbers and those of 4 have 3: give all the same"
+    ):
+        NCFModel(NCFConfig(item_content="image"), 1)._content(data)
+    alike = replace(data, items=items.selectExpr("item_idx", "map('image', array(1.5f, 2f)) AS vectors"))
+    with pytest.raises(ConfigError, match=r"vectors of all 5 items are the same and cannot distinguish them: leave it"):
+        NCFModel(NCFConfig(item_content="image"), 1)._content(alike)
 
 
 def test_ratings_are_predicted(spark: SparkSession, root: Path, tmp_path: Path) -> None:

@@ -24,7 +24,7 @@ from sparkcf.training.checkpoint import Checkpoints, arrays_of
 from sparkcf.training.feed import MemoryFeed
 from sparkcf.training.group import Group
 from sparkcf.training.loop import to_tensors, train
-from sparkcf.training.side_features import store_features, store_item_counts
+from sparkcf.training.side_features import store_content, store_features, store_item_counts
 from tests.models.nets.test_multvae import rows_of
 from tests.training.test_loop import ALONE, Killed, in_processes, killed_after, rows
 
@@ -410,6 +410,31 @@ def test_features_of_an_item_without_events_learn_from_items_with_them(tmp_path:
     scores = net.eval()(to_tensors(packed, "cpu"))[0]
     right = scores[:, 12] > scores[:, 13]
     assert (right == (torch.arange(60) % 2 == 0)).float().mean() > 0.9
+
+
+def test_content_of_an_item_without_events_learns_from_items_with_it(tmp_path: Path) -> None:
+    """As above, by vectors of content: those of even items lie on one side of a plane, the others on the other side."""
+    random = np.random.default_rng(1)
+    lists = [np.sort(random.choice(6, 4, replace=False)) * 2 + user % 2 for user in range(60)]
+    indptr = np.arange(0, 4 * 60 + 1, 4)
+    packed = PackedRows(np.arange(60), indptr, np.concatenate(lists).astype(np.int32), np.ones(240, np.float32))
+    content = random.normal(0.0, 0.1, (15, 5)).astype(np.float32)
+    content[:, 0] = np.where(np.arange(15) % 2 == 0, 2.0, -2.0)  # 12 and 13 are new; 14 has no content
+    has = np.arange(15) < 14
+    data = {
+        "content": store_content(str(tmp_path), content, has),
+        "counts": store_item_counts(str(tmp_path), np.bincount(packed.indices, minlength=15)),
+    }
+    configured = config(item_content="image", content_layers=[6], epochs=20, batch_size=20)
+    net = net_of(configured, n=60, m=15, **data)
+    before = {name: p.detach().clone() for name, p in net.items.content.named_parameters()}
+    train(net, MemoryFeed(packed, 20, 1), configured, 1, ALONE)
+    assert all((p != before[name]).any() for name, p in net.items.content.named_parameters())  # end to end
+    scores = net.eval()(to_tensors(packed, "cpu"))[0]
+    right = scores[:, 12] > scores[:, 13]
+    assert (right == (torch.arange(60) % 2 == 0)).float().mean() > 0.9
+    torch.testing.assert_close(net.item_vectors()[14], net.items.shared.detach())
+    assert not [name for name in net.state_dict() if "vectors" in name or "has" in name]  # of the data, not of the net
 
 
 # Training.
