@@ -47,6 +47,7 @@ NO_SECONDS = r"^(.{10}[T ]\d{2}:\d{2})( ?[ZU+-].*)$"
 EPOCH_MICROS = {"epoch_s": 10**6, "epoch_ms": 10**3, "epoch_us": 1, "epoch_ns": None}
 FARTHEST = 250_000_000_000_000_000  # microseconds: the year 9892; times beyond are set to this bound
 WHITE_SPACE = "".join(c for c in map(chr, range(0x10000)) if unicodedata.category(c) in ("Zs", "Zl", "Zp", "Cc"))
+MOST_HASHES = 2_000_000  # of repeated keys, 16 MB at every executor
 LONGEST_FIELD = 100  # lines; if a quote stays open for longer, only its own line is rejected
 LOOKS_LIKE = {"epoch_s": (9, 10), "epoch_ms": (12, 13), "epoch_us": (15, 16), "epoch_ns": (18, 19)}  # digits of today
 UNITS = dict(zip(EPOCHS, ("seconds", "milliseconds", "microseconds", "nanoseconds"), strict=True))
@@ -60,6 +61,7 @@ class Cleaned:
     interactions: DataFrame  # user_id, item_id, event, value, ts, context, source: one row a key
     quarantine: DataFrame  # reason, raw, source
     counts: dict[str, int]  # read, clean, exact_duplicates, superseded, quarantined
+    seen: dict[str, DataFrame]  # by side ("user", "item"): id and first_seen of each of its ids
     reasons: dict[str, int]  # quarantined rows by reason
     figures: dict[str, int]  # largest_user_events, user_ids_alike, item_ids_alike
     notes: tuple[str, ...]  # messages to the user
@@ -86,27 +88,35 @@ def clean(raw: DataFrame, input_config: InputConfig, config: CleanConfig, ds: dt
         Every row, or more than `max_quarantined_share` of them, would go to quarantine.
     """
     observed = Observation("read")
-    raw = raw.observe(observed, F.count(F.lit(1)).alias("rows"), F.count(F.when(F.col("header"), 1)).alias("headers"))
-    checked = raw.transform(lambda rows: parse(rows, input_config, config, ds)).transform(
-        lambda rows: with_reason(rows, input_config, config, ds)
+
+    def typed(raw: DataFrame) -> DataFrame:
+        return with_reason(parse(raw, input_config, config, ds), input_config, config, ds)
+
+    counted = raw.observe(
+        observed, F.count(F.lit(1)).alias("rows"), F.count(F.when(F.col("header"), 1)).alias("headers")
     )
-    checked = checked.persist(StorageLevel.DISK_ONLY)  # keeps the heap for sorting; the OS caches the files
+    checked = without_texts(typed(counted)).persist(StorageLevel.DISK_ONLY)  # keeps the heap; the OS caches the files
     kept = [checked]
     try:
         present = _check_present(checked, input_config)  # fills the cache: the one pass over the input
+        texts = typed(raw)  # read once more, where good rows turn out to belong to quarantine
         if present["open_quotes"]:
             continued = continued_lines(checked).persist(StorageLevel.DISK_ONLY)  # few lines, joined again and again
             kept.append(continued)
-            checked = reject(checked, continued, "malformed_line")
-        unique = deduplicate(checked.where(F.col("reason").isNull() & ~F.col("header")))
-        unique = unique.persist(StorageLevel.DISK_ONLY)
-        kept.append(unique)
+            checked, texts = (reject(rows, continued, "malformed_line") for rows in (checked, texts))
+        unique, repeated = deduplicate(checked.where(F.col("reason").isNull() & ~F.col("header")))
+        kept += repeated
         outliers = find_outliers(unique, config)
         kept += outliers.kept
-        unique, bounded = outliers.keep(unique), outliers.with_reason(checked)
+        unique = outliers.keep(unique)
         first_headers = _repeated_headers(checked)
-        rejected = bounded.where(F.col("reason").isNotNull() & ~F.col("header"))
-        quarantine = rejected.select("reason", "raw", "source").unionByName(first_headers)
+        if present["open_quotes"] or outliers.any:
+            rejected = outliers.with_reason(texts).where("reason IS NOT NULL AND NOT header")
+            rejected = rejected.select("reason", "raw", "source").persist(StorageLevel.DISK_ONLY)
+            kept.append(rejected)
+        else:
+            rejected = checked.where("reason IS NOT NULL AND NOT header").select("reason", "raw", "source")
+        quarantine = rejected.unionByName(first_headers)
         totals = unique.agg(
             F.count(F.lit(1)).alias("clean"),
             F.sum("copies").alias("copies"),
@@ -127,14 +137,30 @@ def clean(raw: DataFrame, input_config: InputConfig, config: CleanConfig, ds: dt
         reasons = {reason: reasons[reason] for reason in REASONS if reason in reasons}
         hints = _hints(checked, reasons, present["unpaired"], input_config)
         _check_counts(counts, reasons, config, hints)
-        figures, notes = _alike(unique, config)
+        seen = {side: _seen(unique, side) for side in ("user", "item")}
+        kept += seen.values()
+        figures, notes = _alike(seen, config)
     except BaseException:
         for frame in kept:
             frame.unpersist()
         raise
     interactions = unique.drop("copies", "values").withColumn("context", _by_name(input_config.columns.context))
     figures, notes = outliers.figures | figures, (*outliers.notes, *hints, *notes)
-    return Cleaned(interactions, quarantine, counts, reasons, figures, notes, tuple(kept))
+    return Cleaned(interactions, quarantine, counts, seen, reasons, figures, notes, tuple(kept))
+
+
+def without_texts(rows: DataFrame) -> DataFrame:
+    """Drop the texts of good rows, which are most of their bytes: `raw`, and `ts_text` of a time that could be read."""
+    bad = F.col("reason").isNotNull() | F.col("header") | F.col("quote").isNotNull()
+    kept = {name: F.when(bad, F.col(name)) for name in ("raw", "ts_text")}
+    has = {f"has_{name}": F.col(name).isNotNull() for name in ("ts_text", "value_text")}
+    return rows.withColumns(has | kept).drop("value_text")
+
+
+def _seen(unique: DataFrame, side: str) -> DataFrame:
+    """The ids of a side and their first events, persisted: they are read for notes and for the table of ids."""
+    first = unique.groupBy(f"{side}_id").agg(F.min("ts").alias("first_seen"))
+    return first.persist(StorageLevel.MEMORY_AND_DISK)
 
 
 def _by_name(names: tuple[str, ...]) -> Column:
@@ -209,7 +235,13 @@ def _timestamp(text: Column, name: str) -> Column:
         factor = EPOCH_MICROS[name]
         micros = number / 1000 if factor is None else number * factor
         bounded = F.greatest(F.least(micros, F.lit(FARTHEST)), F.lit(-FARTHEST))
-        return F.when(micros.isNotNull(), F.timestamp_micros(bounded.cast("long")))
+        of_any = F.when(micros.isNotNull(), F.timestamp_micros(bounded.cast("long")))
+        if factor is None:
+            return of_any
+        # Most are plain whole numbers, which need no decimals.
+        whole = text.cast("long")
+        plain = (whole.cast("string") == text) & whole.between(-(FARTHEST // factor), FARTHEST // factor)
+        return F.when(plain, F.timestamp_micros(whole * factor)).otherwise(of_any)
     return F.try_to_timestamp(text, F.lit(name))
 
 
@@ -227,8 +259,9 @@ def with_reason(rows: DataFrame, input_config: InputConfig, config: CleanConfig,
         "unparseable_timestamp": F.col("ts").isNull(),
         "timestamp_too_old": F.col("ts") < _utc(config.earliest),
         "future_timestamp": F.col("ts") >= _utc(horizon),
-        "value_not_a_number": text.isNull() | ~(text.rlike(NUMBER) | text.rlike(NOT_FINITE)),
-        "value_not_finite": text.rlike(NOT_FINITE) | value.isin(float("inf"), float("-inf")),
+        # Where a value could be read, its text is a number.
+        "value_not_a_number": value.isNull() & (text.isNull() | ~text.rlike(NOT_FINITE)),
+        "value_not_finite": value.isNull() | value.isin(float("inf"), float("-inf")),
     }
     if input_config.events is not None:
         rules["unknown_event"] |= ~F.col("event").isin(*input_config.events)
@@ -277,11 +310,26 @@ def reject(rows: DataFrame, lines: DataFrame, reason: str) -> DataFrame:
     return marked.withColumn("reason", F.coalesce("marked", "reason")).drop("marked")
 
 
-def deduplicate(rows: DataFrame) -> DataFrame:
-    """One row per (user, item, event, ts): the last by file name, then by place in the file.
+def deduplicate(rows: DataFrame) -> tuple[DataFrame, list[DataFrame]]:
+    """One row per (user, item, event, ts): the last by file name, then by place in the file; and persisted frames.
 
-    Adds the number of rows of the key, `copies`, and of their distinct values, `values`.
+    Adds the number of rows of the key, `copies`, and of their distinct values, `values`. Only rows whose key's hash
+    occurs again are sorted and compared; if these are too many to be known by every task, all are.
     """
+    hashed = rows.withColumn("hash", F.xxhash64(*KEY))
+    again = hashed.groupBy("hash").count().where("count > 1").select("hash").persist(StorageLevel.MEMORY_AND_DISK)
+    if again.count() > MOST_HASHES:
+        again.unpersist()
+        whole = _one_a_key(rows).persist(StorageLevel.DISK_ONLY)
+        return whole, [whole]
+    again_here = F.broadcast(again)
+    repeated = _one_a_key(hashed.join(again_here, on="hash", how="left_semi")).persist(StorageLevel.DISK_ONLY)
+    once = hashed.join(again_here, on="hash", how="left_anti")
+    alone = once.withColumns({"copies": F.lit(1).cast("long"), "values": F.lit(1)}).select(*repeated.columns)
+    return alone.unionByName(repeated), [again, repeated]
+
+
+def _one_a_key(rows: DataFrame) -> DataFrame:
     last = F.max(F.struct("source", "block", "line", "value", "context"))
     grouped = rows.groupBy(*KEY).agg(
         last.alias("last"),
@@ -314,17 +362,17 @@ def _check_present(rows: DataFrame, config: InputConfig) -> Row:
     data = rows.where(~F.col("header"))
     mapped = {"user_id": "user_id", "item_id": "item_id"}
     if config.columns.ts:
-        mapped["ts"] = "ts_text"
+        mapped["ts"] = "has_ts_text"
     if config.columns.event:
         mapped["event"] = "event"
     if config.columns.value:
-        mapped["value"] = "value_text"
+        mapped["value"] = "has_value_text"
     present = data.agg(
         F.count(F.lit(1)).alias("rows"),
         F.count(F.when(~F.col("malformed"), 1)).alias("readable"),
         F.count("quote").alias("unpaired"),
         F.count(F.when(F.col("quote") == "open", 1)).alias("open_quotes"),
-        *(F.count(ours).alias(name) for name, ours in mapped.items()),
+        *(F.count(_given(ours)).alias(name) for name, ours in mapped.items()),
     ).first()
     if present["rows"] == 0:
         raise InputError(f"input.path={config.path}: no rows")
@@ -337,7 +385,12 @@ def _check_present(rows: DataFrame, config: InputConfig) -> Row:
     return present
 
 
-def _alike(unique: DataFrame, config: CleanConfig) -> tuple[dict[str, int], tuple[str, ...]]:
+def _given(name: str) -> Column:
+    """Null where a mapped column is empty."""
+    return F.when(F.col(name), 1) if name.startswith("has_") else F.col(name)
+
+
+def _alike(seen: dict[str, DataFrame], config: CleanConfig) -> tuple[dict[str, int], tuple[str, ...]]:
     """Number of ids that would coincide if case and unicode were folded, and notes for users and items."""
     folded = {"fold_case": True, "normalize_unicode": True}
     cure = " ".join(f"clean.{key}=true" for key in folded if not getattr(config, key))
@@ -345,7 +398,7 @@ def _alike(unique: DataFrame, config: CleanConfig) -> tuple[dict[str, int], tupl
         return {}, ()
     found = {
         side: alike(
-            unique.select(f"{side}_id").distinct(),
+            seen[side],
             f"{side}_id",
             normalized_id(F.col(f"{side}_id"), config.model_copy(update=folded)),
             cure,

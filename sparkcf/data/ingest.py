@@ -308,7 +308,7 @@ def _chain(error: Py4JJavaError) -> list[str]:
 
 def decoded(source: Column) -> Column:
     """Spark's URL-encoded file path, decoded."""
-    return F.url_decode(F.regexp_replace(source, r"\+", "%2B"))
+    return F.when(source.contains("%"), F.url_decode(F.regexp_replace(source, r"\+", "%2B"))).otherwise(source)
 
 
 def read_listing(

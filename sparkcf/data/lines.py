@@ -57,7 +57,8 @@ def quote_left(config: InputConfig) -> Column:
     if config.quote is None:
         return F.lit(None).cast("string")
     quote, delimiter = (f"\\Q{text}\\E" for text in (config.quote, config.delimiter.replace("\\t", "\t")))
-    odd = (F.length("raw") - F.length(F.replace("raw", F.lit(config.quote)))) % 2 == 1
+    count = F.length("raw") - F.length(F.replace("raw", F.lit(config.quote)))
+    odd = F.col("raw").contains(config.quote) & (count % 2 == 1)
     without_pairs = F.regexp_replace("raw", f"{quote}[^{quote}]*{quote}", "")
     opens = without_pairs.rlike(f"(^|{delimiter}){quote}")
     return F.when(odd, F.when(opens, "open").otherwise("stray"))

@@ -30,6 +30,10 @@ class Outliers:
     notes: tuple[str, ...]
     kept: tuple[DataFrame, ...]  # persisted frames, released by the caller
 
+    @property
+    def any(self) -> bool:
+        return self.users is not None or self.items is not None
+
     def keep(self, rows: DataFrame) -> DataFrame:
         """Rows of users and items that are not rejected."""
         for key, rejected in (("user_id", self.users), ("item_id", self.items)):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 from pyspark import StorageLevel
@@ -63,8 +64,8 @@ def _load(spark: SparkSession, config: Config, tables: LakeTables, run: Run) -> 
     note_unused(columns, config)
     try:
         with step("assign dense indices", spark):
-            register(tables, "users", _seen("user", cleaned.interactions, users, config))
-            register(tables, "items", _seen("item", cleaned.interactions, items, config))
+            register(tables, "users", _seen("user", cleaned.seen["user"], users, config))
+            register(tables, "items", _seen("item", cleaned.seen["item"], items, config))
         with step("write quarantine and interactions", spark) as progress:
             write_quarantine(tables, cleaned, config)
             changes = write_interactions(tables, cleaned.interactions, config)
@@ -95,12 +96,14 @@ def note_unused(columns: list[str], config: Config) -> None:
         say(f"  note: input columns not used: {', '.join(unused)}")
 
 
-def _seen(side: str, interactions: DataFrame, listed: DataFrame | None, config: Config) -> DataFrame:
-    """The ids of the interactions with their first event, and those of the table `listed` with their attributes."""
+def _seen(side: str, seen: DataFrame, listed: DataFrame | None, config: Config) -> DataFrame:
+    """The ids of the interactions with their first event, and those of the table `listed` with their attributes.
+
+    `seen` : id, first_seen.
+    """
     idc = f"{side}_id"
     table = TABLES[f"{side}s"]
     attributes = {name: table.schema[name].dataType for name in table.mutable}
-    seen = interactions.groupBy(idc).agg(F.min("ts").alias("first_seen"))
     if listed is None:
         return seen.select("*", *(F.lit(None).cast(dtype).alias(name) for name, dtype in attributes.items()))
     known = listed.withColumn(idc, normalized_id(F.col(idc), config.clean)).where(
@@ -155,10 +158,20 @@ def write_interactions(tables: LakeTables, clean_rows: DataFrame, config: Config
     """
     day = sql_date(config.ds)
     new = clean_rows.withColumn("source", decoded(F.col("source")))
+    # As text: a Python datetime would be converted to the host's time zone, where one hour a year is ambiguous.
+    count, *span = one_row(new.agg(F.count(F.lit(1)), F.min("ts").cast("string"), F.max("ts").cast("string")))
 
     def merge() -> dict[str, int]:
         tables.create("interactions")
-        changes = _changes(new, tables.read("interactions", tables.version("interactions")), day)
+        old = _near(tables.read("interactions", tables.version("interactions")), span, day)
+        if old.isEmpty():  # as in a first load, or for a day that begins after all before it
+            counts = {"inserted": count}
+            _merge(tables, _as_inserted(new, day), counts, span)
+        else:
+            counts = merge_changes(_changes(new, old, day))
+        return {name: counts.get(name, 0) for name in ("inserted", "updated", "deleted", "unchanged")}
+
+    def merge_changes(changes: DataFrame) -> dict[str, int]:
         changes = changes.persist(StorageLevel.MEMORY_AND_DISK)  # counted, then merged; released below
         try:
             of_op = (F.count(F.lit(1)), F.min("ts").cast("string"), F.max("ts").cast("string"))
@@ -166,38 +179,49 @@ def write_interactions(tables: LakeTables, clean_rows: DataFrame, config: Config
             counts = {op: count for op, (count, *_) in found.items()}
             spans = [span for op, (_, *span) in found.items() if op != "unchanged"]
             if spans:
-                source = changes.where("op <> 'unchanged'")
-                span = (min(low for low, _ in spans), max(high for _, high in spans))
-                # Literal bounds let Delta skip the files of other times.
-                within = " AND ".join(
-                    f"t.ts {op} TIMESTAMP'{at} UTC'" for op, at in zip((">=", "<="), span, strict=True)
-                )
-                same = " AND ".join(f"t.{c} = s.{c}" for c in KEY)
-                clauses = []
-                if counts.get("deleted") or counts.get("updated"):
-                    changed = ", ".join(f"{c} = s.{c}" for c in STATE)
-                    clauses.append("WHEN MATCHED AND s.op = 'deleted' THEN DELETE")
-                    clauses.append(f"WHEN MATCHED AND s.op = 'updated' THEN UPDATE SET {changed}")
-                names = (*KEY, *STATE)
-                clauses.append(
-                    f"WHEN NOT MATCHED AND s.op = 'inserted' THEN INSERT ({', '.join(names)})"
-                    f" VALUES ({', '.join(f's.{c}' for c in names)})"
-                )
-                merged = tables.merge("interactions", source, f"{same} AND {within}", *clauses)
-                _check_merged(merged, counts)
+                changed = [min(low for low, _ in spans), max(high for _, high in spans)]
+                _merge(tables, changes.where("op <> 'unchanged'"), counts, changed)
         finally:
             changes.unpersist()
-        return {name: counts.get(name, 0) for name in ("inserted", "updated", "deleted", "unchanged")}
+        return counts
 
     return retry_conflicts("merge into interactions", merge)
 
 
-def _changes(new: DataFrame, table: DataFrame, day: str) -> DataFrame:
-    """Key, `op` and new state of the rows of the day's input, of its partition, and with the day in `replaced`."""
-    # As text: a Python datetime would be converted to the host's time zone, where one hour a year is ambiguous.
-    low, high = one_row(new.agg(F.min("ts").cast("string"), F.max("ts").cast("string")))
-    within = f"ts BETWEEN TIMESTAMP'{low} UTC' AND TIMESTAMP'{high} UTC'"
-    near = table.where(f"{within} OR ds = {day} OR (ds > {day} AND exists(replaced, r -> r.ds = {day}))")
+def _merge(tables: LakeTables, changes: DataFrame, counts: dict[str, int], span: Sequence[str]) -> None:
+    """Merge rows of the form of `_changes` and check their number. `span` : the first and the last of their times."""
+    # Literal bounds let Delta skip the files of other times.
+    within = " AND ".join(f"t.ts {op} TIMESTAMP'{at} UTC'" for op, at in zip((">=", "<="), span, strict=True))
+    same = " AND ".join(f"t.{c} = s.{c}" for c in KEY)
+    clauses = []
+    if counts.get("deleted") or counts.get("updated"):
+        changed = ", ".join(f"{c} = s.{c}" for c in STATE)
+        clauses.append("WHEN MATCHED AND s.op = 'deleted' THEN DELETE")
+        clauses.append(f"WHEN MATCHED AND s.op = 'updated' THEN UPDATE SET {changed}")
+    names = (*KEY, *STATE)
+    clauses.append(
+        f"WHEN NOT MATCHED AND s.op = 'inserted' THEN INSERT ({', '.join(names)})"
+        f" VALUES ({', '.join(f's.{c}' for c in names)})"
+    )
+    _check_merged(tables.merge("interactions", changes, f"{same} AND {within}", *clauses), counts)
+
+
+def _near(table: DataFrame, span: Sequence[str], day: str) -> DataFrame:
+    """Rows of the table that a day's load may change: of its times, of its partition, or with the day in `replaced`."""
+    within = "ts BETWEEN TIMESTAMP'{} UTC' AND TIMESTAMP'{} UTC'".format(*span)
+    return table.where(f"{within} OR ds = {day} OR (ds > {day} AND exists(replaced, r -> r.ds = {day}))")
+
+
+def _as_inserted(new: DataFrame, day: str) -> DataFrame:
+    """Rows of the form of `_changes` where the table has none near."""
+    replaced = F.lit(None).cast(ArrayType(CLAIM)).alias("replaced")
+    return new.select(
+        *KEY, F.lit("inserted").alias("op"), "value", "context", "source", F.expr(f"{day} AS ds"), replaced
+    )
+
+
+def _changes(new: DataFrame, near: DataFrame, day: str) -> DataFrame:
+    """Key, `op` and new state of the rows of the day's input and of the table's rows `near` it."""
     old = near.select(*KEY, *(F.col(name).alias(f"old_{name}") for name in STATE))
     both = new.select(*KEY, "value", "context", "source").join(old, on=list(KEY), how="full")
     both = both.withColumn("earlier", F.coalesce("old_replaced", F.array().cast(ArrayType(CLAIM))))
