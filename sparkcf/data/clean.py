@@ -195,7 +195,14 @@ def parse(raw: DataFrame, input_config: InputConfig, config: CleanConfig, ds: dt
 
 
 def trimmed(name: str) -> Column:
-    return F.btrim(F.col(name), F.lit(WHITE_SPACE))
+    return without_white_space(F.col(name))
+
+
+def without_white_space(text: Column) -> Column:
+    """The text without white space at its ends. Most texts begin and end with a visible ASCII character: these pass."""
+    last = F.substring(text, -1, 1)
+    visible = (text >= "!") & (text < "\x7f") & (last >= "!") & (last < "\x7f")
+    return F.when(visible, text).otherwise(F.btrim(text, F.lit(WHITE_SPACE)))
 
 
 def normalized_id(text: Column, config: CleanConfig) -> Column:
@@ -204,7 +211,7 @@ def normalized_id(text: Column, config: CleanConfig) -> Column:
         plain, compatible = _compatibility_characters()
         folded = F.translate(text, compatible + ZERO_WIDTH, plain)
         text = F.when(text.rlike(r"[^\x00-\x7F]"), folded).otherwise(text)
-    text = F.btrim(text, F.lit(WHITE_SPACE))
+    text = without_white_space(text)
     absent = text.isin("", *config.null_tokens)
     if config.fold_case:
         text = F.lower(text)

@@ -23,6 +23,7 @@ DEFAULTS = {
     "spark.sql.execution.arrow.maxRecordsPerBatch": "100000",
     "spark.sql.adaptive.enabled": "true",
     "spark.databricks.delta.snapshotPartitions": "2",
+    "spark.sql.inMemoryColumnarStorage.compressed": "false",  # encoding persisted rows takes longer than it saves
     "spark.ui.showConsoleProgress": "false",
     "spark.sql.debug.maxToStringFields": "200",
 }
