@@ -6,6 +6,7 @@ Every rule is a function of a parsed module that returns what breaks it; each is
 from __future__ import annotations
 
 import ast
+import re
 import sys
 from collections.abc import Callable, Iterator, Mapping
 from functools import partial
@@ -299,6 +300,16 @@ def test_torch_stays_with_nets_and_training_and_is_imported_elsewhere_when_it_is
         return
     assert name in TORCH or torch(LIBRARY[name]) == []
     assert [n for n in imports(LIBRARY[name], deep=False) if top(n) == "torch"] == []
+
+
+def test_a_training_is_a_barrier_stage_in_two_places_only() -> None:
+    """One driver of gangs and one of nets: what a barrier stage needs is written once for each."""
+    found = {
+        path.name
+        for path in (ROOT / "sparkcf").rglob("*.py")
+        if re.search(r"barrier=True|\.barrier\(\)", path.read_text())
+    }
+    assert found == {"gang_stage.py", "launch.py", "shared_gradients.py"}  # the last: torch's own barrier of a step
 
 
 def test_every_exception_is_still_needed() -> None:

@@ -140,3 +140,5 @@ class PreferenceConfig(Section):
     # that of its event with event, otherwise 1.
     weight: Literal["one", "value", "event", "log"] = "one"
     max_weight: Annotated[float, Field(gt=0, allow_inf_nan=False)] | None = None  # of a pair; None: no limit
+    # Days in which an event's weight halves, counted back from the end of `ds` (by time: from the cut); None: no decay
+    half_life_days: Annotated[float, Field(gt=0, allow_inf_nan=False)] | None = None

@@ -23,6 +23,7 @@ class LakeConfig(Section):
 
 class TrainConfig(Section):
     warm_start: bool = False  # start from the published run's factors if model and rank agree
+    window_days: Positive | None = None  # days up to the end of `ds` whose events train; None: all
     progress: str | None = None  # folder of checkpoints, removed when a run ends; None: _progress under lake.root
 
 
@@ -158,6 +159,7 @@ class Config(Section):
             "seed": self.seed,
             "preference": self.preference.model_dump(mode="json"),
             "input.events": self.input.events,
+            "train.window_days": self.train.window_days,
             self.model: self.params.model_dump(mode="json"),
         }
 
@@ -171,6 +173,7 @@ class Config(Section):
                 "seed": int(stored["seed"]),
                 "preference": PreferenceConfig.model_validate(stored["preference"]),
                 "input": self.input.model_copy(update={"events": stored["input"]["events"]}),
+                "train": self.train.model_copy(update={"window_days": stored["train"].get("window_days")}),
                 self.model: type(self.params).model_validate(stored[self.model]),
             }
         except (KeyError, TypeError, ValueError) as error:  # pydantic's ValidationError is a ValueError

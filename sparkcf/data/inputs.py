@@ -25,13 +25,22 @@ def newest_versions(tables: LakeTables) -> dict[str, int]:
     return {name: tables.version(name) for name in INPUTS}
 
 
+def as_of(interactions: DataFrame, day: str) -> DataFrame:
+    """The events of loads up to a day (SQL date); those that a later day corrected have their last state until then."""
+    until = F.expr(f"try_element_at(filter(replaced, r -> r.ds <= {day}), -1)")  # null: no load until then had it
+    own = F.col("ds") <= F.expr(day)
+    states = {name: F.when(own, F.col(name)).otherwise(until[name]) for name in ("value", "context")}
+    return interactions.where(own | until.isNotNull()).withColumns(states)
+
+
 @dataclass(frozen=True)
 class Inputs:
     """The tables that a run reads, each at its pinned version."""
 
     tables: LakeTables
     versions: Mapping[str, int]
-    _loaded: set[dt.date] = field(default_factory=set, compare=False, repr=False)  # days known to have events
+    # Days known to have events, and whether later days were loaded too.
+    _loaded: dict[dt.date, bool] = field(default_factory=dict, compare=False, repr=False)
 
     def read(self, name: str) -> DataFrame:
         """Read a table at its pinned version; an empty frame if the table did not exist.
@@ -46,20 +55,23 @@ class Inputs:
         return self.tables.spark.createDataFrame([], TABLES[name].schema)
 
     def events(self, until: dt.date) -> DataFrame:
-        """Interactions loaded up to a logical date: user_idx, item_idx, event, value, ts, context.
+        """Interactions as they were loaded up to a logical date: user_idx, item_idx, event, value, ts, context.
 
-        Spark's queries are set to their size. Raises LakeError if there are none.
+        An event that a later day corrected has the state of the last of these days. Spark's queries are set to their
+        size. Raises LakeError if there are none.
         """
         frames = [self.read(name) for name in ("interactions", "users", "items")]
-        loaded = frames[0].where(f"ds <= {sql_date(until)}")
+        day = sql_date(until)
+        loaded = frames[0].where(f"ds <= {day}")
         if until not in self._loaded:
             size_queries(self.tables.spark, loaded)
-            if loaded.isEmpty():
+            later = not frames[0].where(f"ds > {day}").isEmpty()
+            if (as_of(frames[0], day) if later else loaded).isEmpty():
                 raise LakeError(
                     f"{self.tables.root} has no interactions up to {until}: run jobs/clean.py ds={until} first"
                 )
-            self._loaded.add(until)
-        return indexed(loaded, *frames[1:])
+            self._loaded[until] = later
+        return indexed(as_of(frames[0], day) if self._loaded[until] else loaded, *frames[1:])
 
     @cached_property
     def sizes(self) -> tuple[int, int]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import datetime as dt
 from dataclasses import dataclass
 from typing import Literal
 
@@ -59,27 +60,56 @@ def indexed(interactions: DataFrame, users: DataFrame, items: DataFrame) -> Data
 
 
 def pairs(events: DataFrame, reads: Reads, config: Config) -> DataFrame:
-    """One row per (user, item) pair, as the model reads it: user_idx, item_idx, value.
+    """One row per (user, item) pair with events in the window, as the model reads it: user_idx, item_idx, value.
 
-    For "values" with `preference.weight=event` a column `weight` has the weight of the pair's event. For "positives"
-    the value is the pair's weight as `PreferenceConfig` defines it: 1 per pair, or a sum over its events.
+    For "values" with `preference.weight=event` or `preference.half_life_days` a column `weight` has the weight of the
+    pair's event. For "positives" the value is the pair's weight as `PreferenceConfig` defines it: 1 per pair, or a sum
+    over its events; with a half-life, events weigh less the older they are, and a pair of weight 1 as its last event.
+
+    Raises ConfigError for a half-life where the model reads pairs that have no weights.
     """
+    events = in_window(events, config)
+    if config.preference.half_life_days is not None and (reads.moments or reads.pairs == "labels"):
+        raise ConfigError(
+            f"preference.half_life_days={config.preference.half_life_days:g}: model={config.model} weighs every row 1 "
+            "here; leave it out"
+        )
     if reads.pairs == "labels":
         return _labels(events, reads, config)
     if reads.moments:
         return in_their_moments(events)
     if reads.pairs == "values":
-        if config.preference.weight != "event":
+        if config.preference.weight != "event" and config.preference.half_life_days is None:
             return latest_values(events)
-        return latest_values(events.withColumn("weight", _weight(config)), "weight")
+        weight = _weight(config) if config.preference.weight == "event" else F.lit(1.0)
+        return latest_values(events.withColumn("weight", weight * decay(config)), "weight")
     good = positives(events, config)
     if config.preference.weight == "one":
-        return good.groupBy("user_idx", "item_idx").agg(F.lit(1.0).alias("value"))
-    summed = F.sum(_weight(config))
+        return good.groupBy("user_idx", "item_idx").agg(F.max(decay(config)).alias("value"))
+    summed = F.sum(_weight(config) * decay(config))
     whole = F.log1p(summed) if config.preference.weight == "log" else summed
     most = config.preference.max_weight
     value = whole if most is None else F.least(whole, F.lit(most))
     return good.groupBy("user_idx", "item_idx").agg(value.alias("value"))
+
+
+def in_window(events: DataFrame, config: Config) -> DataFrame:
+    """The events of the last `train.window_days` days up to the end of `ds`, or all of them."""
+    days = config.train.window_days
+    if days is None:
+        return events
+    first = config.ds - dt.timedelta(days=days - 1)
+    return events.where(F.col("ts") >= F.lit(f"{first.isoformat()}T00:00:00Z").cast("timestamp"))
+
+
+def decay(config: Config) -> Column:
+    """2^(-age / half-life) of an event, its age counted back from the end of `ds`; 1 without a half-life."""
+    half_life = config.preference.half_life_days
+    if half_life is None:
+        return F.lit(1.0)
+    end = F.lit(f"{(config.ds + dt.timedelta(days=1)).isoformat()}T00:00:00Z").cast("timestamp")
+    age_s = F.greatest(end.cast("double") - F.col("ts").cast("double"), F.lit(0.0))
+    return F.pow(F.lit(2.0), -age_s / (half_life * 86_400))
 
 
 def _labels(events: DataFrame, reads: Reads, config: Config) -> DataFrame:

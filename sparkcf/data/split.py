@@ -88,7 +88,8 @@ def _by_time(events: DataFrame, reads: Reads, config: Config) -> Split:
     at = time_cut(events, config.evaluation.holdout_share)
     before, after = at_cut(events, at)
     heldout = _without(liked_pairs(after, config), before)
-    return _of_rest(before, heldout, f"held out from {at} on", reads, config)
+    at_that_time = config.model_copy(update={"ds": at - dt.timedelta(days=1)})  # for the window and the decay
+    return _of_rest(before, heldout, f"held out from {at} on", reads, at_that_time)
 
 
 def _of_rest(rest: DataFrame, heldout: DataFrame, note: str, reads: Reads, config: Config) -> Split:

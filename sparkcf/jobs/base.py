@@ -61,7 +61,7 @@ def packing_of(model: Model[Any], inputs: Inputs, config: Config, split: str = "
     if model.reads.texts:
         named["features"] = inputs.versions.get("features", -1)
     shaping = config.shaping()
-    kept = {name: shaping[name] for name in ("seed", "preference", "input.events")}
+    kept = {name: shaping[name] for name in ("seed", "preference", "input.events", "train.window_days")}
     name = snapshot_name(config.ds, named, kept | {"reads": model.reads.pairs} | model.packed_by())
     return Packing(inputs.tables, f"{name}-{split}" if split else name, config.seed)
 

@@ -36,6 +36,7 @@ from sparkcf.lake.figures import Figure
 from sparkcf.lake.folder import Folder
 from sparkcf.lake.frames import one_row
 from sparkcf.lake.metrics import write_figures
+from sparkcf.lake.roots import absolute
 from sparkcf.lake.runs import Run, recorded_run
 from sparkcf.lake.tables import LakeTables
 from sparkcf.models.contract import FitRun, Fitted, Model, TrainingData
@@ -246,7 +247,8 @@ def scratch_folder(run: Run, config: Config) -> Iterator[str | None]:
 
     None, with a note, if the place is one that only Spark can write.
     """
-    address = f"{config.train.progress or run.tables.root + '/_progress'}/compare-{run.run_id}"
+    root = absolute(config.train.progress) if config.train.progress else f"{run.tables.root}/_progress"
+    address = f"{root}/compare-{run.run_id}"
     try:
         folder = Folder(address)
     except ConfigError as error:

@@ -10,7 +10,7 @@ from pyspark.sql import DataFrame, SparkSession
 from sparkcf.config.root import Config
 from sparkcf.data.split import chosen_protocol
 from sparkcf.jobs.base import STATES, OpenRun, open_run, packing_of, training_data
-from sparkcf.jobs.train import progress_folder
+from sparkcf.jobs.train import progress_folder, progress_of
 from sparkcf.lake.metrics import measured_protocols, write_figures
 from sparkcf.lake.published import published_run
 from sparkcf.lake.tables import LakeTables
@@ -37,7 +37,8 @@ def evaluate_run(spark: SparkSession, config: Config, opened: OpenRun | None = N
         split = hashlib.sha256(config.evaluation.model_dump_json().encode()).hexdigest()[:12]
         packing = packing_of(model, inputs, config, split)
         data = training_data(model, inputs, events, config, packing)
-        fit_run = FitRun(checkpoint_dir=progress_folder(inputs, config, split=split))
+        folder = progress_folder(inputs, config, split=split)
+        fit_run = FitRun(on_progress=progress_of(progress, model.rounds), checkpoint_dir=folder)
         try:
             result = evaluate(events, model, data, config, fit_run)
         finally:

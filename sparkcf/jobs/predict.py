@@ -53,10 +53,11 @@ def predict_pairs(spark: SparkSession, config: Config) -> dict[str, Any]:
         raise ConfigError("predict.path is not set: name a table with columns user_id and item_id")
     run = base_run(tables, config)
     config = run.fitted_with(config)
+    of_run = config.model_copy(update={"ds": run.row["ds"]})
     model, inputs = model_of(config), Inputs(tables, run.row["inputs"])
     requested = _requested(spark, model, config)
-    data = training_data(model, inputs, inputs.events(run.row["ds"]), config)
-    fitted = read_fitted(tables, model, run, data, config)
+    data = training_data(model, inputs, inputs.events(run.row["ds"]), of_run)
+    fitted = read_fitted(tables, model, run, data, of_run)
     with step("predict", spark) as progress:
         pairs = requested.where("user_id IS NOT NULL AND item_id IS NOT NULL").distinct()
         pairs = pairs.withColumn("context", F.map_from_entries("context"))

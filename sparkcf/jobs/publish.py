@@ -18,7 +18,7 @@ from sparkcf.ranking.gate import OF_BOOTSTRAP, Measured, check_lists, check_qual
 
 
 def publish_run(spark: SparkSession, config: Config, opened: OpenRun | None = None) -> dict[str, Any]:
-    """Publish a recommended run of the model and day, if the gate accepts it.
+    """Publish a recommended run of the model and day, if the gate accepts it; one that it refused may be tried again.
 
     Raises
     ------
@@ -30,7 +30,7 @@ def publish_run(spark: SparkSession, config: Config, opened: OpenRun | None = No
         Another run of the model and day was published since this run began.
     """
     tables = LakeTables(spark, config.lake.root)
-    run = opened.run if opened else find_run(tables, config, ("recommended", "published"))
+    run = opened.run if opened else find_run(tables, config, ("recommended", "refused", "published"))
     if run.state == "published":
         raise NothingNew(f"run {run.run_id} is published already")
     with step("publish") as progress:

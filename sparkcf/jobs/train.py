@@ -17,6 +17,7 @@ from sparkcf.lake.factors import SIDES, read_factors, write_factors, write_new_r
 from sparkcf.lake.folder import Folder
 from sparkcf.lake.metrics import write_fit_log
 from sparkcf.lake.published import published_run
+from sparkcf.lake.roots import absolute
 from sparkcf.lake.runs import Run, recorded_run
 from sparkcf.lake.tables import LakeTables
 from sparkcf.lake.weights import write_state
@@ -99,7 +100,8 @@ def progress_folder(inputs: Inputs, config: Config, base: str | None = None, spl
     read = {name: version for name, version in inputs.versions.items() if name != "published"}
     shaping = [config.shaping(), read, str(config.ds), base]
     key = hashlib.sha256(json.dumps(shaping, sort_keys=True).encode()).hexdigest()[:16]
-    folder = f"{config.train.progress or inputs.tables.root + '/_progress'}/{config.model}-{key}"
+    root = absolute(config.train.progress) if config.train.progress else f"{inputs.tables.root}/_progress"
+    folder = f"{root}/{config.model}-{key}"
     try:
         Folder(folder)
     except ConfigError as error:

@@ -7,7 +7,7 @@ from typing import Any
 
 from pyarrow import fs
 
-from sparkcf.errors import ConfigError
+from sparkcf.errors import ConfigError, first_line
 from sparkcf.lake.roots import local_folder
 
 SCHEMES = {"s3": "s3", "s3a": "s3", "s3n": "s3", "gs": "gs", "hdfs": "hdfs"}  # Hadoop's schemes: Arrow's
@@ -39,7 +39,7 @@ class Folder:
                 raise ValueError(f"no way to write to {scheme}: addresses")
             self._files, self._path = fs.FileSystem.from_uri(f"{SCHEMES[scheme]}:{rest}")
         except (OSError, ValueError) as error:
-            first, cure = str(error).splitlines()[0], "give a folder, or an address that starts with s3, gs or hdfs"
+            first, cure = first_line(error), "give a folder, or an address that starts with s3, gs or hdfs"
             raise ConfigError(f"{address}: {first}; {cure}") from None
 
     def read(self, name: str) -> bytes:

@@ -23,8 +23,13 @@ def resolve_root(root: str) -> str:
     Resolving a resolved address does not change it. Raises LakeError as `check_name`.
     """
     check_name(root)
-    folder = local_folder(root)
-    return root.rstrip("/") if folder is None else f"file:{folder}"
+    return absolute(root)
+
+
+def absolute(address: str) -> str:
+    """The address for processes in any working folder: of a local folder `file:` and its absolute path."""
+    folder = local_folder(address)
+    return address.rstrip("/") if folder is None else f"file:{folder}"
 
 
 def check_name(root: str) -> None:

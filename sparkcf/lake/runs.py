@@ -11,6 +11,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any
 
+from pyspark.sql import DataFrame
 from pyspark.sql import functions as F
 
 from sparkcf import __version__
@@ -22,6 +23,7 @@ from sparkcf.lake.tables import LakeTables, sql_date
 from sparkcf.progress import say
 
 FITS = ("train", "fold_in")  # jobs whose runs have factors
+NEXT = {"trained": "jobs/evaluate.py and jobs/recommend.py", "evaluated": "jobs/recommend.py"}  # by a run's state
 
 
 @dataclass
@@ -131,10 +133,19 @@ def find_run(tables: LakeTables, config: Config, states: tuple[str, ...]) -> Run
         found = of_day.orderBy(F.desc("started_at"), F.desc("run_id")).limit(1).collect()
         if not found:
             raise NotFoundError(
-                f"no run of model {config.model} for {config.ds} that is {' or '.join(states)}: run jobs/train.py first"
+                f"no run of model {config.model} for {config.ds} that is {' or '.join(states)}: "
+                + _cure(runs.where(f"ds = {sql_date(config.ds)}"))
             )
     row = found[0].asDict(recursive=True)
     return Run(tables, row, dict(row["counts"] or {}))
+
+
+def _cure(of_day: DataFrame) -> str:
+    """What to run first, by the state of the day's newest run."""
+    newest = of_day.orderBy(F.desc("started_at"), F.desc("run_id")).select("run_id", "state").first()
+    if newest is None or newest["state"] not in NEXT:
+        return "run jobs/train.py first"
+    return f"its newest run, {newest['run_id']}, is {newest['state']}: run {NEXT[newest['state']]} first"
 
 
 def trained_run(run: Run) -> Run:

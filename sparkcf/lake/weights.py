@@ -5,7 +5,7 @@ _models/RUN_ID/weights.safetensors, weights.json      under the lake's root
 
 from __future__ import annotations
 
-from sparkcf.errors import LakeError
+from sparkcf.errors import LakeError, first_line
 from sparkcf.lake.arrays import Arrays, Shapes, read_arrays, write_arrays
 from sparkcf.lake.folder import Folder
 
@@ -17,7 +17,7 @@ def write_state(root: str, run_id: str, state: Arrays) -> None:
     try:
         write_arrays(Folder(_address(root, run_id)), NAME, state, {"run_id": run_id})
     except OSError as error:
-        first = str(error).splitlines()[0]
+        first = first_line(error)
         raise LakeError(f"the weights of run {run_id} cannot be written under {root}: {first}") from None
 
 

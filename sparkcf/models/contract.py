@@ -19,6 +19,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from sparkcf.config.section import ModelSection
+from sparkcf.errors import ConfigError
 from sparkcf.kernels.csr import take_rows
 from sparkcf.kernels.mixture import Mixture
 from sparkcf.kernels.vectors import unit_rows
@@ -237,6 +238,15 @@ class Scorer(ABC):
     def explain(self, rows: Rows, item: int) -> F32:
         """Contribution of each of the users' pairs to the score of an item, (nnz,)."""
         raise NotImplementedError
+
+
+def check_unweighted(pairs: DataFrame, model: str) -> None:
+    """Raise ConfigError if the ratings have weights, for a model that weighs all of them alike."""
+    if "weight" in pairs.columns:
+        raise ConfigError(
+            f"preference.weight=event or preference.half_life_days: {model} weighs every rating 1; set "
+            "preference.weight=one and leave half_life_days out"
+        )
 
 
 class InnerProduct(Scorer):

@@ -108,8 +108,8 @@ class EASE(Model[EASEConfig]):
         gram, counts = np.zeros((m, m)), np.zeros(m)
         for row in by_slice.mapInArrow(work, GRAM_ROWS).toLocalIterator():
             gram[row["place"]] = np.frombuffer(row["row"])
-        for row in placed.groupBy("place").count().toLocalIterator():
-            counts[row["place"]] = row["count"]
+        counted: Any = placed.groupBy("place").count().toPandas()
+        counts[counted["place"].to_numpy()] = counted["count"].to_numpy()
         return gram, counts
 
     def open(self, saved: Saved) -> EASEScorer:

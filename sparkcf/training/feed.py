@@ -24,7 +24,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from sparkcf.data.packed import NO_ROWS, PackedRows, join, unpack
-from sparkcf.errors import LakeError
+from sparkcf.errors import LakeError, first_line
 from sparkcf.lake.folder import Folder
 
 POOL_BATCHES = 8  # batches' worth of rows held for shuffling, besides the row groups being read
@@ -265,7 +265,7 @@ def _row_counts(files: Sequence[str]) -> list[tuple[str, int]]:
             with folder.open(name) as file:
                 counts.append((address, pq.read_metadata(file).num_rows))
         except (OSError, ValueError) as error:
-            first = str(error).splitlines()[0]
+            first = first_line(error)
             raise LakeError(
                 f"{address} cannot be read ({first}): was the table vacuumed? run jobs/prepare.py again"
             ) from None

@@ -23,7 +23,7 @@ from sparkcf.training.gang import Reporter, check_slots, listening, met, worker_
 if TYPE_CHECKING:
     from pyspark.sql import SparkSession
 
-FOLD_IN_SHARE = 0.8  # of a validation row's entries
+FOLD_IN_SHARE = 0.8  # of a validation row's entries; no key of `evaluation`, which must not change a fit
 GPU_AMOUNT = "spark.task.resource.gpu.amount"
 IGNORE_TLS = "pytorch.spark.distributor.ignoreSsl"
 

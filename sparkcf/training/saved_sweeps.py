@@ -21,7 +21,7 @@ from numpy.typing import NDArray
 from safetensors import SafetensorError
 from safetensors.numpy import load, save
 
-from sparkcf.errors import ConfigError
+from sparkcf.errors import ConfigError, first_line
 from sparkcf.lake.folder import Folder
 from sparkcf.training.blocks import KINDS, row_ids
 from sparkcf.training.gang import Gang
@@ -86,7 +86,7 @@ class SavedSweeps:
         try:
             write()
         except OSError as error:
-            return str(error).splitlines()[0]
+            return first_line(error)
         return None
 
     def _declare(self, folder: str, manifest: dict[str, Any]) -> None:

@@ -195,3 +195,12 @@ def test_a_night_of_several_models_has_a_configuration_and_names_each_once() -> 
     files = [ROOT / "conf" / "sample.yaml", ROOT / "conf" / "several.yaml"]
     assert load_config(files, []).models == ("als", "multvae", "popularity")
     assert "names a model twice" in refused("models=[als, als]")
+
+
+def test_the_shipped_settings_of_fm_are_its_defaults() -> None:
+    """What docs/measured.md states for the YAML file holds for other fields and ranks too."""
+    given = (["ds=2024-01-31", "input.path=none"],)
+    shipped = load_config([str(ROOT / "conf/models/fm.yaml")], *given).fm
+    plain = load_config((), ["model=fm", *given[0]]).fm
+    for name in ("learner", "burn_in", "samples", "iterations"):
+        assert getattr(shipped, name) == getattr(plain, name), name

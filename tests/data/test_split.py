@@ -271,6 +271,16 @@ def test_q4_cuts_between_the_last_second_of_a_utc_day_and_the_first_of_the_next(
     assert (parts.train.count(), parts.heldout.count()) == (3, 1)  # three of the four are known
 
 
+def test_the_window_and_the_decay_of_q4_end_where_it_cuts(spark: SparkSession) -> None:
+    """Events of days 0 to 9: the last one is held out, so the window of two days is days 7 and 8."""
+    rows = [(user, day, "view", 1.0, START + dt.timedelta(days=day)) for day in range(10) for user in (0, 1)]
+    given = ("evaluation.protocol=q4", "evaluation.holdout_share=0.1", "train.window_days=2")
+    frame = spark.createDataFrame(rows, SCHEMA)
+    train = parts_of(frame, settings(*given, "preference.half_life_days=1")).train.collect()
+    weights = {row["item_idx"]: row["value"] for row in train}
+    assert weights == {7: pytest.approx(0.25), 8: pytest.approx(0.5)}  # two days and one before the cut
+
+
 def test_q4_of_a_single_day_is_refused(spark: SparkSession) -> None:
     rows = daily(spark, ("2024-03-01T00:00:00", 3), ("2024-03-01T23:59:59", 4))
     with pytest.raises(GateRefused, match=r"two days or more: use evaluation\.protocol=q2"):

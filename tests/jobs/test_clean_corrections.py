@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 
+from sparkcf.data.inputs import as_of
 from sparkcf.jobs.clean import write_interactions
 from sparkcf.lake.schemas import TABLES
 from sparkcf.lake.tables import LakeTables
@@ -45,6 +46,21 @@ def test_every_earlier_day_is_remembered_until_it_is_loaded_without_the_event(lo
     assert load(TUE, bob=1)["ann"] == (3, "3", WED, [(MON, 1)])
     assert load(WED, bob=1)["ann"] == (1, "1", MON, [])
     assert load(MON, cy=1).keys() == {"bob", "cy"}
+
+
+def test_an_earlier_day_trains_on_what_was_known_then(spark, load: Callable, tmp_path: Path) -> None:
+    load(MON, ann=1, bob=4)
+    load(TUE, ann=2, cy=5)
+    load(WED, ann=3, bob=6, dan=7)
+    table = LakeTables(spark, str(tmp_path / "lake")).read("interactions")
+
+    def known(day: str) -> dict[str, tuple[float, str]]:
+        rows = as_of(table, f"DATE'{day}'").collect()
+        return {row["user_id"]: (row["value"], row["context"]["device"]) for row in rows}
+
+    assert known(MON) == {"ann": (1, "1"), "bob": (4, "4")}
+    assert known(TUE) == {"ann": (2, "2"), "bob": (4, "4"), "cy": (5, "5")}
+    assert known(WED) == {"ann": (3, "3"), "bob": (6, "6"), "cy": (5, "5"), "dan": (7, "7")}
 
 
 def test_a_day_that_is_loaded_late_is_remembered_too(load: Callable) -> None:

@@ -349,10 +349,8 @@ def test_shuffled_input_is_refused_and_a_rollback_gives_the_rows_back(spark, nig
     told = job(ready, capsys, "nightly", nightly, wrong)
     assert (told["exit_code"], told["status"]) == (3, "GateRefused") and "worse than popularity's" in told["error"]
     assert served(ready.lake, users) == first
-    assert job(ready, capsys, "recommend", recommend_run, wrong)["status"] == "ok"  # a person insists
     told = job(ready, capsys, "publish", publish_run, wrong, AT_ALL_COSTS)
     assert told["exit_code"] == 3 and f"of the published run {first[0]}" in told["error"]
-    assert job(ready, capsys, "recommend", recommend_run, wrong, "topk.similar_items=0")["status"] == "ok"
     forced = job(ready, capsys, "publish", publish_run, wrong, "gate.max_fall=1.0", AT_ALL_COSTS)
     corrected = served(ready.lake, users)
     assert corrected[0] == forced["run_id"] and corrected[1] != first[1]

@@ -54,9 +54,16 @@ def test_saved_progress_is_found_again_by_what_shapes_the_fit_and_nothing_else()
         folder("als.rank=9"),
         folder("input.events={buy: 2}"),
         folder("preference.positive_from=3"),
+        folder("preference.half_life_days=30"),
+        folder("train.window_days=90"),
         folder("seed=9"),
         folder("ds=2024-02-01"),
         folder(interactions=4),
         folder(base="another-run"),
     ]
     assert len({first, *others}) == len(others) + 1
+
+
+def test_a_folder_for_progress_is_the_same_for_processes_in_other_folders(tmp_path, monkeypatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    assert folder("train.progress=saved/here").startswith(f"file:{tmp_path}/saved/here/als-")

@@ -20,7 +20,6 @@ from sparkcf.config.models import FMConfig
 from sparkcf.data.arrow import collect_factors, lengths, vectors_to_arrow
 from sparkcf.data.pairs import Reads, Texts, last_items
 from sparkcf.data.shared import share
-from sparkcf.errors import ConfigError
 from sparkcf.lake.arrays import Shapes
 from sparkcf.models.contract import (
     F32,
@@ -35,6 +34,7 @@ from sparkcf.models.contract import (
     Saved,
     TrainingData,
     UserBlock,
+    check_unweighted,
 )
 from sparkcf.models.fm.factors import (
     fm_state_shapes,
@@ -93,8 +93,7 @@ class FM(Model[FMConfig]):
             There is no row, or a parameter is not finite.
         """
         spark, params = data.pairs.sparkSession, self.params
-        if "weight" in data.pairs.columns:
-            raise ConfigError("preference.weight=event: model=fm weighs every row 1; set preference.weight=one")
+        check_unweighted(data.pairs, "model=fm")
         if run.warm_start:
             run.on_progress({"note": "train.warm_start is ignored: fm starts from random parameters"})
         features = features_of(data, params)

@@ -107,7 +107,8 @@ def by_descent(rows: DataFrame, plan: FMPlan, data: TrainingData, run: FitRun) -
     checkpoints = Checkpoints(run.checkpoint_dir)
     state = checkpoints.best(net_of(known, config, plan.seed))
     present = examples.select(F.explode(F.slice("features", 2, F.size("features"))).alias("feature")).distinct()
-    seen = np.fromiter((row["feature"] for row in present.toLocalIterator()), np.int64)
+    listed: Any = present.toPandas()
+    seen = listed["feature"].to_numpy(np.int64)
     table = np.zeros_like(state["table"])
     table[seen] = state["table"][seen]  # features without rows: the prior's mean
     checkpoints.clear()

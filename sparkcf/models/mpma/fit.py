@@ -21,7 +21,7 @@ from sparkcf.data.arrow import vectors_to_arrow
 from sparkcf.data.pairs import Reads
 from sparkcf.errors import ConfigError
 from sparkcf.lake.arrays import Shapes
-from sparkcf.models.contract import F32, FitFigure, FitRun, Fitted, Model, Saved, TrainingData
+from sparkcf.models.contract import F32, FitFigure, FitRun, Fitted, Model, Saved, TrainingData, check_unweighted
 from sparkcf.models.mpma.layout import NAMES
 from sparkcf.models.mpma.scorer import MPMAScorer
 from sparkcf.models.mpma.train import NOTHING, MixturePlan, Trained, train_mixture
@@ -68,8 +68,7 @@ class MPMA(Model[MPMAConfig]):
         TrainingError
             No rating, fewer rows than groups, or a factor is not finite.
         """
-        if "weight" in data.pairs.columns:
-            raise ConfigError("preference.weight=event: model=mpma weighs every rating 1; set preference.weight=one")
+        check_unweighted(data.pairs, "model=mpma")
         if run.warm_start:
             run.on_progress({"note": "train.warm_start is ignored: mpma starts from random factors"})
         given = {name: groups.withColumn("factor", F.array(F.col("group").cast("float"))) for name, groups in

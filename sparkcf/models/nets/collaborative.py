@@ -26,7 +26,19 @@ from sparkcf.errors import ConfigError, TrainingError
 from sparkcf.kernels.ncf import ItemParts, Weights, item_parts, score_pairs, score_users
 from sparkcf.lake.arrays import Arrays, Shapes
 from sparkcf.lake.frames import one_row
-from sparkcf.models.contract import F32, F64, I32, Features, Fitted, Rows, Saved, Scorer, TrainingData, UserBlock
+from sparkcf.models.contract import (
+    F32,
+    F64,
+    I32,
+    Features,
+    Fitted,
+    Rows,
+    Saved,
+    Scorer,
+    TrainingData,
+    UserBlock,
+    check_unweighted,
+)
 from sparkcf.models.nets.fit import FACTORS, NetModel, Sizes, check_values, item_vectors
 from sparkcf.models.nets.side_fields import collected_features, encoded_features, n_features_of, texts_of
 
@@ -62,10 +74,7 @@ class NCFModel(NetModel[NCFConfig]):
         """Raise TrainingError for values or users that the objective excludes, ConfigError for weights of ratings."""
         objective = self.params.objective
         if objective == "rating":
-            if "weight" in data.pairs.columns:
-                raise ConfigError(
-                    "preference.weight=event: ncf.objective=rating weighs every rating 1; set preference.weight=one"
-                )
+            check_unweighted(data.pairs, "ncf.objective=rating")
             return
         value = F.col("value")
         outside = F.isnan(value) | (value < 0) | (value == float("inf"))

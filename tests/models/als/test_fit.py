@@ -7,9 +7,11 @@ from typing import Any
 import numpy as np
 import pytest
 
+from sparkcf.config.models import ALSConfig
 from sparkcf.errors import TrainingError
 from sparkcf.kernels.random import normal_rows
-from sparkcf.models.als.fit import Factors, fit_arrays, fold_in
+from sparkcf.models.als.fit import Factors, FactorScorer, fit_arrays, fold_in
+from sparkcf.models.contract import Saved, UserBlock
 from tests.models.als.dense_als import (
     FORMS,
     Problem,
@@ -268,3 +270,19 @@ def test_negative_weights_are_refused_with_their_number_before_a_sweep() -> None
     assert not heard
     classic = random_problem("hu_koren", n=12, m=9)  # a value below 0 is a confident no there
     fit_arrays(users, items, values, 12, 9, classic.config, 1)
+
+
+@pytest.mark.parametrize("biases", [False, True])
+def test_a_pair_of_an_unknown_user_or_item_is_predicted_as_the_average(biases: bool) -> None:
+    """Without biases its product is 0, which is no rating; with them what is known of the other one stays."""
+    items = np.array([[1.0, 0.0], [0.0, 2.0], [0.0, 0.0]], np.float32)
+    item_bias = np.array([0.5, -0.5, 0.0], np.float32) * biases
+    saved = Saved(items, item_bias, np.array([True, True, False]), mean=3.0 * biases, average=3.25)
+    scorer = FactorScorer(saved, ALSConfig(mode="explicit", biases=biases, rank=2))
+    vectors = np.array([[2.0, 1.0], [2.0, 1.0], [0.0, 0.0], [2.0, 1.0]], np.float32)
+    users = UserBlock(vectors, np.zeros(4, np.float32), np.array([True, True, False, True]))
+    value, sd = scorer.predict(users, np.array([1, 2, 1, -1], np.int32))
+    assert sd is None
+    known = 2.0 + 3.0 * biases - 0.5 * biases
+    cold = [3.0, 2.5, 3.0] if biases else [3.25, 3.25, 3.25]  # the item, the user, and the item again is unknown
+    np.testing.assert_allclose(value, [known, *cold])

@@ -158,7 +158,7 @@ def test_a_field_without_its_values_is_refused_in_a_line(spark, ratings, context
 
 
 def test_weights_are_refused(spark, ratings, context) -> None:
-    with pytest.raises(ConfigError, match=r"preference\.weight=event: model=fm weighs every row 1"):
+    with pytest.raises(ConfigError, match=r"preference\.weight=event or .*: model=fm weighs every rating 1"):
         on_spark(spark, ratings, configured(), context, weight=2.0)
 
 

@@ -95,7 +95,7 @@ def test_what_does_not_suit_the_model_is_named(data: TrainingData) -> None:
     def fit(given: Any = None, **changed: Any) -> None:
         MPMA(given or config(workers=1), 1).fit(replace(data, **changed), FitRun())
 
-    with pytest.raises(ConfigError, match=r"preference.weight=event: model=mpma weighs every rating 1"):
+    with pytest.raises(ConfigError, match=r"preference.weight=event or .*: model=mpma weighs every rating 1"):
         fit(pairs=data.pairs.withColumn("weight", F.lit(1.0)))
     with pytest.raises(ConfigError, match=r"user_group_column=kind: there is no table of users"):
         fit(config(user_group_column="kind", workers=1), users=None)
