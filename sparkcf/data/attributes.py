@@ -6,7 +6,7 @@ from collections.abc import Sequence
 
 from pyspark.sql import Column, DataFrame, SparkSession
 from pyspark.sql import functions as F
-from pyspark.sql.types import ArrayType
+from pyspark.sql.types import ArrayType, MapType, StructType
 
 from sparkcf.config.input import AttributesInput, ItemsInput, UsersInput
 from sparkcf.data.ingest import read_attributes
@@ -111,8 +111,13 @@ def _vectors(rows: DataFrame, names: Sequence[str]) -> Column:
         return F.lit(None).cast("map<string,array<float>>")
     vectors = []
     for name in names:
-        column = _column(name)
-        if not isinstance(rows.schema[name].dataType, ArrayType):
+        column, dtype = _column(name), rows.schema[name].dataType
+        if isinstance(dtype.elementType if isinstance(dtype, ArrayType) else dtype, StructType | MapType | ArrayType):
+            raise InputError(
+                f"input column {name!r} (input.items.columns.vectors) has type {dtype.simpleString()}: an array of "
+                "numbers or a text is needed"
+            )
+        if not isinstance(dtype, ArrayType):
             inner = F.regexp_replace(column.cast("string"), r"^[\s\[(]+|[\s\])]+$", "")
             column = F.split(inner, r"[\s,;]+")
         vector = column.cast("array<float>")

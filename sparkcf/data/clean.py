@@ -47,7 +47,7 @@ NO_SECONDS = r"^(.{10}[T ]\d{2}:\d{2})( ?[ZU+-].*)$"
 EPOCH_MICROS = {"epoch_s": 10**6, "epoch_ms": 10**3, "epoch_us": 1, "epoch_ns": None}
 FARTHEST = 250_000_000_000_000_000  # microseconds: the year 9892; times beyond are set to this bound
 WHITE_SPACE = "".join(c for c in map(chr, range(0x10000)) if unicodedata.category(c) in ("Zs", "Zl", "Zp", "Cc"))
-MOST_HASHES = 2_000_000  # of repeated keys, 16 MB at every executor
+MOST_HASHES = 500_000  # of repeated keys: some 25 MB at every executor
 LONGEST_FIELD = 100  # lines; if a quote stays open for longer, only its own line is rejected
 LOOKS_LIKE = {"epoch_s": (9, 10), "epoch_ms": (12, 13), "epoch_us": (15, 16), "epoch_ns": (18, 19)}  # digits of today
 UNITS = dict(zip(EPOCHS, ("seconds", "milliseconds", "microseconds", "nanoseconds"), strict=True))
@@ -99,23 +99,25 @@ def clean(raw: DataFrame, input_config: InputConfig, config: CleanConfig, ds: dt
     kept = [checked]
     try:
         present = _check_present(checked, input_config)  # fills the cache: the one pass over the input
-        texts = typed(raw)  # read once more, where good rows turn out to belong to quarantine
         if present["open_quotes"]:
+            # Read again, with all texts. A line's number is of one reading: Spark may split the files otherwise now.
+            checked.unpersist()
+            checked = typed(raw).persist(StorageLevel.DISK_ONLY)
             continued = continued_lines(checked).persist(StorageLevel.DISK_ONLY)  # few lines, joined again and again
-            kept.append(continued)
-            checked, texts = (reject(rows, continued, "malformed_line") for rows in (checked, texts))
-        unique, repeated = deduplicate(checked.where(F.col("reason").isNull() & ~F.col("header")))
-        kept += repeated
+            kept += [checked, continued]
+            checked = reject(checked, continued, "malformed_line")
+        unique = deduplicate(checked.where(F.col("reason").isNull() & ~F.col("header")), kept)
         outliers = find_outliers(unique, config)
         kept += outliers.kept
         unique = outliers.keep(unique)
         first_headers = _repeated_headers(checked)
-        if present["open_quotes"] or outliers.any:
-            rejected = outliers.with_reason(texts).where("reason IS NOT NULL AND NOT header")
-            rejected = rejected.select("reason", "raw", "source").persist(StorageLevel.DISK_ONLY)
+        bounded = checked
+        if outliers.any:  # good rows turn out to belong to quarantine
+            bounded = outliers.with_reason(checked if present["open_quotes"] else typed(raw))
+        rejected = bounded.where("reason IS NOT NULL AND NOT header").select("reason", "raw", "source")
+        if outliers.any:
+            rejected = rejected.persist(StorageLevel.DISK_ONLY)
             kept.append(rejected)
-        else:
-            rejected = checked.where("reason IS NOT NULL AND NOT header").select("reason", "raw", "source")
         quarantine = rejected.unionByName(first_headers)
         totals = unique.agg(
             F.count(F.lit(1)).alias("clean"),
@@ -150,7 +152,7 @@ def clean(raw: DataFrame, input_config: InputConfig, config: CleanConfig, ds: dt
 
 
 def without_texts(rows: DataFrame) -> DataFrame:
-    """Drop the texts of good rows, which are most of their bytes: `raw`, and `ts_text` of a time that could be read."""
+    """Keep `raw` and `ts_text`, most of a row's bytes, only of rejected rows, headers and lines of unpaired quotes."""
     bad = F.col("reason").isNotNull() | F.col("header") | F.col("quote").isNotNull()
     kept = {name: F.when(bad, F.col(name)) for name in ("raw", "ts_text")}
     has = {f"has_{name}": F.col(name).isNotNull() for name in ("ts_text", "value_text")}
@@ -317,23 +319,30 @@ def reject(rows: DataFrame, lines: DataFrame, reason: str) -> DataFrame:
     return marked.withColumn("reason", F.coalesce("marked", "reason")).drop("marked")
 
 
-def deduplicate(rows: DataFrame) -> tuple[DataFrame, list[DataFrame]]:
-    """One row per (user, item, event, ts): the last by file name, then by place in the file; and persisted frames.
+def deduplicate(rows: DataFrame, kept: list[DataFrame]) -> DataFrame:
+    """One row per (user, item, event, ts): the last by file name, then by place in the file.
 
     Adds the number of rows of the key, `copies`, and of their distinct values, `values`. Only rows whose key's hash
-    occurs again are sorted and compared; if these are too many to be known by every task, all are.
+    occurs again are grouped by the key; if there are more such hashes than every executor can hold, all rows are.
+
+    Parameters
+    ----------
+    kept : persisted frames are added to it.
     """
+
+    def persisted(frame: DataFrame) -> DataFrame:
+        kept.append(frame.persist(StorageLevel.DISK_ONLY))
+        return frame
+
     hashed = rows.withColumn("hash", F.xxhash64(*KEY))
-    again = hashed.groupBy("hash").count().where("count > 1").select("hash").persist(StorageLevel.MEMORY_AND_DISK)
+    again = persisted(hashed.groupBy("hash").count().where("count > 1").select("hash"))
     if again.count() > MOST_HASHES:
-        again.unpersist()
-        whole = _one_a_key(rows).persist(StorageLevel.DISK_ONLY)
-        return whole, [whole]
+        return persisted(_one_a_key(rows))
     again_here = F.broadcast(again)
-    repeated = _one_a_key(hashed.join(again_here, on="hash", how="left_semi")).persist(StorageLevel.DISK_ONLY)
+    repeated = persisted(_one_a_key(hashed.join(again_here, on="hash", how="left_semi")))
     once = hashed.join(again_here, on="hash", how="left_anti")
     alone = once.withColumns({"copies": F.lit(1).cast("long"), "values": F.lit(1)}).select(*repeated.columns)
-    return alone.unionByName(repeated), [again, repeated]
+    return alone.unionByName(repeated)
 
 
 def _one_a_key(rows: DataFrame) -> DataFrame:

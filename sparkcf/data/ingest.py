@@ -153,7 +153,7 @@ def _read_json_lines(spark: SparkSession, config: InputConfig, path: str) -> tup
 
 
 def _read_typed(spark: SparkSession, config: InputConfig, path: str) -> tuple[DataFrame, list[str]]:
-    rows = spark.read.format(config.format).load(path)
+    rows = _of_one_version(spark, path) if config.format == "delta" else spark.read.format(config.format).load(path)
     names = _check_columns(config.columns, rows.columns, path, rows)
     located = rows.select(
         F.to_json(F.struct(*(_column(rows, name) for name in rows.columns))).alias("raw"),
@@ -163,6 +163,13 @@ def _read_typed(spark: SparkSession, config: InputConfig, path: str) -> tuple[Da
         _mapped(config.columns, lambda name: _as_text(rows, name), F.lit(False)).alias("parsed"),
     )
     return _flat(located), names
+
+
+def _of_one_version(spark: SparkSession, path: str) -> DataFrame:
+    """A Delta table at its newest version, also where it is read twice while others write to it."""
+    log = spark._jvm.org.apache.spark.sql.delta.DeltaLog.forTable(spark._jsparkSession, path)
+    none = spark._jvm.scala.Option.empty()
+    return spark.read.format("delta").option("versionAsOf", int(log.update(False, none, none).version())).load(path)
 
 
 def _column(rows: DataFrame, name: str) -> Column:

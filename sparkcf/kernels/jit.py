@@ -76,7 +76,8 @@ def kernel(**options: Any) -> Callable[[Function], Function]:
     function; the kernel is then compiled in each process: slower to start, equal in result.
 
     Only the function's own source file is checked for changes. A kernel must therefore call only compiled functions of
-    its own file: a change in another file would not be noticed.
+    its own file: a change in another file would not be noticed. So small helpers, such as splitmix64, stand in each
+    file that uses them.
 
     Parameters
     ----------

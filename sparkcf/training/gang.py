@@ -117,13 +117,11 @@ class Meeting:
     """Where the ranks of a group meet.
 
     rank, size : of this process, and the number of processes.
-    local_rank : position among the processes of this host.
     store : torch.distributed's TCPStore of the ranks; None for a single process, or where the environment tells.
     """
 
     rank: int
     size: int
-    local_rank: int
     store: Any = None
 
 
@@ -134,19 +132,19 @@ def met(size: int, timeout_s: int) -> Meeting:
     context = BarrierTaskContext.get()
     rank = context.partitionId()
     if size == 1:
-        return Meeting(0, 1, 0)
+        return Meeting(0, 1)
 
     import torch.distributed as dist
 
     timeout = dt.timedelta(seconds=timeout_s)
-    hosts = [info.address.rsplit(":", 1)[0] for info in context.getTaskInfos()]
     if rank == 0:
-        store = dist.TCPStore(hosts[0], 0, size, is_master=True, timeout=timeout, wait_for_workers=False)
-        context.allGather(f"{hosts[0]}:{store.port}")
+        host = context.getTaskInfos()[rank].address.rsplit(":", 1)[0]
+        store = dist.TCPStore(host, 0, size, is_master=True, timeout=timeout, wait_for_workers=False)
+        context.allGather(f"{host}:{store.port}")
     else:
         master, port = context.allGather("")[0].rsplit(":", 1)
         store = dist.TCPStore(master, int(port), size, is_master=False, timeout=timeout, wait_for_workers=False)
-    return Meeting(rank, size, hosts[:rank].count(hosts[rank]), store)
+    return Meeting(rank, size, store)
 
 
 @contextmanager

@@ -85,21 +85,20 @@ def device_of(local_rank: int) -> torch.device:
     return torch.device("cuda", local_rank % count) if count else torch.device("cpu")
 
 
-def from_environment() -> Meeting:
-    """Rank, size and local rank as torchrun sets them in the environment; without them a single process."""
+def from_environment() -> tuple[Meeting, torch.device]:
+    """Rank, size and device as torchrun sets them in the environment; without them a single process."""
     rank, size, local_rank = (int(os.environ.get(n, d)) for n, d in (("RANK", 0), ("WORLD_SIZE", 1), ("LOCAL_RANK", 0)))
-    return Meeting(rank, size, local_rank)
+    return Meeting(rank, size), device_of(local_rank)
 
 
 @contextmanager
-def joined_group(meeting: Meeting, timeout_s: int, threads: int) -> Iterator[Group]:
+def joined_group(meeting: Meeting, device: torch.device, timeout_s: int, threads: int) -> Iterator[Group]:
     """Join the group of the ranks that meet; leave it on exit, also after an error.
 
     Uses nccl on CUDA devices, gloo on CPUs. A peer that is silent for `timeout_s` counts as dead.
     """
     rank, size = meeting.rank, meeting.size
     torch.set_num_threads(threads)
-    device = device_of(meeting.local_rank)
     if device.type == "cuda":
         torch.cuda.set_device(device)
     if size == 1:

@@ -103,10 +103,12 @@ def _run(spark: SparkSession, workers: int, spec_json: str) -> Any:
         distributor.logger.setLevel(logging.ERROR)
         return distributor.run(_entry(), spec_json)
 
-    def task(_: Iterable[int]) -> Iterator[dict[str, Any]]:
-        yield run_spec(spec_json, workers)
+    def task(ranks: Iterable[int]) -> Iterator[tuple[int, dict[str, Any]]]:
+        yield next(iter(ranks)), run_spec(spec_json, workers)
 
-    return spark.sparkContext.parallelize(range(workers), workers).barrier().mapPartitions(task).collect()[0]
+    trained = spark.sparkContext.parallelize(range(workers), workers).barrier().mapPartitions(task)
+    # Spark retries a failed barrier stage, which then resumes from its last epoch, only if a shuffle follows it.
+    return dict(trained.partitionBy(1).collect())[0]
 
 
 def check_launch(spark: SparkSession, workers: int | None, section: str) -> int:
@@ -168,20 +170,24 @@ def run_spec(spec_json: str, tasks: int | None = None) -> dict[str, Any]:
 
     Parameters
     ----------
-    tasks : number of tasks of the barrier stage that this process works for; None: it is torchrun's.
+    tasks : size of the barrier stage of whose tasks this is one, on the CPU; None: torchrun has started this process.
     """
+    import torch
+
     from sparkcf.training.group import from_environment, joined_group
 
     spec = TrainingSpec(**json.loads(spec_json))
     params = _import_object(spec.params_class).model_validate_json(spec.params)
     timeout_s = params.gradient.timeout_s
-    meeting = met(tasks, timeout_s) if tasks else from_environment()
-    with joined_group(meeting, timeout_s, spec.threads) as group:
+    meeting, device = (met(tasks, timeout_s), torch.device("cpu")) if tasks else from_environment()
+    with joined_group(meeting, device, timeout_s, spec.threads) as group:
         reporter = Reporter(*spec.report_to) if spec.report_to and group.is_main else None
         on_progress = reporter.send if reporter else lambda entry: None
         try:
             return {"log": _train(spec, params, group, on_progress)}
         except SparkcfError as error:
+            if spec.report_to and not group.is_main:  # which may see no more of it than that this rank left
+                Reporter(*spec.report_to).send({"note": f"process {group.rank}: {error}"})
             return {"error": str(error)}
 
 

@@ -2,7 +2,7 @@
 
     python night_script.py LOG OUT csv|jsonl RANK ITERATIONS
 
-Reads the raw log, keeps valid rows and of rows with one key the last, holds out a fifth of every user's positives (q2),
+Reads the raw log, keeps valid rows and of rows with one key one, holds out a fifth of every user's positives (q2),
 fits and measures, fits on everything, and writes clean rows, factors, top-20 lists and similar items as Parquet. Rows
 that it drops are not kept and not counted by reason; nothing is versioned, and a second run begins anew.
 """

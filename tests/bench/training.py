@@ -131,7 +131,7 @@ def in_processes(size: int, model: str, data: Interactions, **changes: Any) -> l
 
 def _member(rank: int, size: int, port: int, answers: Any, model: str, data: Interactions, changes: Any) -> None:
     os.environ |= {"RANK": str(rank), "WORLD_SIZE": str(size), "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
-    with joined_group(from_environment(), 60, 1) as group:
+    with joined_group(*from_environment(), 60, 1) as group:
         answers.put(seconds(model, data, group, **changes))
 
 

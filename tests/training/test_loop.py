@@ -82,7 +82,7 @@ def in_processes(size: int, work: Callable[..., Any], *arguments: Any) -> list[A
 def _member(rank: int, size: int, port: int, answers: Any, work: Callable[..., Any], arguments: tuple) -> None:
     os.environ |= {"RANK": str(rank), "WORLD_SIZE": str(size), "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
     try:
-        with joined_group(from_environment(), 30, 1) as group:
+        with joined_group(*from_environment(), 30, 1) as group:
             answers.put((rank, work(group, *arguments)))
     except Exception:
         answers.put((rank, traceback.format_exc()))

@@ -118,8 +118,8 @@ class NCFModel(NetModel[NCFConfig]):
         """
         name = self.params.item_content
         key = f"{self.name}.item_content={name}"
-        if data.items is None:
-            raise ConfigError(f"{key}: there is no table of items: set input.items, or leave it out")
+        if data.items is None or "vectors" not in data.items.columns:
+            raise ConfigError(f"{key}: the table of items has no vectors: set input.items and run jobs/clean.py")
         rows = self._with_content(data.items).where(F.col("idx") < data.n_items)
         sizes = rows.groupBy(F.size("vector")).count().orderBy(F.desc("count")).collect()
         if not sizes:
@@ -132,14 +132,15 @@ class NCFModel(NetModel[NCFConfig]):
             )
         found: Any = rows.toPandas()
         given = np.stack(found["vector"].to_numpy()).astype(np.float32)
-        deviations = given.std(axis=0)
-        if not deviations.any():
+        varies = (given != given[0]).any(axis=0)
+        if not varies.any():
             raise ConfigError(
                 f"{key}: the vectors of all {len(given):,} items are the same and cannot distinguish them: leave it out"
             )
         vectors, has = np.zeros((data.n_items, given.shape[1]), np.float32), np.zeros(data.n_items, bool)
         idx = found["idx"].to_numpy()
-        vectors[idx] = (given - given.mean(axis=0)) / np.where(deviations > 0, deviations, 1.0)
+        means, deviations = given.mean(axis=0, dtype=np.float64), given.std(axis=0, dtype=np.float64)
+        vectors[idx] = np.where(varies, (given - means) / np.where(varies, deviations, 1.0), 0.0)
         has[idx] = True
         return vectors, has
 

@@ -231,6 +231,12 @@ class NCF(nn.Module):
         self.register_buffer("mass", mass)
         self._average = average if config.objective == "rating" else 0.0
         self._apart = False
+        self._items: Tensor | None = None  # vectors of all items, while they do not change
+
+    def train(self, mode: bool = True) -> NCF:
+        self._items = None
+        super().train(mode)
+        return self
 
     def begin(self, generator: torch.Generator) -> None:
         """Draw the initial embeddings, and set the output to the mean value."""
@@ -293,7 +299,9 @@ class NCF(nn.Module):
     def forward(self, rows: Rows) -> tuple[Tensor, Tensor]:
         """Scores (B, n_items) of users who are not in training, and their vectors (B, width), which are folded in."""
         assert rows.ids is not None
-        items = self.item_vectors()
+        if self._items is None:
+            self._items = self.item_vectors()
+        items = self._items
         vectors = self.fold_in(rows, self.users.cold(rows.ids), items)
         return self.interaction.scores(self.interaction.blocks(vectors, items)), vectors
 
@@ -302,7 +310,8 @@ class NCF(nn.Module):
         """Vectors (n_items, width) of all items; an item without events has no own embedding."""
         assert self.items.own is not None
         own = self.items.own * (self.mass > 0)[:, None]
-        return self.items.cold(torch.arange(len(own), device=own.device)) + own
+        ids = torch.arange(len(own), device=own.device)
+        return torch.cat([self.items.cold(part) for part in ids.split(PAIRS)]) + own
 
     def fold_in(self, rows: Rows, start: Tensor, items: Tensor) -> Tensor:
         """Vectors (B, width) of users by gradient steps on their rows, with everything else fixed.

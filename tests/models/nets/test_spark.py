@@ -112,14 +112,14 @@ def test_a_loss_that_is_not_finite_is_named_and_nothing_is_written(spark: SparkS
     assert failed["state"] == "failed" and "the loss is" in failed["reason"]
 
 
-def test_a_killed_process_fails_the_job_soon_and_the_rerun_goes_on(
+def test_a_killed_process_costs_time_and_not_the_result(
     spark: SparkSession, root: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    """Spark starts the stage again, and the training goes on after the last saved epoch."""
     snapshot = Packing(LakeTables(spark, str(root)), "kill", 42).rows(spark_pairs(spark), "user", 0.1)
-    section = config(root, "multdae.epochs=100000", "multdae.patience=0").multdae
-    spec = spec_of(section, snapshot.train, tmp_path)
+    section = config(root, "multdae.epochs=300", "multdae.patience=0").multdae
+    spec = spec_of(section, snapshot.train, tmp_path / "disturbed")
     heard: list[dict[str, Any]] = []
-    killed: list[float] = []
     processes = str(tmp_path)
 
     def run_and_tell(spec_json: str, tasks: int) -> dict[str, Any]:
@@ -132,43 +132,18 @@ def test_a_killed_process_fails_the_job_soon_and_the_rerun_goes_on(
 
     def kill_when_it_runs() -> None:
         while len(heard) < 5:
-            time.sleep(0.05)
-        os.kill(process(1), signal.SIGKILL)
-        killed.append(time.monotonic())
-
-    def process(rank: int) -> int:
-        return int((tmp_path / f"rank-{rank}").read_text())
+            time.sleep(0.01)
+        os.kill(int((tmp_path / "rank-1").read_text()), signal.SIGKILL)
 
     killer = threading.Thread(target=kill_when_it_runs, daemon=True)
     killer.start()
-    with monkeypatch.context() as patched, pytest.raises(TrainingError, match=r"of multdae failed: .*last saved epoch"):
+    with monkeypatch.context() as patched:
         patched.setattr("sparkcf.training.launch.run_spec", run_and_tell)
-        launch(spark, spec, 2, heard.append)
-    while trains(process(0)) and time.monotonic() - killed[0] < 60:
-        time.sleep(0.1)
-    assert time.monotonic() - killed[0] < 60
-    done = max(entry["epoch"] for entry in heard if "epoch" in entry)
-    again: list[dict[str, Any]] = []
-    ended = section.model_copy(update={"epochs": done + 3})
-    log = launch(spark, replace(spec, params=ended.model_dump_json()), 2, again.append)
-    assert [entry["epoch"] for entry in log] == list(range(1, done + 4))
-    assert "resuming after epoch" in again[0]["note"]
-    assert [entry["loss"] for entry in log][:5] == [entry["loss"] for entry in heard if "epoch" in entry][:5]
-
-
-def trains(process: int) -> bool:
-    """Whether a process still works on a training: its CPU time grows."""
-    stat = Path(f"/proc/{process}/stat")
-
-    def used() -> int:
-        try:
-            return sum(int(ticks) for ticks in stat.read_text().rpartition(")")[2].split()[11:13])
-        except OSError:
-            return 0
-
-    before = used()
-    time.sleep(1)
-    return used() - before > 50  # of 100 ticks
+        log = launch(spark, spec, 2, heard.append)
+    assert any("resuming after epoch" in entry.get("note", "") for entry in heard)
+    whole = launch(spark, replace(spec, checkpoint_dir=str(tmp_path / "whole")), 2, print)
+    assert [entry["epoch"] for entry in log] == [entry["epoch"] for entry in whole] == list(range(1, 301))
+    assert [entry["loss"] for entry in log] == pytest.approx([entry["loss"] for entry in whole], rel=1e-4)
 
 
 def spec_of(section: Any, files: tuple[str, ...], folder: Path) -> TrainingSpec:
