@@ -125,29 +125,35 @@ def loaded(tables: LakeTables) -> list[tuple]:
     return sorted(tuple(r) for r in rows)
 
 
+@pytest.mark.parametrize("looked", ["_as_inserted", "_changes"])  # into a lake without rows near it, and with some
 def test_an_event_that_another_day_brings_meanwhile_is_not_doubled(
-    spark, config, tables: LakeTables, monkeypatch: pytest.MonkeyPatch
+    spark, config, tables: LakeTables, monkeypatch: pytest.MonkeyPatch, looked: str
 ) -> None:
     at = "2024-01-30T10:00:00Z"
     micros = 1706608800_000_000
     ours, theirs = events(spark, ("ann", 4.0, at), ("bob", 1.0, at)), events(spark, ("ann", 2.0, at), ("cy", 3.0, at))
-    changes, calls = load._changes, []
+    before = [("dan", 5.0, micros, "2024-01-29")] if looked == "_changes" else []
+    if before:
+        write_interactions(tables, events(spark, ("dan", 5.0, at)), config("ds=2024-01-29"))
+    look, calls = getattr(load, looked), []
 
     def meanwhile(*arguments):
-        found = changes(*arguments).cache()
+        found = look(*arguments).cache()
         found.count()  # what we found is from before the other's commit
         calls.append(found)
         if len(calls) == 1:
             write_interactions(tables, theirs, config("ds=2024-01-30"))
         return found
 
-    monkeypatch.setattr(load, "_changes", meanwhile)
+    monkeypatch.setattr(load, looked, meanwhile)
     write_interactions(tables, ours, config("ds=2024-01-31"))
     assert loaded(tables) == [
         ("ann", 4.0, micros, "2024-01-31"),  # the newer day's value, though it was not there when we first looked
         ("bob", 1.0, micros, "2024-01-31"),
         ("cy", 3.0, micros, "2024-01-30"),
+        *before,
     ]
+    assert calls
 
 
 def test_two_days_and_one_of_them_twice_at_once_end_as_if_one_after_the_other(spark, config, tmp_path: Path) -> None:
