@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import time
 from typing import Any
 
 from pyspark.sql import DataFrame, SparkSession
@@ -25,6 +26,7 @@ from sparkcf.models.contract import FitRun, Fitted, Model
 from sparkcf.models.registry import model_of
 from sparkcf.progress import Step, say, step
 
+LONG_S = 10  # seconds left that are worth a word
 LOGGED = (
     *("objective", "observed", "unobserved", "regularization", "loss", "kl_weight", "ndcg_at_100", "seconds"),
     "log_likelihood",  # of mpma
@@ -66,13 +68,19 @@ def _fitted(model: Model[Any], inputs: Inputs, config: Config) -> Fitted:
 
 
 def progress_of(progress: Step, rounds: int) -> Any:
-    """A callback that shows a fit's log entries and notes."""
+    """A callback that shows a fit's log entries and notes, and the time left if it is long."""
+    began: list[tuple[float, int]] = []  # time and number of the first entry; a resumed fit begins later
 
     def on_progress(entry: dict[str, Any]) -> None:
         if "note" in entry:
             say(f"  note: {entry['note']}")
-        else:
-            progress.update(log_line(entry), entry.get("sweep") or entry["epoch"], rounds)
+            return
+        number, now = entry.get("sweep") or entry["epoch"], time.monotonic()
+        began.append((now, number))
+        first, first_number = began[0]
+        left = (now - first) / max(number - first_number, 1) * (rounds - number)
+        shown = f", at most {left:,.0f} s left" if left >= LONG_S else ""
+        progress.update(log_line(entry) + shown, number, rounds)
 
     return on_progress
 
