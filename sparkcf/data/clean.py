@@ -10,15 +10,14 @@ All of it is Spark SQL expressions. Nothing here writes; `sparkcf.jobs.clean` do
 from __future__ import annotations
 
 import datetime as dt
-import unicodedata
 from dataclasses import dataclass
-from functools import cache
 
 from pyspark import StorageLevel
 from pyspark.sql import Column, DataFrame, Observation, Row, Window
 from pyspark.sql import functions as F
 
 from sparkcf.config.input import EPOCHS, CleanConfig, InputConfig
+from sparkcf.data.fields import normalized_id, parse, utc
 from sparkcf.data.outliers import alike, find_outliers
 from sparkcf.errors import GateRefused, InputError
 
@@ -40,18 +39,11 @@ REASONS = (
     "too_few_events_of_user",
     "too_few_events_of_item",
 )
-NUMBER = r"^[+-]?(\d+\.?\d*|\.\d+)([eE][+-]?\d+)?$"
 NOT_FINITE = r"(?i)^[+-]?(nan|inf|infinity)$"
-ISO8601 = r"^\d{4}-\d{2}-\d{2}([T ]\d{2}:\d{2}(:\d{2}(\.\d{1,9})?)?)?( ?(Z|UTC|[+-]\d{2}(:?\d{2})?))?$"
-NO_SECONDS = r"^(.{10}[T ]\d{2}:\d{2})( ?[ZU+-].*)$"
-EPOCH_MICROS = {"epoch_s": 10**6, "epoch_ms": 10**3, "epoch_us": 1, "epoch_ns": None}
-FARTHEST = 250_000_000_000_000_000  # microseconds: the year 9892; times beyond are set to this bound
-WHITE_SPACE = "".join(c for c in map(chr, range(0x10000)) if unicodedata.category(c) in ("Zs", "Zl", "Zp", "Cc"))
 MOST_HASHES = 500_000  # of repeated keys: some 25 MB at every executor
 LONGEST_FIELD = 100  # lines; if a quote stays open for longer, only its own line is rejected
 LOOKS_LIKE = {"epoch_s": (9, 10), "epoch_ms": (12, 13), "epoch_us": (15, 16), "epoch_ns": (18, 19)}  # digits of today
 UNITS = dict(zip(EPOCHS, ("seconds", "milliseconds", "microseconds", "nanoseconds"), strict=True))
-ZERO_WIDTH = "\ufeff\u200b\u200c\u200d\u2060\u00ad"
 
 
 @dataclass(frozen=True)
@@ -172,88 +164,6 @@ def _by_name(names: tuple[str, ...]) -> Column:
     return F.map_filter(F.map_from_arrays(F.array(*map(F.lit, names)), "context"), lambda _, text: text.isNotNull())
 
 
-def parse(raw: DataFrame, input_config: InputConfig, config: CleanConfig, ds: dt.date) -> DataFrame:
-    """Type the text fields: ids normalised, `value` double, `ts` timestamp; the texts stay as value_text, ts_text."""
-    value = trimmed("value")
-    columns = input_config.columns
-    ts = parsed_timestamp(trimmed("ts"), input_config.ts_formats)
-    return raw.select(
-        "raw",
-        "source",
-        "block",
-        "line",
-        "header",
-        "malformed",
-        "quote",
-        normalized_id(F.col("user_id"), config).alias("user_id"),
-        normalized_id(F.col("item_id"), config).alias("item_id"),
-        (trimmed("event") if columns.event else F.lit(input_config.default_event)).alias("event"),
-        (value if columns.value else F.lit("1")).alias("value_text"),
-        (F.when(value.rlike(NUMBER), value.cast("double")) if columns.value else F.lit(1.0)).alias("value"),
-        trimmed("ts").alias("ts_text"),
-        (ts if columns.ts else _utc(dt.datetime.combine(ds, dt.time()))).alias("ts"),
-        F.transform("context", lambda text: F.nullif(F.btrim(text, F.lit(WHITE_SPACE)), F.lit(""))).alias("context"),
-    )
-
-
-def trimmed(name: str) -> Column:
-    return without_white_space(F.col(name))
-
-
-def without_white_space(text: Column) -> Column:
-    """The text without white space at its ends. Most texts begin and end with a visible ASCII character: these pass."""
-    last = F.substring(text, -1, 1)
-    visible = (text >= "!") & (text < "\x7f") & (last >= "!") & (last < "\x7f")
-    return F.when(visible, text).otherwise(F.btrim(text, F.lit(WHITE_SPACE)))
-
-
-def normalized_id(text: Column, config: CleanConfig) -> Column:
-    """An id trimmed of white space, null tokens as null; unicode and case are folded if configured."""
-    if config.normalize_unicode:
-        plain, compatible = _compatibility_characters()
-        folded = F.translate(text, compatible + ZERO_WIDTH, plain)
-        text = F.when(text.rlike(r"[^\x00-\x7F]"), folded).otherwise(text)
-    text = without_white_space(text)
-    absent = text.isin("", *config.null_tokens)
-    if config.fold_case:
-        text = F.lower(text)
-    return F.when(~absent, text)
-
-
-@cache
-def _compatibility_characters() -> tuple[str, str]:
-    """Characters of the basic plane that NFKC maps to one other character: (replacements, characters)."""
-    pairs = [
-        (unicodedata.normalize("NFKC", c), c) for c in map(chr, range(0x80, 0xFFFE)) if not 0xD800 <= ord(c) < 0xE000
-    ]
-    pairs = [(plain, c) for plain, c in pairs if plain != c and len(plain) == 1]
-    return "".join(p for p, _ in pairs), "".join(c for _, c in pairs)
-
-
-def parsed_timestamp(text: Column, formats: tuple[str, ...]) -> Column:
-    """The text parsed by the first format that fits; null if none does. A text without a zone is UTC."""
-    return F.coalesce(*(_timestamp(text, name) for name in formats))
-
-
-def _timestamp(text: Column, name: str) -> Column:
-    if name == "iso8601":
-        whole = F.regexp_replace(text, NO_SECONDS, "$1:00$2")  # Spark requires seconds before a zone
-        return F.when(text.rlike(ISO8601), whole.cast("timestamp"))
-    if name in EPOCH_MICROS:
-        number = F.when(text.rlike(NUMBER), text.cast("decimal(38,6)"))
-        factor = EPOCH_MICROS[name]
-        micros = number / 1000 if factor is None else number * factor
-        bounded = F.greatest(F.least(micros, F.lit(FARTHEST)), F.lit(-FARTHEST))
-        of_any = F.when(micros.isNotNull(), F.timestamp_micros(bounded.cast("long")))
-        if factor is None:
-            return of_any
-        # Most are plain whole numbers, which need no decimals.
-        whole = text.cast("long")
-        plain = (whole.cast("string") == text) & whole.between(-(FARTHEST // factor), FARTHEST // factor)
-        return F.when(plain, F.timestamp_micros(whole * factor)).otherwise(of_any)
-    return F.try_to_timestamp(text, F.lit(name))
-
-
 def with_reason(rows: DataFrame, input_config: InputConfig, config: CleanConfig, ds: dt.date) -> DataFrame:
     """Add `reason`: the first rule that a row breaks, in the order of REASONS; null for a good row."""
     horizon = dt.datetime.combine(ds, dt.time()) + dt.timedelta(days=1, hours=config.future_tolerance_hours)
@@ -266,8 +176,8 @@ def with_reason(rows: DataFrame, input_config: InputConfig, config: CleanConfig,
         "item_id_too_long": F.length("item_id") > config.max_id_length,
         "unknown_event": F.col("event").isNull() | (F.col("event") == ""),
         "unparseable_timestamp": F.col("ts").isNull(),
-        "timestamp_too_old": F.col("ts") < _utc(config.earliest),
-        "future_timestamp": F.col("ts") >= _utc(horizon),
+        "timestamp_too_old": F.col("ts") < utc(config.earliest),
+        "future_timestamp": F.col("ts") >= utc(horizon),
         # Where a value could be read, its text is a number.
         "value_not_a_number": value.isNull() & (text.isNull() | ~text.rlike(NOT_FINITE)),
         "value_not_finite": value.isNull() | value.isin(float("inf"), float("-inf")),
@@ -278,12 +188,6 @@ def with_reason(rows: DataFrame, input_config: InputConfig, config: CleanConfig,
         rules["value_out_of_range"] = ~value.between(*input_config.value_range)
     reason = F.coalesce(*(F.when(broken, F.lit(name)) for name, broken in rules.items()))
     return rows.select("*", reason.alias("reason"))
-
-
-def _utc(moment: dt.datetime) -> Column:
-    if moment.tzinfo is not None:
-        moment = moment.astimezone(dt.UTC)
-    return F.lit(moment.strftime("%Y-%m-%dT%H:%M:%S.%fZ")).cast("timestamp")
 
 
 def continued_lines(rows: DataFrame) -> DataFrame:

@@ -12,7 +12,8 @@ from pyspark.sql.types import ArrayType, MapType, StringType
 
 from sparkcf.config.root import Config
 from sparkcf.data.attributes import read_items, read_users
-from sparkcf.data.clean import KEY, Cleaned, clean, normalized_id
+from sparkcf.data.clean import KEY, Cleaned, clean
+from sparkcf.data.fields import normalized_id
 from sparkcf.data.ingest import decoded, explained, read_raw
 from sparkcf.data.lines import not_utf8, readable
 from sparkcf.errors import LakeError

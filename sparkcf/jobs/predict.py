@@ -9,7 +9,7 @@ from pyspark.sql import DataFrame, SparkSession
 from pyspark.sql import functions as F
 
 from sparkcf.config.root import Config
-from sparkcf.data.clean import normalized_id, parsed_timestamp
+from sparkcf.data.fields import normalized_id, parsed_timestamp
 from sparkcf.data.ingest import read_listing
 from sparkcf.data.inputs import Inputs
 from sparkcf.data.pairs import row_lists

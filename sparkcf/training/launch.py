@@ -227,7 +227,7 @@ def _import_object(name: str) -> Any:
 
 @contextlib.contextmanager
 def _quiet_output() -> Iterator[io.StringIO]:
-    """Capture TorchDistributor's output: the last line of our standard output is the job's JSON result."""
+    """Capture what TorchDistributor prints: the last line of our standard output is the job's JSON result."""
     printed = io.StringIO()
     with contextlib.redirect_stdout(printed):
         yield printed

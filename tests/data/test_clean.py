@@ -12,7 +12,8 @@ import pytest
 from pyspark.sql import functions as F
 
 from sparkcf.config.input import CleanConfig
-from sparkcf.data.clean import REASONS, normalized_id, parsed_timestamp
+from sparkcf.data.clean import REASONS
+from sparkcf.data.fields import normalized_id, parsed_timestamp
 from sparkcf.errors import GateRefused
 from tests.data.inputs import Outcome, clean_input, write_lines
 

@@ -10,7 +10,8 @@ import pyarrow.parquet as pq
 import pytest
 
 from sparkcf.data.attributes import read_items, read_users
-from sparkcf.data.clean import clean, parse
+from sparkcf.data.clean import clean
+from sparkcf.data.fields import parse
 from sparkcf.data.ingest import explained, read_raw
 from sparkcf.errors import GateRefused, InputError
 from tests.data.inputs import clean_input, write_lines
