@@ -49,7 +49,8 @@ def test_an_installed_model_has_its_section_where_it_is_named(install) -> None:
     install(GOOD)
     config = load_config((), [*BASE, "model=foreign", "foreign.depth=5"])
     assert config.params.depth == 5 and model_of(config).params is config.params
-    assert list(config.shaping()) == ["seed", "preference", "input.events", "foreign"]
+    assert config.shaping()["foreign"]["depth"] == 5
+    assert config.shaping().keys() - load_config((), [*BASE, "model=als"]).shaping().keys() == {"foreign"}
     assert "foreign" in model_names()
     with pytest.raises(ConfigError, match=r"unknown configuration key foreign\.deph: did you mean foreign\.depth\?"):
         load_config((), [*BASE, "model=foreign", "foreign.deph=5"])
