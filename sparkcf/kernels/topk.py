@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 import numpy as np
 from numpy.typing import NDArray
@@ -14,6 +14,7 @@ Int32 = NDArray[np.int32]
 Int64 = NDArray[np.int64]
 
 SCORE_BYTES = 16 << 20
+SLICE_ITEMS = 1 << 15  # with these a block of scores has a hundred users, which a matrix product needs to be fast
 GROUPS = 512  # least number of groups, so that loops over the maxima are long enough for vector instructions
 GROUPS_PER_K = 4  # groups for each wanted item: about 15 % more candidates than wanted pass the first cut
 NEG_INF = np.float32(-np.inf)
@@ -75,8 +76,12 @@ def rank_block(
     seen_indices: Int32,
     k: int,
     score_bytes: int = SCORE_BYTES,
+    slice_items: int = SLICE_ITEMS,
 ) -> tuple[Int32, Float32]:
     """Rank all items for a block of users by user_vectors @ item_vectors.T + item_bias.
+
+    The items are scored in slices, whose lists are merged: of a catalogue larger than memory, mapped from a file, one
+    slice has to be in memory at a time.
 
     Parameters
     ----------
@@ -93,6 +98,8 @@ def rank_block(
         Length of the lists, at least 1; may exceed m.
     score_bytes : int
         Size of the buffer of scores, which limits how many users are scored at a time (at least one).
+    slice_items : int
+        Most items in a slice.
 
     Returns
     -------
@@ -114,14 +121,51 @@ def rank_block(
     if user_vectors.shape[1] != item_vectors.shape[1]:
         raise ValueError(f"user_vectors have rank {user_vectors.shape[1]}, item_vectors {item_vectors.shape[1]}")
     _check_seen(seen_indptr, seen_indices, n, m)
-    offset = _item_offset(item_vectors, item_bias, eligible)
+    _check_items(m, item_bias, eligible)
     scorable = np.isfinite(user_vectors).all(axis=1)
-    buffer = np.empty((max(1, min(n, score_bytes // (4 * m) if m else 1)), m), dtype=np.float32)
+    width = min(m, slice_items)
+    buffer = np.empty((max(1, min(n, score_bytes // (4 * max(width, 1)))), width), dtype=np.float32)
+    lists = []
+    for start in range(0, m, slice_items):
+        part = slice(start, min(start + slice_items, m))
+        vectors = item_vectors[part]
+        offset = _item_offset(vectors, _of(item_bias, part), _of(eligible, part))
+        seen = (seen_indptr, seen_indices) if len(vectors) == m else _seen_within(seen_indptr, seen_indices, part)
 
-    def score_block(users: slice) -> Float32:
-        return np.dot(user_vectors[users], item_vectors.T, out=buffer[: users.stop - users.start])
+        def score_block(users: slice, vectors: Float32 = vectors) -> Float32:
+            scores = buffer[: users.stop - users.start, : len(vectors)]
+            if len(vectors) == width:
+                return np.dot(user_vectors[users], vectors.T, out=scores)
+            return np.dot(user_vectors[users], vectors.T)  # the last slice: its rows are not contiguous in the buffer
 
-    return _rank(score_block, scorable, m, offset, seen_indptr, seen_indices, k, len(buffer))
+        lists.append(_rank(score_block, scorable, len(vectors), offset, *seen, k, len(buffer)))
+        lists[-1][0][lists[-1][0] >= 0] += start
+    if len(lists) > 1:
+        return merge_lists(lists, k)
+    return lists[0] if lists else _padding(n, k)
+
+
+def merge_lists(lists: Sequence[tuple[Int32, Float32]], k: int) -> tuple[Int32, Float32]:
+    """Merge lists of the same users over ascending ranges of items: of each user the k best, ties by the smaller index.
+
+    Parameters
+    ----------
+    lists : (items, scores) as `rank_block` gives them, int32 and float32 arrays (n, any); at least one.
+    """
+    items, scores = (np.concatenate(arrays, axis=1) for arrays in zip(*lists, strict=True))
+    places, best = select_top(scores, k)  # of equal scores the first place, which has the smaller index
+    return np.where(places >= 0, np.take_along_axis(items, np.maximum(places, 0), axis=1), -1).astype(np.int32), best
+
+
+def _seen_within(indptr: Int64, indices: Int32, part: slice) -> tuple[Int64, Int32]:
+    """The seen items within a slice of the items, numbered from its start."""
+    within = (indices >= part.start) & (indices < part.stop)
+    kept = np.concatenate([[0], np.cumsum(within, dtype=np.int64)])
+    return kept[indptr], indices[within] - np.int32(part.start)
+
+
+def _of(array: np.ndarray | None, part: slice) -> np.ndarray | None:
+    return None if array is None else array[part]
 
 
 def rank_scores(
@@ -153,6 +197,7 @@ def rank_scores(
     """
     _check_k(k)
     _check_seen(seen_indptr, seen_indices, n, m)
+    _check_items(m, None, eligible)
     offset = _item_offset(np.empty((m, 0), np.float32), None, eligible)
 
     def checked(users: slice) -> Float32:
@@ -200,21 +245,24 @@ def _padding(n: int, k: int) -> tuple[Int32, Float32]:
 
 def _item_offset(item_vectors: Float32, item_bias: Float32 | None, eligible: NDArray[np.bool_] | None) -> Float32:
     """Offset of each item's score: the item's bias, or -inf if it may not be listed; empty if all are 0."""
-    m = item_vectors.shape[0]
     listed = np.isfinite(item_vectors).all(axis=1)
     if item_bias is not None:
-        _check_float32("item_bias", item_bias, 1)
-        if item_bias.size != m:
-            raise ValueError(f"item_bias has {item_bias.size} entries for {m} items")
         listed &= np.isfinite(item_bias)
     if eligible is not None:
-        if eligible.dtype != np.bool_ or eligible.shape != (m,):
-            raise ValueError(f"eligible must be bool ({m},), not {eligible.dtype} {eligible.shape}")
         listed &= eligible
     if item_bias is None and listed.all():
         return np.empty(0, dtype=np.float32)
     bias = np.float32(0) if item_bias is None else item_bias
     return np.where(listed, bias, NEG_INF).astype(np.float32)
+
+
+def _check_items(m: int, item_bias: Float32 | None, eligible: NDArray[np.bool_] | None) -> None:
+    if item_bias is not None:
+        _check_float32("item_bias", item_bias, 1)
+        if item_bias.size != m:
+            raise ValueError(f"item_bias has {item_bias.size} entries for {m} items")
+    if eligible is not None and (eligible.dtype != np.bool_ or eligible.shape != (m,)):
+        raise ValueError(f"eligible must be bool ({m},), not {eligible.dtype} {eligible.shape}")
 
 
 def _check_k(k: int) -> None:

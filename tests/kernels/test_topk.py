@@ -155,11 +155,12 @@ def test_rank_block_lists_a_small_example() -> None:
     score_bytes=st.integers(0, 2000),
     with_bias=st.booleans(),
     with_eligible=st.booleans(),
+    slice_items=st.integers(1, 70),
 )
 def test_rank_block_equals_mask_and_sort(
-    seed: int, n: int, m: int, k: int, score_bytes: int, with_bias: bool, with_eligible: bool
+    seed: int, n: int, m: int, k: int, score_bytes: int, with_bias: bool, with_eligible: bool, slice_items: int
 ) -> None:
-    """Small integers are exact in float32, so the scores must be equal, and ties are many."""
+    """Small integers are exact in float32, so the scores must be equal, and ties are many; whatever the slices."""
     rng = np.random.default_rng(seed)
     users = rng.integers(-3, 4, (n, 4)).astype(np.float32)
     items = rng.integers(-3, 4, (m, 4)).astype(np.float32)
@@ -171,7 +172,7 @@ def test_rank_block_equals_mask_and_sort(
         expected[u, seen[u]] = -INF
     if eligible is not None:
         expected[:, ~eligible] = -INF
-    indices, scores = rank_block(users, items, bias, eligible, *csr(seen), k, score_bytes=score_bytes)
+    indices, scores = rank_block(users, items, bias, eligible, *csr(seen), k, score_bytes, slice_items)
     expected_indices, expected_scores = sort_all(expected, k)
     np.testing.assert_array_equal(indices, expected_indices)
     np.testing.assert_array_equal(scores, expected_scores)
