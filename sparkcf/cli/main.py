@@ -240,6 +240,22 @@ def doctor(
     raise typer.Exit(1 if any(check.status == "fail" for check in checks) else 0)
 
 
+@app.command()
+def upgrade(
+    context: typer.Context,
+    apply: Annotated[bool, typer.Option("--apply", help="Make the changes; without it they are only shown.")] = False,
+    form: FormatOption = "table",
+    lake: LakeOption = None,
+) -> None:
+    """Bring a lake of an older format to the present one: columns and properties, never rows. Starts Spark."""
+    from sparkcf.cli.upgrade import upgrade_lake
+
+    changes = upgrade_lake(_root(context, lake), apply)
+    _show([{"table": change.table, "change": change.words} for change in changes], ["table", "change"], form)
+    if changes and not apply:
+        typer.echo("Nothing was changed: add --apply to make these changes.", err=True)
+
+
 def _root(context: typer.Context, lake: str | None) -> str:
     """The lake's root: an option --lake after the command wins over one before it."""
     return next((root for root in (lake, context.obj) if root is not None), DEFAULT_LAKE)

@@ -17,6 +17,11 @@ RATING_MEASURES = ("rmse", "mae")
 MODEL_NAME = r"^[a-z][a-z0-9_]{0,39}$"  # names a table partition and a key of the configuration
 
 
+def ids_as_text(value: Any) -> Any:
+    """Ids that YAML reads as numbers are texts."""
+    return [str(v) for v in value] if isinstance(value, list | tuple) else value
+
+
 class LakeConfig(Section):
     root: Annotated[str, Field(min_length=1)] = "./lake"  # a folder or a file:, s3a:, abfss:, hdfs: address
 
@@ -53,7 +58,7 @@ class TopKConfig(Section):
     @field_validator("users", mode="before")
     @classmethod
     def _ids_are_text(cls, value: Any) -> Any:
-        return [str(v) for v in value] if isinstance(value, list | tuple) else value
+        return ids_as_text(value)
 
 
 class PredictConfig(Section):
@@ -87,6 +92,27 @@ class CompareConfig(Section):
     files: tuple[Annotated[str, Field(min_length=1)], ...] = ()
 
 
+class ForgetConfig(Section):
+    # ids of the users to forget; neither stored nor printed
+    users: Annotated[tuple[str, ...], Field(exclude=True)] = ()
+    path: str | None = None  # a table (csv, parquet, delta) with a column user_id of more users to forget
+
+    @field_validator("users", mode="before")
+    @classmethod
+    def _ids_are_text(cls, value: Any) -> Any:
+        return ids_as_text(value)
+
+
+class MaintainConfig(Section):
+    keep_published: Positive = 7  # published runs of every model that can be rolled back to
+    keep_days: Positive = 14  # days that other runs, and packed rows, stay
+    progress_days: Positive = 3  # days that checkpoints stay which no run has changed
+    vacuum_hours: Annotated[int, Field(ge=0)] = (
+        168  # files of earlier table versions stay, or as long as kept runs need
+    )
+    purge_hours: Annotated[int, Field(ge=0)] = 24  # hours after a forget until all files with its users go
+
+
 class SparkConfig(Section):
     app_name: str = "sparkcf"
     log_level: Literal["OFF", "ERROR", "WARN", "INFO"] = "ERROR"
@@ -114,6 +140,8 @@ class Config(Section):
     predict: PredictConfig = PredictConfig()
     gate: GateConfig = GateConfig()
     compare: CompareConfig = CompareConfig()
+    forget: ForgetConfig = ForgetConfig()
+    maintain: MaintainConfig = MaintainConfig()
     spark: SparkConfig = SparkConfig()
 
     @field_validator("ds", mode="before")

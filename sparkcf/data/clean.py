@@ -20,6 +20,7 @@ from sparkcf.config.input import EPOCHS, CleanConfig, InputConfig
 from sparkcf.data.fields import normalized_id, parse, utc
 from sparkcf.data.outliers import alike, find_outliers
 from sparkcf.errors import GateRefused, InputError
+from sparkcf.lake.forgotten import Forgotten
 
 KEY = ("user_id", "item_id", "event", "ts")
 REASONS = (
@@ -39,6 +40,7 @@ REASONS = (
     "too_few_events_of_user",
     "too_few_events_of_item",
 )
+FORGOTTEN = "forgotten"  # the reason of rows that are kept out without a trace
 NOT_FINITE = r"(?i)^[+-]?(nan|inf|infinity)$"
 MOST_HASHES = 500_000  # of repeated keys: some 25 MB at every executor
 LONGEST_FIELD = 100  # lines; if a quote stays open for longer, only its own line is rejected
@@ -52,7 +54,7 @@ class Cleaned:
 
     interactions: DataFrame  # user_id, item_id, event, value, ts, context, source: one row a key
     quarantine: DataFrame  # reason, raw, source
-    counts: dict[str, int]  # read, clean, exact_duplicates, superseded, quarantined
+    counts: dict[str, int]  # read, clean, exact_duplicates, superseded, quarantined; forgotten, if any user is
     seen: dict[str, DataFrame]  # by side ("user", "item"): id and first_seen of each of its ids
     reasons: dict[str, int]  # quarantined rows by reason
     figures: dict[str, int]  # largest_user_events, user_ids_alike, item_ids_alike
@@ -64,13 +66,16 @@ class Cleaned:
             frame.unpersist()
 
 
-def clean(raw: DataFrame, input_config: InputConfig, config: CleanConfig, ds: dt.date) -> Cleaned:
+def clean(
+    raw: DataFrame, input_config: InputConfig, config: CleanConfig, ds: dt.date, forgotten: Forgotten | None = None
+) -> Cleaned:
     """Partition the raw rows into interactions, duplicates and quarantine.
 
     Parameters
     ----------
     raw : frame of `ingest.RAW_COLUMNS`.
     ds : logical date; a timestamp later than its end (UTC) plus the tolerance is in the future.
+    forgotten : users whose rows are counted and end nowhere.
 
     Raises
     ------
@@ -82,7 +87,8 @@ def clean(raw: DataFrame, input_config: InputConfig, config: CleanConfig, ds: dt
     observed = Observation("read")
 
     def typed(raw: DataFrame) -> DataFrame:
-        return with_reason(parse(raw, input_config, config, ds), input_config, config, ds)
+        rows = with_reason(parse(raw, input_config, config, ds), input_config, config, ds)
+        return without_forgotten(rows, forgotten) if forgotten else rows
 
     counted = raw.observe(
         observed, F.count(F.lit(1)).alias("rows"), F.count(F.when(F.col("header"), 1)).alias("headers")
@@ -106,7 +112,10 @@ def clean(raw: DataFrame, input_config: InputConfig, config: CleanConfig, ds: dt
         bounded = checked
         if outliers.any:  # good rows turn out to belong to quarantine
             bounded = outliers.with_reason(checked if present["open_quotes"] else typed(raw))
-        rejected = bounded.where("reason IS NOT NULL AND NOT header").select("reason", "raw", "source")
+        bad = f"reason IS NOT NULL AND reason <> '{FORGOTTEN}' AND NOT header"
+        rejected = bounded.where(bad).select("reason", "raw", "source")
+        if forgotten:
+            rejected = forgotten.blanked(rejected, "raw")
         if outliers.any:
             rejected = rejected.persist(StorageLevel.DISK_ONLY)
             kept.append(rejected)
@@ -128,6 +137,8 @@ def clean(raw: DataFrame, input_config: InputConfig, config: CleanConfig, ds: dt
             "superseded": values - clean_rows,
             "quarantined": sum(reasons.values()),
         }
+        if forgotten:
+            counts["forgotten"] = checked.where(F.col("reason") == FORGOTTEN).count()
         reasons = {reason: reasons[reason] for reason in REASONS if reason in reasons}
         hints = _hints(checked, reasons, present["unpaired"], input_config)
         _check_counts(counts, reasons, config, hints)
@@ -149,6 +160,16 @@ def without_texts(rows: DataFrame) -> DataFrame:
     kept = {name: F.when(bad, F.col(name)) for name in ("raw", "ts_text")}
     has = {f"has_{name}": F.col(name).isNotNull() for name in ("ts_text", "value_text")}
     return rows.withColumns(has | kept).drop("value_text")
+
+
+def without_forgotten(rows: DataFrame, forgotten: Forgotten) -> DataFrame:
+    """Rows of forgotten users have the reason FORGOTTEN and nothing else: no id, no text."""
+    marked = forgotten.marked(rows, "of_forgotten")
+    gone = F.col("of_forgotten") & ~F.col("header")
+    texts = ("user_id", "item_id", "raw", "ts_text", "value_text", "context")
+    emptied = {name: F.when(~gone, F.col(name)) for name in texts}
+    reason = F.when(gone, FORGOTTEN).otherwise(F.col("reason"))
+    return marked.withColumns(emptied | {"reason": reason}).drop("of_forgotten")
 
 
 def _seen(unique: DataFrame, side: str) -> DataFrame:
@@ -361,7 +382,7 @@ def _hints(rows: DataFrame, reasons: dict[str, int], unpaired: int, config: Inpu
 
 
 def _check_counts(counts: dict[str, int], reasons: dict[str, int], config: CleanConfig, hints: tuple[str, ...]) -> None:
-    ended = counts["clean"] + counts["exact_duplicates"] + counts["superseded"] + counts["quarantined"]
+    ended = sum(n for name, n in counts.items() if name != "read")
     if counts["read"] != ended:
         raise GateRefused(f"rows do not reconcile: {counts['read']:,} read, {ended:,} accounted for: {counts}")
     by_reason = "; ".join([", ".join(f"{reason} {n:,}" for reason, n in reasons.items()), *hints])

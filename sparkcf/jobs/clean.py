@@ -17,6 +17,7 @@ from sparkcf.data.fields import normalized_id
 from sparkcf.data.ingest import decoded, explained, read_raw
 from sparkcf.data.lines import not_utf8, readable
 from sparkcf.errors import LakeError
+from sparkcf.lake.forgotten import Forgotten, forgotten_users
 from sparkcf.lake.frames import one_row
 from sparkcf.lake.ids import ConcurrentChangeError, register
 from sparkcf.lake.runs import Run, start_run
@@ -34,7 +35,7 @@ def clean_day(spark: SparkSession, config: Config) -> dict[str, Any]:
     Returns
     -------
     dict
-        `counts` (read, clean, exact_duplicates, superseded, quarantined, and rows changed), `reasons`, `run_id`.
+        `counts` (as `data.clean.Cleaned`, and rows changed), `reasons`, `run_id`.
 
     Raises
     ------
@@ -54,18 +55,19 @@ def _load(spark: SparkSession, config: Config, tables: LakeTables, run: Run) -> 
     raw, columns = read_raw(spark, config.input, config.input_path)
     table = [tables.read("interactions")] if tables.exists("interactions") else []  # which the day is merged into
     size_queries(spark, raw, *table)
+    forgotten = forgotten_users(tables)
     users = read_users(spark, config.input.users) if config.input.users else None
     items = read_items(spark, config.input.items) if config.input.items else None
     with step(f"clean {config.ds}", spark) as progress:
         with explained(config.input_path):
-            cleaned = clean(raw, config.input, config.clean, config.ds)
+            cleaned = clean(raw, config.input, config.clean, config.ds, forgotten)
         progress.note = summary(cleaned)
     for note in cleaned.notes:
         say(f"  note: {note}")
     note_unused(columns, config)
     try:
         with step("assign dense indices", spark):
-            register(tables, "users", _seen("user", cleaned.seen["user"], users, config))
+            register(tables, "users", _seen("user", cleaned.seen["user"], users, config, forgotten))
             register(tables, "items", _seen("item", cleaned.seen["item"], items, config))
         with step("write quarantine and interactions", spark) as progress:
             write_quarantine(tables, cleaned, config)
@@ -84,7 +86,9 @@ def summary(cleaned: Cleaned) -> str:
     reasons = ", ".join(f"{reason} {n:,}" for reason, n in cleaned.reasons.items())
     return (
         f"{c['read']:,} rows read = {c['clean']:,} clean + {c['exact_duplicates']:,} exact duplicates"
-        f" + {c['superseded']:,} superseded + {c['quarantined']:,} quarantined" + (f" ({reasons})" if reasons else "")
+        f" + {c['superseded']:,} superseded + {c['quarantined']:,} quarantined"
+        + (f" ({reasons})" if reasons else "")
+        + (f" + {c['forgotten']:,} of forgotten users" if "forgotten" in c else "")
     )
 
 
@@ -97,10 +101,12 @@ def note_unused(columns: list[str], config: Config) -> None:
         say(f"  note: input columns not used: {', '.join(unused)}")
 
 
-def _seen(side: str, seen: DataFrame, listed: DataFrame | None, config: Config) -> DataFrame:
+def _seen(
+    side: str, seen: DataFrame, listed: DataFrame | None, config: Config, forgotten: Forgotten | None = None
+) -> DataFrame:
     """The ids of the interactions with their first event, and those of the table `listed` with their attributes.
 
-    `seen` : id, first_seen.
+    `seen` : id, first_seen. `forgotten` : users of `listed` who are left out.
     """
     idc = f"{side}_id"
     table = TABLES[f"{side}s"]
@@ -110,6 +116,8 @@ def _seen(side: str, seen: DataFrame, listed: DataFrame | None, config: Config) 
     known = listed.withColumn(idc, normalized_id(F.col(idc), config.clean)).where(
         F.col(idc).isNotNull() & (F.length(idc) <= config.clean.max_id_length)
     )
+    if forgotten:
+        known = forgotten.without(known)
     # One row per id, the same in every run: of a repeated id the row with the largest texts is kept.
     maps = [name for name, dtype in attributes.items() if isinstance(dtype, MapType)]
     texts = [F.coalesce(name, F.lit("")) for name, dtype in attributes.items() if isinstance(dtype, StringType)]

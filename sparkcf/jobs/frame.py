@@ -14,7 +14,9 @@ from sparkcf.config.load import load_config
 from sparkcf.config.root import Config
 from sparkcf.errors import ConfigError, SparkcfError, first_line
 from sparkcf.jobs.session import open_session, stop_session
+from sparkcf.lake.format import check_writable_format
 from sparkcf.lake.roots import check_writable
+from sparkcf.lake.tables import LakeTables
 from sparkcf.progress import flush, job_description, say
 from sparkcf.runtime import check_python, java_problem
 
@@ -94,6 +96,7 @@ def _run(name: str, function: Job, config: Config) -> dict[str, Any]:
     try:
         spark.sparkContext.setJobGroup(group, f"{name} {config.ds}", interruptOnCancel=True)
         with job_description(spark, f"{name} {config.ds}"):
+            _check_format(LakeTables(spark, config.lake.root))
             return function(spark, config)
     except BaseException:
         _cancel(spark, group)
@@ -102,6 +105,11 @@ def _run(name: str, function: Job, config: Config) -> dict[str, Any]:
         signal.signal(signal.SIGTERM, before)
         if started:
             _stop(spark)
+
+
+def _check_format(tables: LakeTables) -> None:
+    if tables.exists("runs"):
+        check_writable_format(tables.root, tables.properties("runs"))
 
 
 def _cancel(spark: Any, group: str) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import datetime as dt
 import json
 from typing import Any
 
@@ -70,9 +71,22 @@ class Folder:
 
     def total(self, *suffixes: str) -> int:
         """Bytes of all files below the folder with one of the suffixes, those of Delta's logs left out."""
+        return sum(i.size for i in self._below() if i.path.endswith(suffixes) and "/_delta_log/" not in i.path)
+
+    def files(self) -> list[str]:
+        """Names of all files below the folder, sorted."""
+        return sorted(info.path[len(self._path) + 1 :] for info in self._below())
+
+    def _below(self) -> list[fs.FileInfo]:
         selector = fs.FileSelector(self._path, allow_not_found=True, recursive=True)
-        files = (info for info in self._files.get_file_info(selector) if info.type == fs.FileType.File)
-        return sum(info.size for info in files if info.path.endswith(suffixes) and "/_delta_log/" not in info.path)
+        return [info for info in self._files.get_file_info(selector) if info.type == fs.FileType.File]
+
+    def changed_at(self, name: str) -> dt.datetime | None:
+        """When the newest file below an entry was written; None if there is none."""
+        path = f"{self._path}/{name}"
+        below = fs.FileSelector(path, allow_not_found=True, recursive=True)
+        infos = [self._files.get_file_info(path), *self._files.get_file_info(below)]
+        return max((info.mtime for info in infos if info.mtime is not None), default=None)
 
     def names(self) -> list[str]:
         """Names of the folder's entries, sorted; empty if the folder does not exist."""

@@ -45,7 +45,8 @@ def register(tables: LakeTables, name: str, rows: DataFrame) -> None:
             if not all_changed:
                 return
             last = one_row(known.agg(last_idx))[0] if version else -1  # its first commit creates the table empty
-            numbered = _numbered(changed, id_column, idx_column, last + 1, new)
+            free = max(last, _last_forgotten(tables, idx_column)) + 1  # read after `known`: a forget writes it first
+            numbered = _numbered(changed, id_column, idx_column, free, new)
             # The merge's transaction reads `target`: if another writer has numbered ids since `last` was read,
             # nothing is merged and everything is repeated.
             numbered = numbered.crossJoin(target.agg(last_idx)).where(f"last_idx = {last}").drop("last_idx")
@@ -62,6 +63,14 @@ def register(tables: LakeTables, name: str, rows: DataFrame) -> None:
             changed.unpersist()
 
     retry_conflicts(f"merge into {name}", merge)
+
+
+def _last_forgotten(tables: LakeTables, idx_column: str) -> int:
+    """The largest dense index of a forgotten user, who is in no other table; -1 if there is none."""
+    forgotten = TABLES["forgotten"]
+    if idx_column not in forgotten.schema.names or not tables.exists("forgotten"):
+        return -1
+    return int(one_row(tables.read("forgotten").agg(F.coalesce(F.max(idx_column), F.lit(-1))))[0])
 
 
 def _updates(table: Table) -> str:

@@ -23,6 +23,7 @@ from deltalake import DeltaTable
 from deltalake.exceptions import TableNotFoundError
 
 from sparkcf.errors import ConfigError, LakeError, NotFoundError, first_line
+from sparkcf.lake.format import check_readable
 from sparkcf.lake.roots import check_name, local_folder
 
 if TYPE_CHECKING:
@@ -31,7 +32,7 @@ if TYPE_CHECKING:
 TABLE_NAMES = tuple(
     "interactions quarantine users items features user_rows item_rows example_rows user_factors item_factors"
     " feature_factors item_concepts user_groups item_groups recommendations predictions similar_items runs metrics"
-    " comparisons published".split()
+    " comparisons published forgotten".split()
 )
 # The columns that queries read; of a table that is not listed here, all columns.
 COLUMNS = {
@@ -216,6 +217,7 @@ class Lake:
             raise self._absent(name, error) from None
         except Exception as error:
             raise LakeError(f"{what} cannot be read: {first_line(error)}: {DOCTOR}") from None
+        check_readable(self.root, table.metadata().configuration)
         if features := foreign_features(table):
             raise LakeError(f"{what} uses {features}: only Spark reads that; drop the feature")
         return table

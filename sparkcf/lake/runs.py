@@ -22,6 +22,7 @@ from sparkcf.lake.schemas import TABLES
 from sparkcf.lake.tables import LakeTables, sql_date
 from sparkcf.progress import say
 
+WITHOUT_MODEL = ("clean", "forget", "maintain")  # jobs that are the same for every model
 FITS = ("train", "fold_in")  # jobs whose runs have factors
 NEXT = {"trained": "jobs/evaluate.py and jobs/recommend.py", "evaluated": "jobs/recommend.py"}  # by a run's state
 
@@ -72,7 +73,7 @@ class Run:
 
 def start_run(tables: LakeTables, job: str, config: Config, inputs: Mapping[str, int]) -> Run:
     """Start a run and write its row. `inputs`: the version of every table that the run reads."""
-    model = None if job == "clean" else config.model
+    model = None if job in WITHOUT_MODEL else config.model
     row = {
         "run_id": new_run_id(model or job, config.ds),
         "job": job,

@@ -343,13 +343,13 @@ RUNS = Table(
     StructType(
         [
             column("run_id", STRING, "id of the run: one fit, or one load"),
-            column("job", STRING, "job of the run: clean, prepare, train, fold_in or compare"),
+            column("job", STRING, "job of the run: clean, prepare, train, fold_in, compare, forget or maintain"),
             column("model", STRING, "model's name", nullable=True),
             column("ds", DateType(), "logical date"),
             column(
                 "state",
                 STRING,
-                "running, refused, failed, or the last step that was done: trained, …",
+                "running, refused, failed, expired, or the last step that was done: trained, …",
             ),
             column("reason", STRING, "why the run was refused or failed", nullable=True),
             column("config", STRING, "resolved configuration, JSON"),
@@ -445,6 +445,25 @@ PUBLISHED = Table(
     key=("model", "ds", "sequence"),
 )
 
+FORGOTTEN = Table(
+    "forgotten",
+    "users who were forgotten; a load keeps out rows whose user's hash is here",
+    StructType(
+        [
+            column("hash", STRING, "SHA-256 of the salt and the user's id, hexadecimal"),
+            column("salt", STRING, "the lake's salt, the same in every row"),
+            column("user_idx", INT, "dense index that the user had, never given again", nullable=True),
+            column("forgotten_at", TimestampType(), "time of the request's job"),
+            column("forgotten_by", STRING, "user who ran the job"),
+            column("run_id", STRING, "run of the job; its counts are in `runs`"),
+            column("counts", MapType(STRING, LONG), "the user's rows that were removed, by table"),
+            column("sealed", MapType(STRING, LONG), "versions of tables from which on no row is theirs", nullable=True),
+            column("purged_at", TimestampType(), "when the files of earlier versions were removed", nullable=True),
+        ]
+    ),
+    key=("hash",),
+)
+
 TABLES: dict[str, Table] = {
     t.name: t
     for t in (
@@ -469,5 +488,8 @@ TABLES: dict[str, Table] = {
         METRICS,
         COMPARISONS,
         PUBLISHED,
+        FORGOTTEN,
     )
 }
+PER_RUN = tuple(t.name for t in TABLES.values() if t.partition_by == ("model", "run_id"))  # tables of runs' results
+PER_USER = tuple(t.name for t in TABLES.values() if "user_id" in t.schema.names)  # tables that name users

@@ -14,6 +14,7 @@ from py4j.java_gateway import JavaObject
 from pyspark.sql import Column, DataFrame, SparkSession
 
 from sparkcf.errors import ConflictError, LakeError, first_line
+from sparkcf.lake.format import FORMAT, PROPERTY
 from sparkcf.lake.frames import one_row
 from sparkcf.lake.roots import resolve_root
 from sparkcf.lake.schemas import TABLES, Table
@@ -24,6 +25,7 @@ PROPERTIES = {  # readable by every Delta client
     "delta.columnMapping.mode": "none",
     "delta.deletedFileRetentionDuration": "interval 30 days",
     "delta.logRetentionDuration": "interval 90 days",
+    PROPERTY: str(FORMAT),
 }
 CONFLICTS = ("Concurrent", "ProtocolChanged", "MetadataChanged")
 UNFINISHED = "DELTA_TABLE_NOT_FOUND"  # Delta's error for a log folder without a commit
@@ -48,31 +50,27 @@ class LakeTables:
 
     def exists(self, name: str) -> bool:
         """Whether the table's log has a commit. A log folder without one is left by an unfinished creation."""
-        return _committed(*self._log(name))
+        return _committed(*self.log(name))
 
     def create(self, name: str) -> DeltaTable:
-        """The table, created empty if it does not exist: with comments and constraints, in one commit.
-
-        Adds nullable columns that an older version of the table lacks.
-        """
+        """The table, created empty if it does not exist: with comments and constraints, in one commit."""
 
         def execute() -> None:
-            _clear_abandoned(*self._log(name))
+            _clear_abandoned(*self.log(name))
             self._builder(name).execute()
 
         if not self.exists(name):
             retry_conflicts(f"create table {name} in {self.root}", execute)
-        table = self._table(name)
-        present = table.toDF().columns
-        missing = [f for f in TABLES[name].schema if f.nullable and f.name not in present]
-        if not missing:
-            return table
-        added = ", ".join(f"{f.name} {f.dataType.simpleString()} COMMENT '{f.metadata['comment']}'" for f in missing)
-        alter = f"ALTER TABLE delta.`{self.path(name)}` ADD COLUMNS ({added})"
-        retry_conflicts(f"add columns to {name}", lambda: self.spark.sql(alter))
-        return self._table(name)
+        return self.table(name)
 
-    def _log(self, name: str) -> tuple[JavaObject, JavaObject]:
+    def properties(self, name: str) -> dict[str, str]:
+        """Properties of an existing table."""
+        none = self.no_option()
+        found = self.delta_log(name).update(False, none, none).metadata().configuration()
+        jvm: Any = self.spark._jvm
+        return dict(jvm.scala.collection.JavaConverters.mapAsJavaMap(found))
+
+    def log(self, name: str) -> tuple[JavaObject, JavaObject]:
         """Hadoop's file system of the table, and the path of the table's log."""
         jvm: Any = self.spark._jvm
         folder = jvm.org.apache.hadoop.fs.Path(self.path(name), "_delta_log")
@@ -112,15 +110,23 @@ class LakeTables:
         """The table's newest version; -1 if the table does not exist."""
         if not self.exists(name):
             return -1
-        jvm: Any = self.spark._jvm
 
         def newest() -> int:
             # Read from the log: the table's history would need a Spark job.
-            log = jvm.org.apache.spark.sql.delta.DeltaLog.forTable(self.spark._jsparkSession, self.path(name))
-            none = jvm.scala.Option.empty()
-            return int(log.update(False, none, none).version())
+            none = self.no_option()
+            return int(self.delta_log(name).update(False, none, none).version())
 
         return _explained(f"read the log of {name}", newest)
+
+    def delta_log(self, name: str) -> Any:
+        """Delta's own object of the table's log."""
+        jvm: Any = self.spark._jvm
+        return jvm.org.apache.spark.sql.delta.DeltaLog.forTable(self.spark._jsparkSession, self.path(name))
+
+    def no_option(self) -> Any:
+        """Scala's None, for optional arguments of Delta's methods."""
+        jvm: Any = self.spark._jvm
+        return jvm.scala.Option.empty()
 
     def append(self, name: str, rows: DataFrame) -> None:
         self.create(name)
@@ -137,7 +143,7 @@ class LakeTables:
         """Change columns of the rows that match `where`, in one commit."""
         dtypes = {field.name: field.dataType for field in TABLES[name].schema.fields}
         cast: dict[str, str | Column] = {column: value.cast(dtypes[column]) for column, value in values.items()}
-        retry_conflicts(f"update {name}", lambda: self._table(name).update(where, cast))
+        retry_conflicts(f"update {name}", lambda: self.table(name).update(where, cast))
 
     def merge(self, name: str, source: DataFrame, same: str, *clauses: str) -> dict[str, int]:
         """MERGE `source` (s) into a table (t); returns the rows that this merge inserted, updated and deleted.
@@ -153,7 +159,7 @@ class LakeTables:
             self.spark.catalog.dropTempView(view)
         return {op: int(row[f"num_{op}_rows"]) for op in ("inserted", "updated", "deleted")}
 
-    def _table(self, name: str) -> DeltaTable:
+    def table(self, name: str) -> DeltaTable:
         return DeltaTable.forPath(self.spark, self.path(name))
 
 

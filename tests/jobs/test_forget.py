@@ -1,0 +1,172 @@
+"""A user who is forgotten is in no table, in no later load and, after maintain, in no file."""
+
+from __future__ import annotations
+
+import io
+import re
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pyarrow.parquet as pq
+import pytest
+from pyspark.sql import functions as F
+
+from sparkcf.config.load import load_config
+from sparkcf.errors import ConfigError, ConflictError, NothingNew
+from sparkcf.jobs.clean import clean_day
+from sparkcf.jobs.forget import check_request, forget_users
+from sparkcf.jobs.maintain import maintain
+from sparkcf.jobs.nightly import nightly
+from sparkcf.lake.schemas import PER_USER
+from sparkcf.lake.tables import LakeTables
+from sparkcf.lake.traces import Traces
+
+WHO = "zoë-7f3a@example"
+OTHER = "31"  # a number that is also an item's id, a day of the month, and part of other numbers
+USERS = [WHO, OTHER, *(f"u{n}" for n in range(28))]
+
+
+def log_of(users: list[str], folder: Path, seed: int = 1) -> Path:
+    """A log in which every user has ten of fifteen items, some of them twice; items are numbers too."""
+    random, lines = np.random.default_rng(seed), ["user_id,item_id,rating,timestamp"]
+    for user in users:
+        for item in random.choice(15, 10, replace=False):
+            lines.append(f"{user},{item + 30},{random.integers(1, 6)},{1600000000 + item}")
+    lines += [f"{WHO},31,no number,1600000000", f"garbage of {WHO} here", "x,31,2,never"]
+    path = folder / f"log{seed}.csv"
+    path.write_text("\n".join(lines) + "\n")
+    return path
+
+
+@pytest.fixture(scope="module")
+def lake(spark, tmp_path_factory: pytest.TempPathFactory) -> tuple[Callable, Path]:
+    """A lake after a night of two models, users with attributes among them."""
+    folder = tmp_path_factory.mktemp("forget")
+    people, log = folder / "users.csv", log_of(USERS, folder)
+    people.write_text("user_id,job\n" + "\n".join(f"{user},baker" for user in USERS) + "\n")
+
+    def build(*overrides: str):
+        base = [
+            *("ds=2024-01-31", f"input.path={log}", f"lake.root={folder / 'lake'}"),
+            *("input.columns.value=rating", "input.columns.ts=timestamp", "input.ts_formats=[epoch_s]"),
+            *(f"input.users.path={people}", "input.users.columns.attributes=[job]", "evaluation.bootstrap=20"),
+            *("models=[popularity, als]", "als.rank=4", "als.iterations=2", "evaluation.protocol=q2"),
+            *("gate.allow_below_popularity=true", "gate.at=10", "topk.k=5", "clean.max_quarantined_share=0.5"),
+        ]
+        return load_config((), [*base, *overrides])
+
+    nightly(spark, build(f"topk.users=['{WHO}', u1, u2, '{OTHER}']"))
+    return build, folder / "lake"
+
+
+def naming(lake: Path, word: str) -> list[str]:
+    """Files that hold the word, by another way than the job's: all texts of Parquet, printed, and plain bytes."""
+    found = []
+    for path in sorted(p for p in lake.rglob("*") if p.is_file()):
+        data = path.read_bytes()
+        if path.suffix == ".parquet":
+            rows = pq.read_table(io.BytesIO(data)).to_pylist()
+            data += repr(rows).encode() + str([row.get("raw_bytes") for row in rows]).encode()
+        if word.encode() in data or word.encode("unicode_escape") in data:
+            found.append(str(path.relative_to(lake)))
+    return found
+
+
+def test_forgotten_users_are_in_no_table_and_after_maintain_in_no_file(spark, lake) -> None:
+    build, folder = lake
+    tables = LakeTables(spark, str(folder))
+    index = {row["user_id"]: row["user_idx"] for row in tables.read("users").collect()}
+    rows = {name: tables.read(name).count() for name in ("quarantine", "interactions")}
+    assert any("recommendations" in name for name in naming(folder, WHO))
+    config = build("forget.users=['zoë-7f3a@example', 31]")
+    assert WHO not in config.to_json() and WHO not in config.shown()
+
+    done = forget_users(spark, config)
+    assert done["counts"]["users"] == 2 and done["counts"]["interactions"] == 20
+    for name in PER_USER:
+        assert tables.read(name).where(F.col("user_id").isin(WHO, OTHER)).isEmpty(), name
+    assert tables.read("interactions").count() == rows["interactions"] - 20
+    left = tables.read("quarantine")
+    assert left.count() == rows["quarantine"] and left.where(F.col("raw").contains(WHO)).isEmpty()
+    assert not left.where("raw = 'x,31,2,never'").isEmpty() or OTHER in "x,31,2,never"  # a number may be any word
+    assert done["traces"]  # the files of earlier versions are there until maintain
+    assert len(done["trained_with"]) == 2
+    (audit,) = tables.read("forgotten").where(f"user_idx = {index[WHO]}").collect()
+    assert audit["counts"]["interactions"] == 10 and audit["counts"]["users"] == 1 and audit["purged_at"] is None
+
+    with pytest.raises(NothingNew, match=r"forgotten before: [0-9]+ of [0-9,]+ files still name"):
+        forget_users(spark, config)
+    maintain(spark, build("maintain.purge_hours=24"))
+    assert naming(folder, WHO)  # not yet: a night may still read them
+    done = maintain(spark, build("maintain.purge_hours=0"))
+    assert done["counts"]["purged_users"] == 2
+    with pytest.raises(NothingNew, match=r"none of [0-9,]+ files names one of them"):
+        forget_users(spark, config)
+    assert naming(folder, WHO) == []
+    assert tables.read("recommendations").where("user_id = 'u1'").count() == 10  # of two models
+
+
+def test_later_loads_keep_them_out_and_their_index_is_never_given_again(spark, lake, tmp_path: Path) -> None:
+    build, folder = lake
+    tables = LakeTables(spark, str(folder))
+    largest = tables.read("users").agg(F.max("user_idx")).first()[0]
+    last = tables.read("users").where(f"user_idx = {largest}").first()["user_id"]
+    try:
+        forget_users(spark, build(f"forget.users=['{last}', '{WHO}']"))
+    except NothingNew:
+        pytest.fail("the user with the largest index was not there")
+    log = log_of([*USERS, "newcomer"], tmp_path, seed=2)
+    done = clean_day(spark, build(f"input.path={log}", "ds=2024-02-01"))
+    counts = done["counts"]
+    # A second test of this lake alone has forgotten one user fewer.
+    gone = tables.read("forgotten").count()
+    assert counts["forgotten"] == 10 * gone + 1  # and a line of theirs whose value is bad
+    kept = counts["clean"] + counts["exact_duplicates"] + counts["superseded"] + counts["quarantined"]
+    assert counts["read"] == kept + counts["forgotten"]
+    assert naming(folder / "quarantine", WHO) == [] or gone < 3
+    users = {row["user_id"]: row["user_idx"] for row in tables.read("users").collect()}
+    assert last not in users and users["newcomer"] > largest
+    lines = [row["raw"] for row in tables.read("quarantine").where("ds = DATE'2024-02-01'").collect()]
+    assert sorted(lines, key=str) == [None, "x,31,2,never"] or lines == [None, None]
+
+
+def test_maintain_waits_for_a_run_in_progress_before_it_removes_files_at_once(spark, lake) -> None:
+    build, folder = lake
+    tables = LakeTables(spark, str(folder))
+    forget_users(spark, build("forget.users=[u20]"))
+    first = tables.read("runs").where("job = 'train'").orderBy("run_id").first()
+    tables.update("runs", f"run_id = '{first['run_id']}'", {"state": F.lit("running")})
+    with pytest.raises(ConflictError, match=f"run {first['run_id']} is in progress, maintain.purge_hours=0 would"):
+        maintain(spark, build("maintain.purge_hours=0"))
+    tables.update("runs", f"run_id = '{first['run_id']}'", {"state": F.lit("published")})
+    assert maintain(spark, build("maintain.purge_hours=0"))["counts"]["purged_users"] >= 1
+
+
+def test_a_request_needs_users() -> None:
+    with pytest.raises(ConfigError, match=r"no users to forget: set forget\.users=\[ID, …\] or forget\.path=TABLE"):
+        check_request(load_config((), ["ds=2024-01-31", "input.path=none"]))
+
+
+@pytest.mark.parametrize(
+    "text,name,expected",
+    [
+        ("31", "user_id", True),
+        ("31", "item_id", False),
+        ("2024-01-31", "config", False),
+        ("x,31,2", "raw", True),
+        ("x,310,2", "raw", False),
+        ("by zoë-7f3a@example.", "reason", True),
+        ("by azoë-7f3a@example.", "reason", False),
+        ("by zoë-7f3a@example.", "title", False),
+    ],
+)
+def test_ids_are_found_as_values_and_as_words(text: str, name: str, expected: bool) -> None:
+    assert Traces([WHO, OTHER]).in_value({name: [text]}) is expected
+    assert Traces([WHO, OTHER]).in_value({"add": {"stats": f'{{"minValues": {{"{name}": "{text}"}}}}'}}) is expected
+
+
+def test_an_id_is_no_pattern() -> None:
+    assert not Traces(["a.c"]).in_text("abc", "reason")
+    assert Traces(["a.c"]).in_text("(a.c)", "reason")
+    assert re.escape("a.c") != "a.c"
