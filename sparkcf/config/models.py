@@ -449,6 +449,8 @@ class FMConfig(ModelSection):
     context: dict[str, str | float] = Field(default_factory=dict)
     init_sd: Annotated[float, Field(gt=0, allow_inf_nan=False)] = 0.1
     tolerance: NonNegative = 0.0  # als: stop when the objective falls by a smaller share in a sweep; 0: never
+    # als, mcmc: sweeps between checkpoints, which also hold the samples kept so far; 0: none
+    save_every: Annotated[int, Field(ge=0)] = 20
     workers: Positive | None = None  # size of the gang; None: all task slots
     timeout_s: Positive = 60  # seconds; a peer silent for longer counts as dead
     sgd: SGDConfig = SGDConfig()

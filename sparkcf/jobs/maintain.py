@@ -101,10 +101,8 @@ def _purge(tables: LakeTables, config: Config, runs: dict[str, KeptRun], now: dt
     if known is None or not (users := rows.count()):
         return 0, set()
     _check_idle(config, runs, now)
-    versions: dict[str, int] = {}
-    for row in rows.select("sealed").distinct().collect():
-        for name, version in (row["sealed"] or {}).items():
-            versions[name] = max(version, versions.get(name, 0))
+    sealed = rows.select(F.explode("sealed").alias("name", "version")).groupBy("name").agg(F.max("version"))
+    versions: dict[str, int] = {name: version for name, version in sealed.collect()}
     again = [name for name in PER_USER if tables.exists(name) and _remove_again(tables, name, known)]
     for name in again:
         versions[name] = seal(tables, name)

@@ -73,14 +73,14 @@ def rollback(spark: SparkSession, config: Config) -> dict[str, Any]:
     if not rows:
         raise NotFoundError(f"no run of model {config.model} is published yet: there is nothing to roll back")
     now = rows[-1]
-    if config.run_id:
-        target = find_run(tables, config, ("published", "recommended")).run_id
-    else:
+    target = config.run_id
+    if target is None:
         by_gate = [row["run_id"] for row in reversed(rows) if row["action"] == "publish"]
         earlier = [run_id for run_id in by_gate if run_id != now["run_id"]]
         if not earlier:
             raise NotFoundError(f"run {now['run_id']} is the only published one of {config.model}")
         target = earlier[0]
+    find_run(tables, config.model_copy(update={"run_id": target}), ("published", "recommended"))
     if target == now["run_id"]:
         raise NothingNew(f"run {target} is the published one already")
     sequence = sum(row["ds"] == now["ds"] for row in rows) + 1

@@ -82,11 +82,10 @@ class Folder:
         return [info for info in self._files.get_file_info(selector) if info.type == fs.FileType.File]
 
     def changed_at(self, name: str) -> dt.datetime | None:
-        """When the newest file below an entry was written; None if there is none."""
-        path = f"{self._path}/{name}"
-        below = fs.FileSelector(path, allow_not_found=True, recursive=True)
-        infos = [self._files.get_file_info(path), *self._files.get_file_info(below)]
-        return max((info.mtime for info in infos if info.mtime is not None), default=None)
+        """When the newest file below an entry was written; None if it has no file."""
+        below = fs.FileSelector(f"{self._path}/{name}", allow_not_found=True, recursive=True)
+        infos = self._files.get_file_info(below)
+        return max((info.mtime for info in infos if info.type == fs.FileType.File), default=None)
 
     def names(self) -> list[str]:
         """Names of the folder's entries, sorted; empty if the folder does not exist."""

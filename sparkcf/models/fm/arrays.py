@@ -14,8 +14,10 @@ from sparkcf.kernels.fm import predict_rows
 from sparkcf.kernels.threads import in_threads
 from sparkcf.models.fm.links import answers
 from sparkcf.models.fm.rows import Field, FMData, FMPlan, FMRows, make_plan, part_starts
-from sparkcf.models.fm.sweeps import Sample, train_fm
+from sparkcf.models.fm.samples import Sample
+from sparkcf.models.fm.sweeps import train_fm
 from sparkcf.training.gang import Alone
+from sparkcf.training.saved_sweeps import SavedSweeps
 
 F32 = NDArray[np.float32]
 F64 = NDArray[np.float64]
@@ -66,6 +68,7 @@ def fit_fm_arrays(
     seed: int,
     threads: int = 1,
     on_progress: Callable[[dict[str, Any]], None] | None = None,
+    checkpoint_dir: str | None = None,
 ) -> FMFit:
     """Fit in this process.
 
@@ -79,7 +82,8 @@ def fit_fm_arrays(
     key = np.arange(len(data.y), dtype=np.int64)
     rest = (data.y, key, data.ptr, data.feat, data.val)
     rows = [FMRows(data.users, data.items, *rest), FMRows(data.items, data.users, *rest)]
-    samples, log = train_fm(rows, plan, Alone(on_progress))
+    saved = SavedSweeps(checkpoint_dir) if checkpoint_dir else None
+    samples, log = train_fm(rows, plan, Alone(on_progress), saved)
     return FMFit(plan, [(sample.w0, whole_table(sample, plan)) for sample in samples], log)
 
 

@@ -48,11 +48,13 @@ from sparkcf.models.fm.features import features_of, fields_of, rows_of
 from sparkcf.models.fm.frames import BATCH, Learned, feature_factors, folded_in_context, folded_side
 from sparkcf.models.fm.links import answers
 from sparkcf.models.fm.rows import FMPlan, FMRows, make_plan
+from sparkcf.models.fm.samples import Sample
 from sparkcf.models.fm.sgd import by_descent
-from sparkcf.models.fm.sweeps import NO_ROWS, Sample, train_fm
+from sparkcf.models.fm.sweeps import NO_ROWS, train_fm
 from sparkcf.training.blocks import ITEM, KINDS, USER, row_ids
 from sparkcf.training.gang import Gang, check_slots, worker_threads
 from sparkcf.training.gang_stage import gang_result, text_rows, value_rows
+from sparkcf.training.saved_sweeps import SavedSweeps
 from sparkcf.training.shuffle import shuffled
 
 RESULT = "kind string, text string, idx int, factor array<float>"
@@ -175,15 +177,18 @@ def by_gang(rows: DataFrame, plan: FMPlan, run: FitRun) -> Learned:
     """Train by exact sweeps of a gang in one barrier stage."""
     spark, fm = rows.sparkSession, plan.config
     workers = check_slots(spark, fm.workers, fm.section)
+    saved = SavedSweeps(run.checkpoint_dir) if run.checkpoint_dir and fm.save_every else None
 
     def work(batches: Iterable[Any], gang: Gang) -> Iterator[Any]:
-        samples, log = train_fm(_received_rows(batches), plan, gang)
+        samples, log = train_fm(_received_rows(batches), plan, gang, saved)
         yield from _result(samples, log, plan, gang)
 
     with gang_result(shuffled(rows, workers), work, RESULT, workers, fm.timeout_s, run.on_progress, NO_ROWS) as (
         cached,
         messages,
     ):
+        if saved and (problem := saved.clear()):  # no reason to fail the fit
+            run.on_progress({"note": f"saved sweeps cannot be removed from {run.checkpoint_dir}: {problem}"})
         log = sorted((json.loads(text) for kind, text in messages if kind == "log"), key=lambda entry: entry["sweep"])
         parts = [json.loads(text) for kind, text in messages if kind == "state"]
         state = {name: np.array(values) for part in parts for name, values in part.items()}

@@ -14,7 +14,6 @@ from __future__ import annotations
 
 import time
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -36,8 +35,10 @@ from sparkcf.kernels.random import normal_rows, uniform_rows
 from sparkcf.kernels.threads import in_threads
 from sparkcf.models.fm.links import latent_means
 from sparkcf.models.fm.rows import Copy, FMPlan, FMRows, Visits, copy_rows, feature_ids, field_visits
+from sparkcf.models.fm.samples import Entry, Hyper, Sample, load, save
 from sparkcf.training.blocks import ITEM, USER
 from sparkcf.training.gang import Gang
+from sparkcf.training.saved_sweeps import SavedSweeps
 
 F32 = NDArray[np.float32]
 # Streams of random draws: a field's initial vectors, a sweep's noise by field, latent variables by sweep.
@@ -45,34 +46,9 @@ INITIAL, SWEEP, LATENT = 16, 4096, 1_000_000
 F64 = NDArray[np.float64]
 I64 = NDArray[np.int64]
 I32 = NDArray[np.int32]
-Entry = dict[str, Any]
 SUM_BYTES = 16 << 20  # of normal equations held at once: they are solved while still in the caches
 PRIOR_SHAPE = PRIOR_RATE = PRIOR_STRENGTH = 1.0  # priors of the noise and of the hyper-parameters, as in libFM
 NO_ROWS = "no row to train on: is there any interaction up to the logical date?"
-
-
-@dataclass
-class Hyper:
-    """A field's prior: precision lambda and mean mu of each of its k + 1 columns."""
-
-    precision: F64
-    mean: F64
-
-
-@dataclass
-class Sample:
-    """One draw (or the optimum) of all parameters at a worker.
-
-    own : by side, this worker's ids, float32 (n, k + 1); None if there is no field of these ids.
-    everywhere : float32 (m, k + 1), the features held by every worker.
-    hypers : the fields' priors.
-    """
-
-    w0: float
-    noise_precision: float
-    own: list[F32 | None]
-    everywhere: F32
-    hypers: list[Hyper]
 
 
 @dataclass
@@ -87,8 +63,14 @@ class State:
     singular: int = 0
 
 
-def train_fm(rows: list[FMRows], plan: FMPlan, gang: Gang) -> tuple[list[Sample], list[Entry]]:
+def train_fm(
+    rows: list[FMRows], plan: FMPlan, gang: Gang, saved: SavedSweeps | None = None
+) -> tuple[list[Sample], list[Entry]]:
     """Run all sweeps, at one worker of a gang; empties `rows` (by side).
+
+    Parameters
+    ----------
+    saved : checkpoints, written every `save_every` sweeps; training resumes from the newest.
 
     Returns
     -------
@@ -105,6 +87,9 @@ def train_fm(rows: list[FMRows], plan: FMPlan, gang: Gang) -> tuple[list[Sample]
         state = _begin(rows, plan, gang)
         log: list[Entry] = []
         samples: list[Sample] = []
+        if saved and (found := load(saved, plan.sizes, config.rank + 1, gang)):
+            (now, *samples), log = found
+            _restore(state, now, plan, gang)
         kept = set(config.kept_sweeps())
         while len(log) < config.iterations and not _converged(log, config):
             entry = _sweep(state, plan, gang, len(log) + 1)
@@ -112,6 +97,10 @@ def train_fm(rows: list[FMRows], plan: FMPlan, gang: Gang) -> tuple[list[Sample]
             gang.report(entry)
             if len(log) in kept:
                 samples.append(_sample(state))
+            due = config.save_every and len(log) % config.save_every == 0 and len(log) < config.iterations
+            if saved and due and (problem := save(saved, _sample(state), samples, log, plan.sizes, gang)):
+                gang.report({"note": f"sweeps cannot be saved in {saved.folder}: {problem}"})  # no reason to fail
+                saved = None
         return samples or [_sample(state)], log
 
 
@@ -127,6 +116,18 @@ def _sample(state: State) -> Sample:
     first = state.copies[USER]
     hypers = [Hyper(h.precision.copy(), h.mean.copy()) for h in state.hypers]
     return Sample(state.w0, state.noise_precision, own, first.table[: first.own.start].copy(), hypers)
+
+
+def _restore(state: State, saved: Sample, plan: FMPlan, gang: Gang) -> None:
+    """Set the parameters to those of a checkpoint."""
+    state.w0, state.noise_precision, state.hypers = saved.w0, saved.noise_precision, saved.hypers
+    for copy, own in zip(state.copies, saved.own, strict=True):
+        copy.table[: copy.own.start] = saved.everywhere
+        if own is not None:
+            copy.table[copy.own] = own
+    for side in (USER, ITEM):
+        _receive(state, side, gang)
+    state.fitted = _predicted(state, state.copies[USER], plan)
 
 
 def _begin(rows: list[FMRows], plan: FMPlan, gang: Gang) -> State:

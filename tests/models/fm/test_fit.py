@@ -19,7 +19,9 @@ from sparkcf.kernels.topk import rank_scores
 from sparkcf.models.fm.arrays import FMFit, entries_of, fit_fm_arrays
 from sparkcf.models.fm.factors import _histories
 from sparkcf.models.fm.rows import Field, FMData, FMPlan, FMRows, make_plan
-from sparkcf.models.fm.sweeps import Sample, train_fm
+from sparkcf.models.fm.samples import Sample
+from sparkcf.models.fm.sweeps import train_fm
+from sparkcf.training.saved_sweeps import SavedSweeps
 from tests.training.gangs import in_gang
 
 N, M, GENRES, HAD = 30, 12, 5, 12
@@ -117,7 +119,9 @@ def test_result_does_not_depend_on_workers_or_threads(learner, task, pairs) -> N
             np.testing.assert_allclose(table, other, atol=5e-3, err_msg=f"{workers} workers, {threads} threads")
 
 
-def gang_samples(made: Data, config: FMConfig, workers: int, threads: int) -> list[tuple[float, np.ndarray]]:
+def gang_samples(
+    made: Data, config: FMConfig, workers: int, threads: int = 1, saved: SavedSweeps | None = None
+) -> list[tuple[float, np.ndarray]]:
     plan = make_plan(config, made.fields, N, M, 1, threads)
 
     def work(gang: Any) -> list[Sample]:
@@ -130,7 +134,7 @@ def gang_samples(made: Data, config: FMConfig, workers: int, threads: int) -> li
             source = np.concatenate([np.arange(made.data.ptr[r], made.data.ptr[r + 1]) for r in mine])
             lists = (made.data.feat[source], made.data.val[source])
             rows.append(FMRows(own[mine] // workers, other[mine], made.data.y[mine], mine, ptr, *lists))
-        return train_fm(rows, plan, gang)[0]
+        return train_fm(rows, plan, gang, saved)[0]
 
     found = in_gang(workers, work)
     samples = []
