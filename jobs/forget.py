@@ -1,6 +1,6 @@
 """Forget users: remove them from every table and keep them out of later loads.
 
-    spark-submit jobs/forget.py --config conf/nightly.yaml ds=2024-05-31 forget.path=requests.csv
+    spark-submit jobs/forget.py --config conf/sample.yaml forget.path=requests.csv
 
 Reads and writes every table that names users. Run jobs/maintain.py to remove the files of earlier versions; run this
 again to prove that no file names them.

@@ -1,6 +1,6 @@
 """Keep the lake small: remove runs that cannot be rolled back to, old files and checkpoints; join small files.
 
-    spark-submit jobs/maintain.py --config conf/nightly.yaml ds=2024-05-31
+    spark-submit jobs/maintain.py --config conf/sample.yaml
 
 Reads runs, published, forgotten. Changes the files of every table, not the rows that readers see.
 """

@@ -7,8 +7,6 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
 
-from delta.tables import DeltaTable
-
 from sparkcf.lake.frames import one_row
 from sparkcf.lake.tables import LakeTables, retry_conflicts
 
@@ -20,7 +18,7 @@ def compact(tables: LakeTables, name: str) -> int:
     """Join a table's small files into larger ones; returns how many fewer there are. The rows stay the same."""
 
     def optimize() -> int:
-        metrics = DeltaTable.forPath(tables.spark, tables.path(name)).optimize().executeCompaction()
+        metrics = tables.table(name).optimize().executeCompaction()
         row = one_row(metrics.select("metrics.numFilesRemoved", "metrics.numFilesAdded"))
         return int(row[0]) - int(row[1])
 
