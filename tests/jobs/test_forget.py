@@ -29,13 +29,13 @@ OTHER = "31"  # a number that is also an item's id, a day of the month, and part
 USERS = [WHO, OTHER, *(f"u{n}" for n in range(28))]
 
 
-def log_of(users: list[str], folder: Path, seed: int = 1) -> Path:
+def log_of(users: list[str], folder: Path, seed: int = 1, bad_item: str = OTHER) -> Path:
     """A log in which every user has ten of fifteen items, some of them twice; items are numbers too."""
     random, lines = np.random.default_rng(seed), ["user_id,item_id,rating,timestamp"]
     for user in users:
         for item in random.choice(15, 10, replace=False):
             lines.append(f"{user},{item + 30},{random.integers(1, 6)},{1600000000 + item}")
-    lines += [f"{WHO},31,no number,1600000000", f"garbage of {WHO} here", "x,31,2,never"]
+    lines += [f"{WHO},31,no number,1600000000", f"garbage of {WHO} here", f"x,{bad_item},2,never"]
     path = folder / f"log{seed}.csv"
     path.write_text("\n".join(lines) + "\n")
     return path
@@ -114,14 +114,14 @@ def test_later_loads_keep_them_out_and_their_index_is_never_given_again(spark, l
     largest = tables.read("users").agg(F.max("user_idx")).first()[0]
     last = tables.read("users").where(f"user_idx = {largest}").first()["user_id"]
     forget_users(spark, build(f"forget.users=['{last}', '{WHO}']"))
-    log = log_of([WHO, last, "u1", "newcomer"], tmp_path, seed=2)
+    log = log_of([WHO, last, "u1", "newcomer"], tmp_path, seed=2, bad_item="99")
     counts = clean_day(spark, build(f"input.path={log}", "ds=2024-02-01"))["counts"]
     assert counts["forgotten"] == 2 * 10 + 1  # with the line of WHO whose value is bad
     assert counts["read"] == counts["clean"] + counts["quarantined"] + counts["forgotten"] == 43
     users = {row["user_id"]: row["user_idx"] for row in tables.read("users").collect()}
     assert last not in users and WHO not in users and users["newcomer"] > largest
     lines = [row["raw"] for row in tables.read("quarantine").where("ds = DATE'2024-02-01'").collect()]
-    assert sorted(lines, key=str) == [None, "x,31,2,never"]  # the first one named WHO
+    assert sorted(lines, key=str) == [None, "x,99,2,never"]  # the first one named WHO
 
 
 def test_maintain_waits_for_a_run_in_progress_before_it_removes_files_at_once(spark, lake) -> None:
@@ -174,7 +174,7 @@ def test_maintain_removes_runs_that_cannot_be_rolled_back_to(spark, lake) -> Non
     append_published(tables, "als", config.ds, "another", "publish", 2)
     (folder / "_progress" / "als-0").mkdir(parents=True)
     (folder / "_progress" / "als-0" / "sweep.json").write_text("{}")
-    os.utime(folder / "_progress" / "als-0" / "sweep.json", (0, 0))
+    os.utime(folder / "_progress" / "als-0" / "sweep.json", (1e9, 1e9))
     done = maintain(spark, config)["counts"]
     assert done["expired_runs"] == 1 and done["checkpoints"] == 0  # its folder is new
     assert (
