@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import importlib.metadata
 import importlib.util
-import json
 import os
 import re
 import shutil
@@ -16,17 +15,16 @@ from pathlib import Path
 
 from deltalake import DeltaTable
 from deltalake.exceptions import TableNotFoundError
-from deltalake.fs import DeltaStorageHandler
-from pyarrow.fs import FileSelector, FileType, PyFileSystem
 
 from sparkcf import runtime
 from sparkcf.errors import ConfigError, first_line
+from sparkcf.lake.log import TableLog
 from sparkcf.lake.query import CURE, TABLE_NAMES, Lake, foreign_features
+from sparkcf.redact import redacted
 
 MODULES = {"delta-spark": "delta", "PyYAML": "yaml"}  # packages whose module has another name
 SETUP = "run `make setup`"
 FREE = 5 * 2**30  # bytes
-LOG_FILE = re.compile(r"(?:^|/)(\d{20})\.(json|checkpoint\..*parquet)$")
 
 
 @dataclass(frozen=True)
@@ -59,7 +57,8 @@ def diagnose(root: str = "./lake", spark: bool = False, storage_options: dict[st
     checks.append(check_root(lake))
     for name in TABLE_NAMES:
         checks += check_table(lake, name)
-    return [*checks, *check_disks(lake)]
+    checks += check_disks(lake)
+    return [Check(c.check, c.status, redacted(c.found), redacted(c.cure)) for c in checks]
 
 
 def check_python() -> Check:
@@ -186,7 +185,8 @@ def check_table(lake: Lake, name: str) -> Iterator[Check]:
     """Check a table's newest version, find its last good version, and check that this version's files exist."""
     what = f"table {name}"
     try:
-        versions = _versions(lake, name)
+        log = TableLog(lake.address(name), lake.storage_options)
+        versions = log.versions()
     except TableNotFoundError:
         return  # the table does not exist yet
     except Exception as error:
@@ -199,7 +199,8 @@ def check_table(lake: Lake, name: str) -> Iterator[Check]:
     problems: dict[int, str] = {}
     for version in versions:
         try:
-            _check_entry(lake, name, version)
+            if problem := log.problem(version):
+                raise ValueError(problem)
             table = DeltaTable(lake.address(name), version, lake.storage_options)
         except Exception as error:
             problems[version] = first_line(error)
@@ -222,32 +223,6 @@ def _found(what: str, table: DeltaTable, version: int, problems: dict[int, str])
     if features := foreign_features(table):
         return Check(what, "warn", f"version {version} uses {features}", "drop the feature: only Spark reads it")
     return Check(what, "ok", f"version {version} is good, {len(table.file_uris())} files")
-
-
-def _log_files(lake: Lake, name: str) -> PyFileSystem:
-    return PyFileSystem(DeltaStorageHandler(lake.address(name), lake.storage_options))
-
-
-def _versions(lake: Lake, name: str) -> list[int]:
-    """The versions in the table's log, newest first."""
-    listed = _log_files(lake, name).get_file_info(FileSelector("_delta_log", allow_not_found=True))
-    return sorted({int(m[1]) for file in listed if (m := LOG_FILE.search(file.path))}, reverse=True)
-
-
-def _check_entry(lake: Lake, name: str, version: int) -> None:
-    """Raise ValueError if a commit's file is truncated; delta-rs itself accepts an empty file as a version."""
-    files, path = _log_files(lake, name), f"_delta_log/{version:020}.json"
-    if files.get_file_info(path).type == FileType.NotFound:  # removed after a checkpoint
-        return
-    with files.open_input_stream(path) as stream:
-        lines = [line for line in stream.read().splitlines() if line.strip()]
-    if not lines:
-        raise ValueError("its log entry is empty")
-    for number, line in enumerate(lines, 1):
-        try:
-            json.loads(line)
-        except ValueError:
-            raise ValueError(f"line {number} of its log entry is not JSON") from None
 
 
 def _check_files(lake: Lake, name: str, table: DeltaTable) -> Iterator[Check]:

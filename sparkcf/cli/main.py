@@ -19,6 +19,7 @@ import typer
 from typer.exceptions import TyperException
 
 from sparkcf.errors import SparkcfError
+from sparkcf.redact import redacted
 
 if TYPE_CHECKING:
     import pyarrow as pa
@@ -387,7 +388,7 @@ def _visible(text: object) -> str:
 
 
 def _complain(message: str, code: int) -> int:
-    print(f"sparkcf: {_visible(message)}", file=sys.stderr)
+    print(f"sparkcf: {_visible(redacted(message))}", file=sys.stderr)
     return code
 
 

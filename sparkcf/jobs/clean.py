@@ -136,7 +136,7 @@ def write_quarantine(tables: LakeTables, cleaned: Cleaned, config: Config) -> No
         "reason",
         readable(raw).alias("raw"),
         F.when(not_utf8(raw), raw.cast("binary")).alias("raw_bytes"),
-        decoded(F.col("source")).alias("source"),
+        decoded(F.col("source"), config.input_path).alias("source"),
     )
     tables.replace("quarantine", rows, f"ds = {sql_date(config.ds)}")
     written = tables.read("quarantine").where(f"ds = {sql_date(config.ds)}").count()
@@ -166,7 +166,7 @@ def write_interactions(tables: LakeTables, clean_rows: DataFrame, config: Config
         Rows `inserted`, `updated`, `deleted` and `unchanged`.
     """
     day = sql_date(config.ds)
-    new = clean_rows.withColumn("source", decoded(F.col("source")))
+    new = clean_rows.withColumn("source", decoded(F.col("source"), config.input_path))
     # As text: a Python datetime would be converted to the host's time zone, where one hour a year is ambiguous.
     count, *span = one_row(new.agg(F.count(F.lit(1)), F.min("ts").cast("string"), F.max("ts").cast("string")))
 

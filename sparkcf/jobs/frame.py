@@ -7,8 +7,10 @@ import json
 import os
 import signal
 import sys
+import traceback
 from collections.abc import Callable, Sequence
-from typing import Any
+from types import TracebackType
+from typing import Any, NoReturn
 
 from sparkcf.config.load import load_config
 from sparkcf.config.root import Config
@@ -18,6 +20,7 @@ from sparkcf.lake.format import check_writable_format
 from sparkcf.lake.roots import check_writable
 from sparkcf.lake.tables import LakeTables
 from sparkcf.progress import flush, job_description, say
+from sparkcf.redact import redacted, redacted_values
 from sparkcf.runtime import check_python, java_problem
 
 Job = Callable[[Any, Config], dict[str, Any]]
@@ -74,7 +77,7 @@ def run_job(name: str, function: Job, argv: Sequence[str] | None = None, check: 
         say(f"sparkcf {name}: {result['error']} (set SPARKCF_TRACE=1 for the stack)")
     result = {"status": "ok", "exit_code": code} | result
     flush()
-    print(json.dumps(result, default=str), flush=True)
+    print(json.dumps(redacted_values(result), default=str), flush=True)
     return code
 
 
@@ -128,13 +131,23 @@ def _stop(spark: Any) -> None:
 
 
 def _parser(name: str) -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(prog=f"jobs/{name}.py", description=f"sparkcf {name}")
+    parser = _Parser(prog=f"jobs/{name}.py", description=f"sparkcf {name}")
     parser.add_argument("--config", action="append", default=[], metavar="FILE", help="YAML; a later one wins")
     parser.add_argument("--dry-run", action="store_true", help="check the configuration and say what would run")
     parser.add_argument("overrides", nargs="*", metavar="key=value", help="for example als.rank=128")
     return parser
 
 
+class _Parser(argparse.ArgumentParser):
+    def error(self, message: str) -> NoReturn:
+        super().error(redacted(message))
+
+
+def _hook(kind: type[BaseException], error: BaseException, stack: TracebackType | None) -> None:
+    sys.stderr.write(redacted("".join(traceback.format_exception(kind, error, stack))))
+
+
 def main(name: str, function: Job, check: Check | None = None) -> None:
     """Entry point of the job files."""
+    sys.excepthook = _hook
     sys.exit(run_job(name, function, check=check))
