@@ -76,7 +76,7 @@ PLANTED = [
 ]
 
 
-@pytest.mark.parametrize("wrong", [[], ["als.rank=0"], [f"s3a://KEY:{SECRET}@b"], [f"lake.rot=s3a://K:{SECRET}@b"]])
+@pytest.mark.parametrize("wrong", [[], ["als.rank=0"], [f"s3a://KEY:{SECRET}@b"], [f"seed=s3a://K:{SECRET}@b"]])
 def test_a_dry_run_and_refused_arguments_show_no_credential(capsys: pytest.CaptureFixture[str], wrong: list) -> None:
     code = run_job("clean", nightly, ["--dry-run", "ds=2024-01-31", *PLANTED, *wrong])
     shown = capsys.readouterr()

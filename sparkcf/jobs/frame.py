@@ -16,6 +16,7 @@ from sparkcf.config.load import load_config
 from sparkcf.config.root import Config
 from sparkcf.errors import ConfigError, SparkcfError, first_line
 from sparkcf.jobs.session import open_session, stop_session
+from sparkcf.jobs.signals import Terminated, cancel, raised_signals
 from sparkcf.lake.format import check_writable_format
 from sparkcf.lake.roots import check_writable
 from sparkcf.lake.tables import LakeTables
@@ -66,9 +67,10 @@ def run_job(name: str, function: Job, argv: Sequence[str] | None = None, check: 
         result |= {"status": type(error).__name__, "error": str(error)}
         say(f"sparkcf {name}: {error}")
     except (Terminated, KeyboardInterrupt) as error:
-        code = 128 + (error.signal if isinstance(error, Terminated) else signal.SIGINT)
-        result |= {"status": "terminated"}
-        say(f"sparkcf {name}: stopped by {signal.Signals(code - 128).name}; nothing more was published")
+        stopped = error if isinstance(error, Terminated) else Terminated(signal.SIGINT)
+        code = 128 + stopped.signal
+        result |= {"status": "terminated", "error": str(stopped)}
+        say(f"sparkcf {name}: {stopped}; nothing more was published")
     except Exception as error:  # printed as one line; SPARKCF_TRACE=1 shows the stack
         if os.environ.get("SPARKCF_TRACE"):
             raise
@@ -81,46 +83,29 @@ def run_job(name: str, function: Job, argv: Sequence[str] | None = None, check: 
     return code
 
 
-class Terminated(BaseException):
-    """SIGTERM was received, by which Airflow or a cluster manager ends a job."""
-
-    def __init__(self, number: int) -> None:
-        super().__init__(number)
-        self.signal = number
-
-
 def _run(name: str, function: Job, config: Config) -> dict[str, Any]:
-    def terminate(number: int, _frame: Any) -> None:
-        raise Terminated(number)
-
-    before = signal.signal(signal.SIGTERM, terminate)
-    spark, started = open_session(config.spark, f"{name} {config.ds}")
-    group = f"sparkcf-{name}-{os.getpid()}"
-    try:
-        spark.sparkContext.setJobGroup(group, f"{name} {config.ds}", interruptOnCancel=True)
-        with job_description(spark, f"{name} {config.ds}"):
-            _check_format(LakeTables(spark, config.lake.root))
-            return function(spark, config)
-    except BaseException:
-        _cancel(spark, group)
-        raise
-    finally:
-        signal.signal(signal.SIGTERM, before)
-        if started:
-            _stop(spark)
+    with raised_signals() as signals:
+        spark, started = open_session(config.spark, f"{name} {config.ds}")
+        group = f"sparkcf-{name}-{os.getpid()}"
+        try:
+            signals.watch(spark, group)
+            spark.sparkContext.setJobGroup(group, f"{name} {config.ds}", interruptOnCancel=True)
+            with job_description(spark, f"{name} {config.ds}"):
+                _check_format(LakeTables(spark, config.lake.root))
+                return function(spark, config)
+        except Terminated:  # they are cancelled
+            raise
+        except BaseException:
+            cancel(spark, group)
+            raise
+        finally:
+            if started:
+                _stop(spark)
 
 
 def _check_format(tables: LakeTables) -> None:
     if tables.exists("runs"):
         check_writable_format(tables.root, tables.properties("runs"))
-
-
-def _cancel(spark: Any, group: str) -> None:
-    """Cancel this job's running Spark jobs only: the session may belong to the caller."""
-    try:
-        spark.sparkContext.cancelJobGroup(group)
-    except Exception as error:  # the JVM gets the signal too and may have ended
-        say(f"  jobs could not be cancelled: {first_line(error)}")
 
 
 def _stop(spark: Any) -> None:

@@ -262,7 +262,9 @@ def test_a_driver_killed_before_its_commit_leaves_the_table_and_the_rerun_repair
     assert counts["clean"] == len(rows) == counts["inserted"] + counts["updated"] + counts["unchanged"]
     assert counts["deleted"] == len(set(r[:2] for r in base.rows) - set(r[:2] for r in rows))
     states = Counter(run["state"] for run in table(lake, "runs") if run["job"] == "clean")
-    assert states["running"] == 1  # the killed one, which could say nothing
+    assert states == {"cleaned": states["cleaned"], "failed": 1}  # the killed one could say nothing: it was closed
+    (killed,) = [run for run in table(lake, "runs") if run["state"] == "failed"]
+    assert killed["reason"].startswith("stopped: its process ")
 
 
 def parquet_files(lake: Path) -> set[str]:
@@ -287,12 +289,7 @@ def test_a_terminated_job_ends_soon_and_leaves_nothing_behind(
         os.killpg(job.process.pid, signal.SIGTERM)
     else:
         job.process.send_signal(signal.SIGTERM)
-    begin = time.monotonic()
-    assert job.wait(60) != 0
-    while job.alive() and time.monotonic() < begin + 60:
-        time.sleep(0.1)
-    assert not job.alive(), [Path(f"/proc/{pid}/cmdline").read_bytes() for pid in job.alive()]
-    assert "Traceback" not in job.said()
+    check_terminated(job, lake)
     assert version(lake, "published") == version(base.lake, "published")
     assert Lake(lake).published().run_id == published and stored(lake) == base.rows
     if not everyone:
@@ -300,6 +297,46 @@ def test_a_terminated_job_ends_soon_and_leaves_nothing_behind(
         assert after.wait() == 0, after.said()
         states = {run["run_id"]: run["state"] for run in table(lake, "runs")}
         assert states[after.told["run_id"]] == "trained"
+
+
+def check_terminated(job: Submitted, lake: Path) -> dict[str, Any]:
+    """Wait for the end of a job after SIGTERM: what it says, and the row of its run, which is returned."""
+    begin = time.monotonic()
+    assert job.wait(60) == 143, job.said()
+    while job.alive() and time.monotonic() < begin + 60:
+        time.sleep(0.1)
+    assert not job.alive(), [Path(f"/proc/{pid}/cmdline").read_bytes() for pid in job.alive()]
+    assert "Traceback" not in job.said() and "\tat " not in job.said()
+    assert (job.told["status"], job.told["exit_code"], job.told["error"]) == ("terminated", 143, "stopped by SIGTERM")
+    assert "stopped by SIGTERM; nothing more was published" in job.said()
+    newest = max(table(lake, "runs"), key=lambda run: run["started_at"])
+    assert newest["reason"] == "Terminated: stopped by SIGTERM"
+    return newest
+
+
+@pytest.mark.parametrize(
+    ("name", "begun", "state"),
+    [
+        ("clean", lambda job, lake: any((lake / "_leases").glob("clean-*")), "failed"),
+        ("nightly", lambda job, lake: "write factors" in job.said(), "failed"),
+        ("evaluate", lambda job, lake: "evaluation of als by" in job.said(), "trained"),
+    ],
+    ids=["clean", "a night's evaluate", "evaluate"],
+)
+def test_each_step_ends_with_its_reason(
+    base: Base, submit: Callable[..., Submitted], tmp_path: Path, name: str, begun: Callable, state: str
+) -> None:
+    lake = shutil.copytree(base.lake, tmp_path / "lake")
+    if name == "evaluate":
+        assert submit("train", lake, base.log).wait() == 0
+    job = submit(name, lake, base.log, "evaluation.protocol=auto", "evaluation.bootstrap=10000")
+    deadline = time.monotonic() + PATIENCE
+    while not begun(job, lake):
+        assert job.process.poll() is None and time.monotonic() < deadline, job.said()
+        time.sleep(0.05)
+    job.process.send_signal(signal.SIGTERM)
+    assert check_terminated(job, lake)["state"] == state
+    assert not list((lake / "_leases").iterdir())
 
 
 def test_exit_codes_and_the_last_line(base: Base, submit: Callable[..., Submitted], tmp_path: Path) -> None:

@@ -18,6 +18,8 @@ from sparkcf.runtime import check_python, java_problem
 class NoSpark:
     """As much of a session as a job itself asks of it."""
 
+    _gateway = None
+
     def __init__(self) -> None:
         self.group = ""
         self.cancelled: list[str] = []
