@@ -6,7 +6,6 @@ import importlib.metadata
 import importlib.util
 import os
 import re
-import shutil
 import sys
 import tempfile
 from collections.abc import Iterator
@@ -20,11 +19,11 @@ from sparkcf import runtime
 from sparkcf.errors import ConfigError, first_line
 from sparkcf.lake.log import TableLog
 from sparkcf.lake.query import CURE, TABLE_NAMES, Lake, foreign_features
+from sparkcf.lake.roots import FREE, free_space
 from sparkcf.redact import redacted
 
 MODULES = {"delta-spark": "delta", "PyYAML": "yaml"}  # packages whose module has another name
 SETUP = "run `make setup`"
-FREE = 5 * 2**30  # bytes
 
 
 @dataclass(frozen=True)
@@ -239,11 +238,7 @@ def _check_files(lake: Lake, name: str, table: DeltaTable) -> Iterator[Check]:
 def check_disks(lake: Lake) -> Iterator[Check]:
     """Check free space on the disks of the lake and of Spark's local files."""
     scratch = os.environ.get("SPARK_LOCAL_DIRS", "").split(",")[0] or tempfile.gettempdir()
-    for place in dict.fromkeys(filter(None, (lake.folder, scratch))):
-        existing = Path(place)
-        while not existing.exists() and existing != existing.parent:
-            existing = existing.parent
-        free = shutil.disk_usage(existing).free
+    for place, free in free_space(filter(None, (lake.folder, scratch))):
         found = f"{free / 2**30:.1f} GiB free at {place}"
         if free < FREE:
             yield Check("disk", "warn", found, f"free space there: {FREE / 2**30:.0f} GiB are needed")

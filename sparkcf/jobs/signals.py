@@ -79,7 +79,7 @@ def cancel(spark: Any, group: str) -> None:
 
 def _leave_call(spark: Any) -> None:
     """Give the main thread a new connection to the JVM: the signal may have come while it waited for an answer."""
-    client = getattr(spark.sparkContext._gateway, "_gateway_client", None)
+    client: Any = getattr(spark.sparkContext._gateway, "_gateway_client", None)
     if hasattr(client, "thread_connection"):
         client.thread_connection.connection = None
 

@@ -104,7 +104,7 @@ def machine() -> str:
 
 
 def process_start(pid: int) -> str:
-    """When a process was started, in the kernel's ticks, which tells it from a later one of the same id; empty: none."""
+    """The start of a process in the kernel's ticks, which a later process of the same id does not share; empty: none."""
     try:
         fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
     except OSError:

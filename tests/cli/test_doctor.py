@@ -167,7 +167,7 @@ def test_a_file_in_the_lakes_place_and_an_unwritable_folder_fail(
 
 def test_little_space_is_warned_of_with_the_path(root: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("SPARK_LOCAL_DIRS", str(root / "scratch"))
-    monkeypatch.setattr(doctor.shutil, "disk_usage", lambda _: shutil._ntuple_diskusage(9, 8, 4 * 2**30))
+    monkeypatch.setattr(shutil, "disk_usage", lambda _: shutil._ntuple_diskusage(9, 8, 4 * 2**30))
     disks = [c for c in diagnose(str(root)) if c.check == "disk"]
     assert [(c.status, c.found) for c in disks] == [
         ("warn", f"4.0 GiB free at {root}"),
