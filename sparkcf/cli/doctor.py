@@ -6,6 +6,7 @@ import importlib.metadata
 import importlib.util
 import os
 import re
+import shlex
 import sys
 import tempfile
 from collections.abc import Iterator
@@ -17,6 +18,7 @@ from deltalake.exceptions import TableNotFoundError
 
 from sparkcf import runtime
 from sparkcf.errors import ConfigError, first_line
+from sparkcf.lake.damage import NUMBERED, damaged_files, take_out
 from sparkcf.lake.log import TableLog
 from sparkcf.lake.query import CURE, TABLE_NAMES, Lake, foreign_features
 from sparkcf.lake.roots import FREE, free_space
@@ -36,7 +38,13 @@ class Check:
     cure: str = ""
 
 
-def diagnose(root: str = "./lake", spark: bool = False, storage_options: dict[str, str] | None = None) -> list[Check]:
+def diagnose(
+    root: str = "./lake",
+    spark: bool = False,
+    storage_options: dict[str, str] | None = None,
+    deep: bool = False,
+    repair: bool = False,
+) -> list[Check]:
     """Check Python, Java, packages, Delta's jars, slots, the lake with its tables, and disks.
 
     Parameters
@@ -44,6 +52,8 @@ def diagnose(root: str = "./lake", spark: bool = False, storage_options: dict[st
     root : the lake; see `sparkcf.lake.query.Lake`.
     spark : also open a session and report its slots and GPUs.
     storage_options : credentials and settings of an object store.
+    deep : also read every file of every table.
+    repair : take lost and damaged files out of their tables, where jobs can write their rows again.
 
     Raises
     ------
@@ -55,7 +65,7 @@ def diagnose(root: str = "./lake", spark: bool = False, storage_options: dict[st
     checks += check_spark() if spark else []
     checks.append(check_root(lake))
     for name in TABLE_NAMES:
-        checks += check_table(lake, name)
+        checks += check_table(lake, name, deep, repair)
     checks += check_disks(lake)
     return [Check(c.check, c.status, redacted(c.found), redacted(c.cure)) for c in checks]
 
@@ -180,8 +190,8 @@ def check_root(lake: Lake) -> Check:
     return Check("lake", "ok", f"{lake.root} is writable")
 
 
-def check_table(lake: Lake, name: str) -> Iterator[Check]:
-    """Check a table's newest version, find its last good version, and check that this version's files exist."""
+def check_table(lake: Lake, name: str, deep: bool = False, repair: bool = False) -> Iterator[Check]:
+    """Check a table's newest version, find its last good version, and check this version's files; see `diagnose`."""
     what = f"table {name}"
     try:
         log = TableLog(lake.address(name), lake.storage_options)
@@ -205,7 +215,7 @@ def check_table(lake: Lake, name: str) -> Iterator[Check]:
             problems[version] = first_line(error)
         else:
             yield _found(what, table, version, problems)
-            yield from _check_files(lake, name, table)
+            yield from _check_files(lake, name, table, deep, repair and not problems)
             return
     found = f"version {versions[0]}: {problems[versions[0]]}; no version is good"
     yield Check(what, "fail", found, "restore its log from a backup")
@@ -224,15 +234,30 @@ def _found(what: str, table: DeltaTable, version: int, problems: dict[int, str])
     return Check(what, "ok", f"version {version} is good, {len(table.file_uris())} files")
 
 
-def _check_files(lake: Lake, name: str, table: DeltaTable) -> Iterator[Check]:
-    if lake.folder is None:
+def _check_files(lake: Lake, name: str, table: DeltaTable, deep: bool, repair: bool) -> Iterator[Check]:
+    """Check that a version's files exist and have the size that the log says; deep: that they can be read."""
+    damaged = damaged_files(lake, name, table, deep)
+    if not damaged:
         return
-    files = lake.files(table)
-    missing = [path for path in files if not os.path.exists(os.path.join(lake.folder, name, path))]
-    if missing:
-        found = f"{len(missing)} of {len(files)} files are missing, such as {missing[0]}"
-        cure = "restore them, or run Delta's FSCK REPAIR or the jobs that wrote them"
+    example, problem = next(iter(damaged.items()))
+    found = f"{len(damaged)} of {len(table.file_uris())} files are lost or damaged: {example.path} {problem}"
+    again = _written_by(name, sorted({file.partition for file in damaged}))
+    if repair and name not in NUMBERED and lake.folder is not None:
+        take_out(lake, name, list(damaged))
+        yield Check(f"files of {name}", "warn", f"{found}; they were taken out of the table", again)
+    elif name in NUMBERED or lake.folder is None:
+        yield Check(f"files of {name}", "fail", found, "restore them from a backup")
+    else:
+        cure = f"`sparkcf doctor --repair --lake {shlex.quote(lake.root)}` takes them out of the table; then {again}"
         yield Check(f"files of {name}", "fail", found, cure)
+
+
+def _written_by(name: str, partitions: list[str]) -> str:
+    """What to run so that rows of a table are written again."""
+    days = [partition.removeprefix("ds=") for partition in partitions if partition.startswith("ds=")]
+    if name in ("interactions", "quarantine") and days:
+        return f"run jobs/clean.py with ds={days[0]}" + "".join(f", ds={day}" for day in days[1:])
+    return "run jobs/nightly.py for the newest day"
 
 
 def check_disks(lake: Lake) -> Iterator[Check]:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import tempfile
 from typing import Any
 
 from pyspark.sql import SparkSession
@@ -12,6 +11,7 @@ from sparkcf.config.root import Config
 from sparkcf.data.ingest import read_listing
 from sparkcf.data.pairs import pairs
 from sparkcf.errors import ConfigError, first_line
+from sparkcf.jobs.space import scratch_folders
 from sparkcf.jobs.train import progress_root
 from sparkcf.lake.folder import Folder
 from sparkcf.lake.roots import FREE, little_space, local_folder, resolve_root
@@ -61,8 +61,7 @@ def _check_progress(config: Config) -> None:
 
 def _warn_of_little_space(spark: Any, config: Config) -> None:
     """Warn of little space on this machine for the lake and for Spark's temporary files."""
-    given = os.environ.get("SPARK_LOCAL_DIRS") or spark.sparkContext.getConf().get("spark.local.dir", "")
-    scratch = [place for place in given.split(",") if place] or [tempfile.gettempdir()]
+    scratch = scratch_folders(dict(spark.sparkContext.getConf().getAll()))
     lake = local_folder(resolve_root(config.lake.root))
     for place, free in little_space([*([lake] if lake else []), *scratch]):
         say(f"  warning: {free / 2**30:.1f} GiB free at {place}: a night may need more than {FREE / 2**30:.0f} GiB")

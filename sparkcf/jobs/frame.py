@@ -17,6 +17,7 @@ from sparkcf.config.root import Config
 from sparkcf.errors import ConfigError, SparkcfError, first_line
 from sparkcf.jobs.session import open_session, stop_session
 from sparkcf.jobs.signals import Terminated, cancel, raised_signals
+from sparkcf.jobs.space import explain_full_disk
 from sparkcf.lake.format import check_writable_format
 from sparkcf.lake.roots import check_writable
 from sparkcf.lake.tables import LakeTables
@@ -95,8 +96,9 @@ def _run(name: str, function: Job, config: Config) -> dict[str, Any]:
                 return function(spark, config)
         except Terminated:  # they are cancelled
             raise
-        except BaseException:
+        except Exception as error:
             cancel(spark, group)
+            explain_full_disk(error, config, spark)
             raise
         finally:
             if started:

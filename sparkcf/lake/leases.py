@@ -104,7 +104,7 @@ def machine() -> str:
 
 
 def process_start(pid: int) -> str:
-    """The start of a process in the kernel's ticks, which a later process of the same id does not share; empty: none."""
+    """The start of a process in the kernel's ticks: a later one of the same id has another; empty: there is none."""
     try:
         fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
     except OSError:

@@ -16,7 +16,7 @@ from pyspark.sql import functions as F
 
 from sparkcf import __version__
 from sparkcf.config.root import Config
-from sparkcf.errors import ConfigError, LakeError, NotFoundError, SparkcfError
+from sparkcf.errors import ConfigError, LakeError, NotFoundError, SparkcfError, first_line
 from sparkcf.lake.frames import frame_of
 from sparkcf.lake.leases import Lease, Watch
 from sparkcf.lake.schemas import TABLES
@@ -138,10 +138,11 @@ def recorded_run(tables: LakeTables, job: str, config: Config, inputs: Mapping[s
 
 @contextmanager
 def failures_recorded(run: Run) -> Iterator[None]:
+    """An exception in the block is written into the run's row, where that is possible, and raised again."""
     try:
         yield
     except BaseException as error:
-        run.update("failed", reason=f"{type(error).__name__}: {error}"[:500])
+        _record(run, "failed", error)
         raise
 
 
@@ -156,8 +157,15 @@ def reason_recorded(run: Run) -> Iterator[None]:
     except SparkcfError:
         raise
     except BaseException as error:
-        run.update(run.state, reason=f"{type(error).__name__}: {error}"[:500])
+        _record(run, run.state, error)
         raise
+
+
+def _record(run: Run, state: str, error: BaseException) -> None:
+    try:
+        run.update(state, reason=f"{type(error).__name__}: {first_line(error)}"[:500])
+    except Exception as second:  # such as one of a full disk; a later job closes the run
+        say(f"  note: the row of run {run.run_id} cannot be written: {first_line(second)}")
 
 
 def new_run_id(name: str, ds: dt.date) -> str:

@@ -13,7 +13,7 @@ import subprocess
 import sys
 import time
 from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -90,16 +90,26 @@ def submit(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Callable[..., S
     """Start a job on a lake; nothing of it outlives the tests."""
     folder, started = tmp_path_factory.mktemp("output"), []
 
-    def start(job: str, lake: Path, log: Path, *arguments: str) -> Submitted:
+    def start(
+        job: str, lake: Path, log: Path, *arguments: str, prefix: Sequence[str] = (), options: Sequence[str] = ()
+    ) -> Submitted:
         mark = secrets.token_hex(8)
         own = ("PYSPARK_", "SPARK_", "PYTHONPATH")
         clean = {name: value for name, value in os.environ.items() if not name.startswith(own)}
-        clean |= {MARK: mark, "SPARK_LOCAL_IP": "127.0.0.1", "PYSPARK_PYTHON": sys.executable}
+        clean |= {MARK: mark, "SPARK_LOCAL_IP": "127.0.0.1", "PYSPARK_PYTHON": sys.executable, "PYTHONPATH": str(ROOT)}
         spark = ["--master", "local[2]", "--driver-memory", "1g", *JOB_OPTIONS]
         given = f"""ds=2024-01-31 lake.root={lake} input.path={log} input.ts_formats=[epoch_s] als.rank=4
             als.iterations=2 als.workers=1 gate.allow_below_popularity=true evaluation.protocol=q2 evaluation.ks=[5]
             evaluation.bootstrap=0 gate.at=5 topk.k=5 topk.similar_items=0 input.columns.value=value"""
-        command = [str(BIN / "spark-submit"), *spark, str(ROOT / "jobs" / f"{job}.py"), *given.split(), *arguments]
+        command = [
+            *prefix,
+            str(BIN / "spark-submit"),
+            *spark,
+            *options,
+            str(ROOT / "jobs" / f"{job}.py"),
+            *given.split(),
+            *arguments,
+        ]
         with open(folder / f"{mark}.out", "w") as out, open(folder / f"{mark}.err", "w") as err:
             process = subprocess.Popen(
                 command, stdout=out, stderr=err, env=clean, cwd=folder, start_new_session=True, stdin=subprocess.DEVNULL
@@ -337,6 +347,38 @@ def test_each_step_ends_with_its_reason(
     job.process.send_signal(signal.SIGTERM)
     assert check_terminated(job, lake)["state"] == state
     assert not list((lake / "_leases").iterdir())
+
+
+@pytest.mark.parametrize("full", ["lake", "scratch"])
+def test_a_full_disk_is_named(submit: Callable[..., Submitted], tmp_path: Path, full: str) -> None:
+    """The disk is a small one in memory, which only the job's processes see."""
+    small, result = tmp_path / "small", tmp_path / "result"
+    small.mkdir()
+    script = 'mount -t tmpfs -o size=$0 tmpfs "$1" && "${@:3}"; code=$?; cp -r "$1" "$2"; exit $code'
+    prefix = ["unshare", "--map-root-user", "--mount", "bash", "-c", script]
+    if subprocess.run([*prefix, "64k", str(small), str(result), "true"], capture_output=True).returncode:
+        pytest.skip("no disk can be mounted here")
+    rows = [(f"u{u}", f"i{(u * i) % 1000}", 3.0, 1_600_000_000 + 1000 * u + i) for u in range(200) for i in range(100)]
+    log = write_log(tmp_path / "log.csv", rows)
+    lake = small / "lake" if full == "lake" else tmp_path / "lake"
+    options = ["--conf", f"spark.local.dir={small / 'scratch'}"] if full == "scratch" else []
+    size = {"lake": "250k", "scratch": "100k"}[full]
+    job = submit("clean", lake, log, prefix=[*prefix, size, str(small), str(tmp_path / "copy")], options=options)
+    assert job.wait() in (1, 2), job.said()
+    assert job.told["exit_code"] == job.code and "No space left on device" in job.told["error"]
+    assert f"MiB free at {lake if full == 'lake' else small / 'scratch'}" in job.told["error"]
+    if full == "scratch":
+        (run,) = table(lake, "runs")
+        assert run["state"] == "failed" and "No space left on device" in run["reason"]
+
+
+def test_a_folder_for_temporary_files_that_cannot_be_made_is_named(
+    submit: Callable[..., Submitted], tmp_path: Path
+) -> None:
+    log = write_log(tmp_path / "log.csv", log_rows(3, 3, 1))
+    job = submit("clean", tmp_path / "lake", log, options=["--conf", "spark.local.dir=/proc/none"])
+    assert job.wait() == 2, job.said()
+    assert "temporary files cannot be written to /proc/none" in job.told["error"]
 
 
 def test_exit_codes_and_the_last_line(base: Base, submit: Callable[..., Submitted], tmp_path: Path) -> None:
