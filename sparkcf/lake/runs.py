@@ -101,13 +101,11 @@ def start_run(tables: LakeTables, job: str, config: Config, inputs: Mapping[str,
         "updated_at": now,
         "counts": {},
     }
-    lease = Lease(tables, str(row["run_id"]))  # before the row: a running run without a lease is dead
-    try:
+    # The lease is written before the row: a running run without a lease is dead.
+    run = Run(tables, row, lease=Lease(tables, str(row["run_id"])))
+    with failures_recorded(run):  # a signal may come after the commit
         tables.append("runs", frame_of(tables.spark, [row], TABLES["runs"].schema))
-    except BaseException:
-        lease.end()
-        raise
-    return Run(tables, row, lease=lease)
+    return run
 
 
 def close_dead_runs(tables: LakeTables) -> None:
