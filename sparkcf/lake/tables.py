@@ -68,7 +68,8 @@ class LakeTables:
         return self.table(name)
 
     def properties(self, name: str) -> dict[str, str]:
-        """Properties of an existing table."""
+        """Properties of an existing table. Raises LakeError as `version`."""
+        self._newest(name)
         none = self.no_option()
         found = self.delta_log(name).update(False, none, none).metadata().configuration()
         jvm: Any = self.spark._jvm
