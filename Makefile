@@ -10,7 +10,7 @@ DEALT := --numprocesses $(TESTERS) --dist loadfile --no-loadscope-reorder
 export PYSPARK_PYTHON := $(CURDIR)/$(BIN)/python
 export SPARK_LOCAL_IP ?= 127.0.0.1
 
-.PHONY: setup nightly test check lint clean-build
+.PHONY: setup nightly test check lint audit clean-build
 
 setup: $(VENV)/.ready
 
@@ -35,6 +35,12 @@ check: setup lint  # no clusters, no whole nights
 
 lint: setup
 	@$(BIN)/ruff check . && $(BIN)/ruff format --check . && $(BIN)/mypy
+
+# Known weaknesses of the installed packages. pip-audit has an environment of its own: it must not move our pins.
+audit: setup
+	@test -x .venv-audit/bin/pip-audit || { $(PYTHON) -m venv .venv-audit && .venv-audit/bin/pip install --quiet pip-audit==2.10.1; }
+	@.venv-audit/bin/pip-audit --strict --skip-editable --progress-spinner off --path $$($(BIN)/python -c 'import site; print(site.getsitepackages()[0])') \
+		$$(sed -n 's/^\([A-Z][A-Za-z0-9-]*\) .*/--ignore-vuln \1/p' conf/audit.txt)
 
 clean-build:
 	rm -rf build dist *.egg-info

@@ -4,11 +4,19 @@ from __future__ import annotations
 
 import re
 
+from sparkcf.redact import redacted
+
 
 class SparkcfError(Exception):
-    """Base of all errors that end a job with a one-line message and `exit_code`, without a stack trace."""
+    """Base of all errors that end a job with a one-line message and `exit_code`, without a stack trace.
+
+    Credentials in the message are replaced.
+    """
 
     exit_code = 1
+
+    def __init__(self, message: str) -> None:
+        super().__init__(redacted(message))
 
 
 class ConfigError(SparkcfError):

@@ -13,14 +13,16 @@ from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
 from rich.text import Text
 
+from sparkcf.redact import redacted
+
 console = Console(stderr=True, highlight=False)
 PLAIN_EVERY_S = 30.0  # between lines of a step that is not in a terminal
 BAR_EVERY_S = 0.5
 
 
 def say(message: str) -> None:
-    """Print one plain line; markup and control codes in the text have no effect."""
-    console.print(Text(printable(message)), soft_wrap=True)
+    """Print one plain line; markup and control codes in the text have no effect, credentials are not shown."""
+    console.print(Text(printable(redacted(message))), soft_wrap=True)
 
 
 def printable(text: object) -> str:
@@ -35,12 +37,12 @@ class Step:
         self.name = name
         self.note = ""
         self._bar = bar
-        self._task = bar.add_task(printable(name), total=None) if bar else None
+        self._task = bar.add_task(printable(redacted(name)), total=None) if bar else None
 
     def update(self, message: str, done: int, total: int) -> None:
         """Show that `done` of `total` are done: in place in a terminal, as a line elsewhere."""
         if self._bar is not None and self._task is not None:
-            shown = printable(f"{self.name}: {message}")
+            shown = printable(redacted(f"{self.name}: {message}"))
             self._bar.update(self._task, description=shown, completed=done, total=total)
         else:
             say(f"  {self.name}: {message}")

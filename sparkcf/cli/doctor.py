@@ -4,10 +4,9 @@ from __future__ import annotations
 
 import importlib.metadata
 import importlib.util
-import json
 import os
 import re
-import shutil
+import shlex
 import sys
 import tempfile
 from collections.abc import Iterator
@@ -16,17 +15,17 @@ from pathlib import Path
 
 from deltalake import DeltaTable
 from deltalake.exceptions import TableNotFoundError
-from deltalake.fs import DeltaStorageHandler
-from pyarrow.fs import FileSelector, FileType, PyFileSystem
 
 from sparkcf import runtime
 from sparkcf.errors import ConfigError, first_line
+from sparkcf.lake.damage import NUMBERED, damaged_files, take_out
+from sparkcf.lake.log import TableLog
 from sparkcf.lake.query import CURE, TABLE_NAMES, Lake, foreign_features
+from sparkcf.lake.roots import FREE, free_space
+from sparkcf.redact import redacted
 
 MODULES = {"delta-spark": "delta", "PyYAML": "yaml"}  # packages whose module has another name
 SETUP = "run `make setup`"
-FREE = 5 * 2**30  # bytes
-LOG_FILE = re.compile(r"(?:^|/)(\d{20})\.(json|checkpoint\..*parquet)$")
 
 
 @dataclass(frozen=True)
@@ -39,7 +38,13 @@ class Check:
     cure: str = ""
 
 
-def diagnose(root: str = "./lake", spark: bool = False, storage_options: dict[str, str] | None = None) -> list[Check]:
+def diagnose(
+    root: str = "./lake",
+    spark: bool = False,
+    storage_options: dict[str, str] | None = None,
+    deep: bool = False,
+    repair: bool = False,
+) -> list[Check]:
     """Check Python, Java, packages, Delta's jars, slots, the lake with its tables, and disks.
 
     Parameters
@@ -47,6 +52,8 @@ def diagnose(root: str = "./lake", spark: bool = False, storage_options: dict[st
     root : the lake; see `sparkcf.lake.query.Lake`.
     spark : also open a session and report its slots and GPUs.
     storage_options : credentials and settings of an object store.
+    deep : also read every file of every table.
+    repair : take lost and damaged files out of their tables, where jobs can write their rows again.
 
     Raises
     ------
@@ -58,8 +65,9 @@ def diagnose(root: str = "./lake", spark: bool = False, storage_options: dict[st
     checks += check_spark() if spark else []
     checks.append(check_root(lake))
     for name in TABLE_NAMES:
-        checks += check_table(lake, name)
-    return [*checks, *check_disks(lake)]
+        checks += check_table(lake, name, deep, repair)
+    checks += check_disks(lake)
+    return [Check(c.check, c.status, redacted(c.found), redacted(c.cure)) for c in checks]
 
 
 def check_python() -> Check:
@@ -182,11 +190,12 @@ def check_root(lake: Lake) -> Check:
     return Check("lake", "ok", f"{lake.root} is writable")
 
 
-def check_table(lake: Lake, name: str) -> Iterator[Check]:
-    """Check a table's newest version, find its last good version, and check that this version's files exist."""
+def check_table(lake: Lake, name: str, deep: bool = False, repair: bool = False) -> Iterator[Check]:
+    """Check a table's newest version, find its last good version, and check this version's files; see `diagnose`."""
     what = f"table {name}"
     try:
-        versions = _versions(lake, name)
+        log = TableLog(lake.address(name), lake.storage_options)
+        versions = log.versions()
     except TableNotFoundError:
         return  # the table does not exist yet
     except Exception as error:
@@ -199,13 +208,14 @@ def check_table(lake: Lake, name: str) -> Iterator[Check]:
     problems: dict[int, str] = {}
     for version in versions:
         try:
-            _check_entry(lake, name, version)
+            if problem := log.problem(version):
+                raise ValueError(problem)
             table = DeltaTable(lake.address(name), version, lake.storage_options)
         except Exception as error:
             problems[version] = first_line(error)
         else:
             yield _found(what, table, version, problems)
-            yield from _check_files(lake, name, table)
+            yield from _check_files(lake, name, table, deep, repair and not problems)
             return
     found = f"version {versions[0]}: {problems[versions[0]]}; no version is good"
     yield Check(what, "fail", found, "restore its log from a backup")
@@ -224,51 +234,36 @@ def _found(what: str, table: DeltaTable, version: int, problems: dict[int, str])
     return Check(what, "ok", f"version {version} is good, {len(table.file_uris())} files")
 
 
-def _log_files(lake: Lake, name: str) -> PyFileSystem:
-    return PyFileSystem(DeltaStorageHandler(lake.address(name), lake.storage_options))
-
-
-def _versions(lake: Lake, name: str) -> list[int]:
-    """The versions in the table's log, newest first."""
-    listed = _log_files(lake, name).get_file_info(FileSelector("_delta_log", allow_not_found=True))
-    return sorted({int(m[1]) for file in listed if (m := LOG_FILE.search(file.path))}, reverse=True)
-
-
-def _check_entry(lake: Lake, name: str, version: int) -> None:
-    """Raise ValueError if a commit's file is truncated; delta-rs itself accepts an empty file as a version."""
-    files, path = _log_files(lake, name), f"_delta_log/{version:020}.json"
-    if files.get_file_info(path).type == FileType.NotFound:  # removed after a checkpoint
+def _check_files(lake: Lake, name: str, table: DeltaTable, deep: bool, repair: bool) -> Iterator[Check]:
+    """Check that a version's files exist and have the size that the log says; deep: that they can be read."""
+    damaged = damaged_files(lake, name, table, deep)
+    if not damaged:
         return
-    with files.open_input_stream(path) as stream:
-        lines = [line for line in stream.read().splitlines() if line.strip()]
-    if not lines:
-        raise ValueError("its log entry is empty")
-    for number, line in enumerate(lines, 1):
-        try:
-            json.loads(line)
-        except ValueError:
-            raise ValueError(f"line {number} of its log entry is not JSON") from None
-
-
-def _check_files(lake: Lake, name: str, table: DeltaTable) -> Iterator[Check]:
-    if lake.folder is None:
-        return
-    files = lake.files(table)
-    missing = [path for path in files if not os.path.exists(os.path.join(lake.folder, name, path))]
-    if missing:
-        found = f"{len(missing)} of {len(files)} files are missing, such as {missing[0]}"
-        cure = "restore them, or run Delta's FSCK REPAIR or the jobs that wrote them"
+    example, problem = next(iter(damaged.items()))
+    found = f"{len(damaged)} of {len(table.file_uris())} files are lost or damaged: {example.path} {problem}"
+    again = _written_by(name, sorted({file.partition for file in damaged}))
+    if repair and name not in NUMBERED and lake.folder is not None:
+        take_out(lake, name, list(damaged))
+        yield Check(f"files of {name}", "warn", f"{found}; they were taken out of the table", again)
+    elif name in NUMBERED or lake.folder is None:
+        yield Check(f"files of {name}", "fail", found, "restore them from a backup")
+    else:
+        cure = f"`sparkcf doctor --repair --lake {shlex.quote(lake.root)}` takes them out of the table; then {again}"
         yield Check(f"files of {name}", "fail", found, cure)
+
+
+def _written_by(name: str, partitions: list[str]) -> str:
+    """What to run so that rows of a table are written again."""
+    days = [partition.removeprefix("ds=") for partition in partitions if partition.startswith("ds=")]
+    if name in ("interactions", "quarantine") and days:
+        return f"run jobs/clean.py with ds={days[0]}" + "".join(f", ds={day}" for day in days[1:])
+    return "run jobs/nightly.py for the newest day"
 
 
 def check_disks(lake: Lake) -> Iterator[Check]:
     """Check free space on the disks of the lake and of Spark's local files."""
     scratch = os.environ.get("SPARK_LOCAL_DIRS", "").split(",")[0] or tempfile.gettempdir()
-    for place in dict.fromkeys(filter(None, (lake.folder, scratch))):
-        existing = Path(place)
-        while not existing.exists() and existing != existing.parent:
-            existing = existing.parent
-        free = shutil.disk_usage(existing).free
+    for place, free in free_space(filter(None, (lake.folder, scratch))):
         found = f"{free / 2**30:.1f} GiB free at {place}"
         if free < FREE:
             yield Check("disk", "warn", found, f"free space there: {FREE / 2**30:.0f} GiB are needed")

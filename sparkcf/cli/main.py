@@ -19,6 +19,7 @@ import typer
 from typer.exceptions import TyperException
 
 from sparkcf.errors import SparkcfError
+from sparkcf.redact import redacted
 
 if TYPE_CHECKING:
     import pyarrow as pa
@@ -30,6 +31,7 @@ Record = dict[str, Any]
 DEFAULT_LAKE = "./lake"
 CONCEPT_MODEL = "macridvae"
 RUN_COLUMNS = ["run_id", "job", "model", "ds", "state", "started_at", "updated_at", "reason"]
+FORMULA = ("=", "+", "-", "@", "\t", "\r")  # how a text begins that a spreadsheet takes for a formula
 STATUS_STYLES = {"ok": "green", "warn": "yellow", "fail": "bold red"}
 
 LakeOption = Annotated[
@@ -46,6 +48,13 @@ DayOption = Annotated[
 ]
 CountOption = Annotated[int, typer.Option("--k", min=1, help="Length of the list.")]
 LimitOption = Annotated[int, typer.Option("--limit", min=1, help="Most rows to show.")]
+
+GuardOption = Annotated[
+    bool,
+    typer.Option(
+        "--guard-formulas", help="csv: an apostrophe before texts that a spreadsheet would take for a formula."
+    ),
+]
 
 app = typer.Typer(
     help="Query a sparkcf lake: published lists, histories, runs and measures. Needs no Spark and no Java.",
@@ -93,6 +102,7 @@ def recommend(
     model: ModelOption = None,
     ds: DayOption = None,
     form: FormatOption = "table",
+    guard_formulas: GuardOption = False,
     lake: LakeOption = None,
 ) -> None:
     """Show a user's published list, or rank within one concept of a model that has concepts."""
@@ -103,7 +113,7 @@ def recommend(
         from sparkcf.lake.concepts import Concepts
 
         rows = Concepts.read(opened, model or CONCEPT_MODEL, ds).list_within(user, concept, k)
-    _show(_records(rows), rows.column_names, form, _origin(rows))
+    _show(_records(rows), rows.column_names, form, _origin(rows), guarded=_guarded(guard_formulas, form))
 
 
 @app.command()
@@ -114,11 +124,12 @@ def similar(
     model: ModelOption = None,
     ds: DayOption = None,
     form: FormatOption = "table",
+    guard_formulas: GuardOption = False,
     lake: LakeOption = None,
 ) -> None:
     """Show the items nearest to an item."""
     rows = _open(context, lake).similar_rows(item, k, model, ds)
-    _show(_records(rows), rows.column_names, form, _origin(rows))
+    _show(_records(rows), rows.column_names, form, _origin(rows), guarded=_guarded(guard_formulas, form))
 
 
 @app.command()
@@ -127,11 +138,12 @@ def history(
     user: Annotated[str, typer.Option("--user", help="External id of the user.")],
     limit: LimitOption = 20,
     form: FormatOption = "table",
+    guard_formulas: GuardOption = False,
     lake: LakeOption = None,
 ) -> None:
     """Show a user's interactions, newest first."""
     rows = _open(context, lake).history_rows(user, limit)
-    _show(_records(rows), rows.column_names, form)
+    _show(_records(rows), rows.column_names, form, guarded=_guarded(guard_formulas, form))
 
 
 @app.command()
@@ -227,6 +239,8 @@ def compare(
 def doctor(
     context: typer.Context,
     spark: Annotated[bool, typer.Option("--spark/--no-spark", help="Also start Spark and check it.")] = False,
+    deep: Annotated[bool, typer.Option("--deep", help="Also read every file of the lake.")] = False,
+    repair: Annotated[bool, typer.Option("--repair", help="Take lost and damaged files out of their tables.")] = False,
     form: FormatOption = "table",
     lake: LakeOption = None,
 ) -> None:
@@ -235,7 +249,7 @@ def doctor(
 
     from sparkcf.cli.doctor import diagnose
 
-    checks = diagnose(_root(context, lake), spark)
+    checks = diagnose(_root(context, lake), spark, deep=deep, repair=repair)
     _show([asdict(check) for check in checks], ["check", "status", "found", "cure"], form)
     raise typer.Exit(1 if any(check.status == "fail" for check in checks) else 0)
 
@@ -288,12 +302,18 @@ def _records(rows: pa.Table) -> list[Record]:
     return [dict(zip(rows.column_names, values, strict=True)) for values in zip(*columns, strict=True)]
 
 
-def _show(records: list[Record], columns: list[str], form: str, *captions: str) -> None:
+def _guarded(guard_formulas: bool, form: str) -> bool:
+    if guard_formulas and form != "csv":
+        raise typer.BadParameter("--guard-formulas needs --format csv")
+    return guard_formulas
+
+
+def _show(records: list[Record], columns: list[str], form: str, *captions: str, guarded: bool = False) -> None:
     _as_utf8(form)
     if form == "json":
         _print_json(records)
     elif form == "csv":
-        _print_csv(records, columns)
+        _print_csv(records, columns, guarded)
     else:
         _print_table(records, columns, captions)
 
@@ -321,11 +341,13 @@ def _print_json(records: list[Record]) -> None:
     print(re.sub("[\x7f-\x9f]", lambda c: f"\\u{ord(c[0]):04x}", text))
 
 
-def _print_csv(records: list[Record], columns: list[str]) -> None:
+def _print_csv(records: list[Record], columns: list[str], guarded: bool) -> None:
     import csv
     import json
 
     def plain(value: Any) -> Any:
+        if guarded and isinstance(value, str) and value.startswith(FORMULA):
+            return f"'{value}"
         if isinstance(value, dt.date):
             return value.isoformat()
         return json.dumps(value, ensure_ascii=False) if isinstance(value, dict) else value
@@ -387,7 +409,7 @@ def _visible(text: object) -> str:
 
 
 def _complain(message: str, code: int) -> int:
-    print(f"sparkcf: {_visible(message)}", file=sys.stderr)
+    print(f"sparkcf: {_visible(redacted(message))}", file=sys.stderr)
     return code
 
 

@@ -12,6 +12,7 @@ from pydantic import Field, field_validator, model_validator
 from sparkcf.config.input import CleanConfig, InputConfig, PreferenceConfig
 from sparkcf.config.section import ModelSection, Positive, Section, Share
 from sparkcf.errors import ConfigError
+from sparkcf.redact import redacted_values
 
 RATING_MEASURES = ("rmse", "mae")
 MODEL_NAME = r"^[a-z][a-z0-9_]{0,39}$"  # names a table partition and a key of the configuration
@@ -209,12 +210,12 @@ class Config(Section):
         return self.model_copy(update=own)
 
     def to_json(self) -> str:
-        """The resolved configuration as JSON, which is stored with the run."""
-        return json.dumps(self.model_dump(mode="json"), sort_keys=True)
+        """The resolved configuration as JSON, which is stored with the run; without credentials."""
+        return json.dumps(redacted_values(self.model_dump(mode="json")), sort_keys=True)
 
     def shown(self) -> str:
-        """The values that differ from the defaults, as JSON."""
-        return json.dumps(self.model_dump(mode="json", exclude_defaults=True), ensure_ascii=False)
+        """The values that differ from the defaults, as JSON; without credentials."""
+        return json.dumps(redacted_values(self.model_dump(mode="json", exclude_defaults=True)), ensure_ascii=False)
 
     @property
     def input_path(self) -> str:

@@ -43,6 +43,7 @@ from pyspark.sql.utils import AnalysisException
 from sparkcf.config.input import AttributesInput, Columns, InputConfig
 from sparkcf.data.lines import csv_fields, header_names, json_fields, json_keys, not_utf8, quote_left
 from sparkcf.errors import InputError, first_line
+from sparkcf.redact import RULES, redacted
 
 FIELDS = ("user_id", "item_id", "event", "value", "ts")
 RAW_COLUMNS = ("raw", "source", "block", "line", "header", "malformed", "quote", *FIELDS, "context")
@@ -313,9 +314,13 @@ def _chain(error: Py4JJavaError) -> list[str]:
     return texts
 
 
-def decoded(source: Column) -> Column:
-    """Spark's URL-encoded file path, decoded."""
-    return F.when(source.contains("%"), F.url_decode(F.regexp_replace(source, r"\+", "%2B"))).otherwise(source)
+def decoded(source: Column, path: str = "") -> Column:
+    """Spark's URL-encoded file path, decoded; without the credentials that the input's address `path` may have."""
+    text = F.when(source.contains("%"), F.url_decode(F.regexp_replace(source, r"\+", "%2B"))).otherwise(source)
+    if redacted(path) != path:
+        for pattern, replacement in RULES:
+            text = F.regexp_replace(text, pattern.pattern, replacement.replace("\\1", "$1"))
+    return text
 
 
 def read_listing(

@@ -20,7 +20,7 @@ from sparkcf.errors import LakeError
 from sparkcf.lake.forgotten import Forgotten, forgotten_users
 from sparkcf.lake.frames import one_row
 from sparkcf.lake.ids import ConcurrentChangeError, register
-from sparkcf.lake.runs import Run, start_run
+from sparkcf.lake.runs import Run, recorded_run
 from sparkcf.lake.schemas import CLAIM, TABLES
 from sparkcf.lake.sizing import size_queries
 from sparkcf.lake.tables import LakeTables, retry_conflicts, sql_date
@@ -43,12 +43,8 @@ def clean_day(spark: SparkSession, config: Config) -> dict[str, Any]:
         See `read_raw` and `clean`; only the failed run's row is written then.
     """
     tables = LakeTables(spark, config.lake.root)
-    run = start_run(tables, "clean", config, {"interactions": tables.version("interactions")})
-    try:
+    with recorded_run(tables, "clean", config, {"interactions": tables.version("interactions")}) as run:
         return {"run_id": run.run_id} | _load(spark, config, tables, run)
-    except BaseException as error:
-        run.update("failed", reason=f"{type(error).__name__}: {error}"[:500])
-        raise
 
 
 def _load(spark: SparkSession, config: Config, tables: LakeTables, run: Run) -> dict[str, Any]:
@@ -136,7 +132,7 @@ def write_quarantine(tables: LakeTables, cleaned: Cleaned, config: Config) -> No
         "reason",
         readable(raw).alias("raw"),
         F.when(not_utf8(raw), raw.cast("binary")).alias("raw_bytes"),
-        decoded(F.col("source")).alias("source"),
+        decoded(F.col("source"), config.input_path).alias("source"),
     )
     tables.replace("quarantine", rows, f"ds = {sql_date(config.ds)}")
     written = tables.read("quarantine").where(f"ds = {sql_date(config.ds)}").count()
@@ -166,7 +162,7 @@ def write_interactions(tables: LakeTables, clean_rows: DataFrame, config: Config
         Rows `inserted`, `updated`, `deleted` and `unchanged`.
     """
     day = sql_date(config.ds)
-    new = clean_rows.withColumn("source", decoded(F.col("source")))
+    new = clean_rows.withColumn("source", decoded(F.col("source"), config.input_path))
     # As text: a Python datetime would be converted to the host's time zone, where one hour a year is ambiguous.
     count, *span = one_row(new.agg(F.count(F.lit(1)), F.min("ts").cast("string"), F.max("ts").cast("string")))
 

@@ -13,6 +13,7 @@ from sparkcf.jobs.base import STATES, OpenRun, open_run, packing_of, training_da
 from sparkcf.jobs.train import progress_folder, progress_of
 from sparkcf.lake.metrics import measured_protocols, write_figures
 from sparkcf.lake.published import published_run
+from sparkcf.lake.runs import reason_recorded
 from sparkcf.lake.tables import LakeTables
 from sparkcf.models.contract import FitRun
 from sparkcf.models.registry import model_of
@@ -28,6 +29,11 @@ def evaluate_run(spark: SparkSession, config: Config, opened: OpenRun | None = N
     """
     tables = LakeTables(spark, config.lake.root)
     opened = opened or open_run(tables, config, STATES)
+    with reason_recorded(opened.run):
+        return _evaluate(spark, tables, opened, config)
+
+
+def _evaluate(spark: SparkSession, tables: LakeTables, opened: OpenRun, config: Config) -> dict[str, Any]:
     run, inputs = opened.run, opened.inputs
     config = run.fitted_with(config)
     model = model_of(config)

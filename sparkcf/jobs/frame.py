@@ -7,17 +7,22 @@ import json
 import os
 import signal
 import sys
+import traceback
 from collections.abc import Callable, Sequence
-from typing import Any
+from types import TracebackType
+from typing import Any, NoReturn
 
 from sparkcf.config.load import load_config
 from sparkcf.config.root import Config
 from sparkcf.errors import ConfigError, SparkcfError, first_line
 from sparkcf.jobs.session import open_session, stop_session
+from sparkcf.jobs.signals import Terminated, cancel, raised_signals
+from sparkcf.jobs.space import explain_full_disk
 from sparkcf.lake.format import check_writable_format
 from sparkcf.lake.roots import check_writable
 from sparkcf.lake.tables import LakeTables
 from sparkcf.progress import flush, job_description, say
+from sparkcf.redact import redacted, redacted_values
 from sparkcf.runtime import check_python, java_problem
 
 Job = Callable[[Any, Config], dict[str, Any]]
@@ -63,9 +68,10 @@ def run_job(name: str, function: Job, argv: Sequence[str] | None = None, check: 
         result |= {"status": type(error).__name__, "error": str(error)}
         say(f"sparkcf {name}: {error}")
     except (Terminated, KeyboardInterrupt) as error:
-        code = 128 + (error.signal if isinstance(error, Terminated) else signal.SIGINT)
-        result |= {"status": "terminated"}
-        say(f"sparkcf {name}: stopped by {signal.Signals(code - 128).name}; nothing more was published")
+        stopped = error if isinstance(error, Terminated) else Terminated(signal.SIGINT)
+        code = 128 + stopped.signal
+        result |= {"status": "terminated", "error": str(stopped)}
+        say(f"sparkcf {name}: {stopped}; nothing more was published")
     except Exception as error:  # printed as one line; SPARKCF_TRACE=1 shows the stack
         if os.environ.get("SPARKCF_TRACE"):
             raise
@@ -74,50 +80,34 @@ def run_job(name: str, function: Job, argv: Sequence[str] | None = None, check: 
         say(f"sparkcf {name}: {result['error']} (set SPARKCF_TRACE=1 for the stack)")
     result = {"status": "ok", "exit_code": code} | result
     flush()
-    print(json.dumps(result, default=str), flush=True)
+    print(json.dumps(redacted_values(result), default=str), flush=True)
     return code
 
 
-class Terminated(BaseException):
-    """SIGTERM was received, by which Airflow or a cluster manager ends a job."""
-
-    def __init__(self, number: int) -> None:
-        super().__init__(number)
-        self.signal = number
-
-
 def _run(name: str, function: Job, config: Config) -> dict[str, Any]:
-    def terminate(number: int, _frame: Any) -> None:
-        raise Terminated(number)
-
-    before = signal.signal(signal.SIGTERM, terminate)
-    spark, started = open_session(config.spark, f"{name} {config.ds}")
-    group = f"sparkcf-{name}-{os.getpid()}"
-    try:
-        spark.sparkContext.setJobGroup(group, f"{name} {config.ds}", interruptOnCancel=True)
-        with job_description(spark, f"{name} {config.ds}"):
-            _check_format(LakeTables(spark, config.lake.root))
-            return function(spark, config)
-    except BaseException:
-        _cancel(spark, group)
-        raise
-    finally:
-        signal.signal(signal.SIGTERM, before)
-        if started:
-            _stop(spark)
+    with raised_signals() as signals:
+        spark, started = open_session(config.spark, f"{name} {config.ds}")
+        group = f"sparkcf-{name}-{os.getpid()}"
+        try:
+            signals.watch(spark, group)
+            spark.sparkContext.setJobGroup(group, f"{name} {config.ds}", interruptOnCancel=True)
+            with job_description(spark, f"{name} {config.ds}"):
+                _check_format(LakeTables(spark, config.lake.root))
+                return function(spark, config)
+        except Terminated:  # they are cancelled
+            raise
+        except Exception as error:
+            cancel(spark, group)
+            explain_full_disk(error, config, spark)
+            raise
+        finally:
+            if started:
+                _stop(spark)
 
 
 def _check_format(tables: LakeTables) -> None:
     if tables.exists("runs"):
         check_writable_format(tables.root, tables.properties("runs"))
-
-
-def _cancel(spark: Any, group: str) -> None:
-    """Cancel this job's running Spark jobs only: the session may belong to the caller."""
-    try:
-        spark.sparkContext.cancelJobGroup(group)
-    except Exception as error:  # the JVM gets the signal too and may have ended
-        say(f"  jobs could not be cancelled: {first_line(error)}")
 
 
 def _stop(spark: Any) -> None:
@@ -128,13 +118,23 @@ def _stop(spark: Any) -> None:
 
 
 def _parser(name: str) -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(prog=f"jobs/{name}.py", description=f"sparkcf {name}")
+    parser = _Parser(prog=f"jobs/{name}.py", description=f"sparkcf {name}")
     parser.add_argument("--config", action="append", default=[], metavar="FILE", help="YAML; a later one wins")
     parser.add_argument("--dry-run", action="store_true", help="check the configuration and say what would run")
     parser.add_argument("overrides", nargs="*", metavar="key=value", help="for example als.rank=128")
     return parser
 
 
+class _Parser(argparse.ArgumentParser):
+    def error(self, message: str) -> NoReturn:
+        super().error(redacted(message))
+
+
+def _hook(kind: type[BaseException], error: BaseException, stack: TracebackType | None) -> None:
+    sys.stderr.write(redacted("".join(traceback.format_exception(kind, error, stack))))
+
+
 def main(name: str, function: Job, check: Check | None = None) -> None:
     """Entry point of the job files."""
+    sys.excepthook = _hook
     sys.exit(run_job(name, function, check=check))

@@ -9,11 +9,11 @@ from pyspark.sql import SparkSession
 from pyspark.sql import functions as F
 
 from sparkcf.config.root import RATING_MEASURES, Config
-from sparkcf.data.ingest import read_listing
 from sparkcf.data.inputs import Inputs, newest_versions
 from sparkcf.data.split import time_cut
 from sparkcf.errors import SparkcfError, first_line, interruption
 from sparkcf.jobs.base import open_run
+from sparkcf.jobs.checks import check_settings
 from sparkcf.jobs.clean import clean_day
 from sparkcf.jobs.evaluate import evaluate_run, with_protocol
 from sparkcf.jobs.fold_in import fold_in_users
@@ -24,9 +24,7 @@ from sparkcf.lake.frames import kept
 from sparkcf.lake.roots import local_folder
 from sparkcf.lake.runs import failures_recorded
 from sparkcf.lake.tables import LakeTables
-from sparkcf.models.registry import model_of
 from sparkcf.progress import say
-from sparkcf.ranking.evaluate import check_protocol
 
 
 def nightly(spark: SparkSession, config: Config) -> dict[str, Any]:
@@ -66,17 +64,6 @@ def _nights_of_models(
         kind = type(first) if isinstance(first, SparkcfError) else SparkcfError
         raise kind(f"models {', '.join(failed)} failed, {published}; the first error: {first_line(first)}") from first
     return {"counts": cleaned["counts"], "models": done, "lake": config.lake.root}
-
-
-def check_settings(spark: SparkSession, nights: list[Config]) -> None:
-    """Check, before the first step, settings that a later step would refuse for any input.
-
-    Raises ConfigError for a protocol that cannot measure a model, InputError if `topk.ineligible` cannot be read.
-    """
-    for night in nights:
-        check_protocol(model_of(night), night)
-    if path := nights[0].topk.ineligible:
-        read_listing(spark, "topk.ineligible", path, ("item_id",))
 
 
 def settled(spark: SparkSession, inputs: Inputs, nights: list[Config]) -> list[Config]:

@@ -11,7 +11,7 @@ from sparkcf.errors import ConflictError, GateRefused, NotFoundError, NothingNew
 from sparkcf.jobs.base import OpenRun
 from sparkcf.lake.metrics import read_figures
 from sparkcf.lake.published import append_published, history, sequence_at
-from sparkcf.lake.runs import Run, find_run
+from sparkcf.lake.runs import Run, find_run, reason_recorded
 from sparkcf.lake.tables import LakeTables
 from sparkcf.progress import say, step
 from sparkcf.ranking.gate import OF_BOOTSTRAP, Measured, check_lists, check_quality
@@ -33,8 +33,16 @@ def publish_run(spark: SparkSession, config: Config, opened: OpenRun | None = No
     run = opened.run if opened else find_run(tables, config, ("recommended", "refused", "published"))
     if run.state == "published":
         raise NothingNew(f"run {run.run_id} is published already")
+    with reason_recorded(run):
+        return _publish(tables, run, config)
+
+
+def _publish(tables: LakeTables, run: Run, config: Config) -> dict[str, Any]:
     with step("publish") as progress:
         rows = history(tables, config.model)
+        if any(row["run_id"] == run.run_id for row in rows):  # a job was killed between its commit and this
+            run.update("published")
+            raise NothingNew(f"run {run.run_id} is published already")
         before = rows[-1] if rows else None
         today = [row for row in rows if row["ds"] == config.ds]
         begun = int(run.row["inputs"].get("published", -1))

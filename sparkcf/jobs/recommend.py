@@ -15,6 +15,7 @@ from sparkcf.errors import NotFoundError
 from sparkcf.jobs.base import OpenRun, open_run, read_fitted, training_data
 from sparkcf.lake.factors import read_of_run, replace_of_run
 from sparkcf.lake.frames import one_row
+from sparkcf.lake.runs import reason_recorded
 from sparkcf.lake.tables import LakeTables
 from sparkcf.models.contract import Fitted, Model, TrainingData
 from sparkcf.models.registry import model_of
@@ -32,6 +33,11 @@ def recommend_run(spark: SparkSession, config: Config, opened: OpenRun | None = 
     """
     tables = LakeTables(spark, config.lake.root)
     opened = opened or open_run(tables, config, STATES)
+    with reason_recorded(opened.run):
+        return _recommend(spark, tables, opened, config)
+
+
+def _recommend(spark: SparkSession, tables: LakeTables, opened: OpenRun, config: Config) -> dict[str, Any]:
     run, inputs = opened.run, opened.inputs
     config = run.fitted_with(config)
     model = model_of(config)

@@ -12,6 +12,7 @@ from typing import Any
 
 from sparkcf.config.root import SparkConfig
 from sparkcf.errors import ConfigError, first_line
+from sparkcf.jobs.space import check_scratch
 from sparkcf.lake.sizing import size_queries
 from sparkcf.runtime import java_problem
 
@@ -89,6 +90,7 @@ def _configured(builder: Any, app_name: str) -> Any:
         submitted = dict(SparkConf().getAll())
     else:
         submitted = {}
+    check_scratch(submitted)
     for key, value in DEFAULTS.items():
         if key not in submitted:
             builder = builder.config(key, value)

@@ -94,6 +94,11 @@ def log_line(entry: dict[str, Any]) -> str:
     return f"epoch {entry['epoch']}: loss {entry['loss']:,.2f}{ndcg}, {entry['seconds']:.2f} s, {rate:,.0f} rows/s"
 
 
+def progress_root(config: Config, lake: str) -> str:
+    """Address of the folder of all checkpoints. `lake`: root of the lake."""
+    return absolute(config.train.progress) if config.train.progress else f"{lake}/_progress"
+
+
 def progress_folder(inputs: Inputs, config: Config, base: str | None = None, split: str = "") -> str | None:
     """Folder of a fit's checkpoints: the same for every run with the same parameters and inputs.
 
@@ -108,8 +113,7 @@ def progress_folder(inputs: Inputs, config: Config, base: str | None = None, spl
     read = {name: version for name, version in inputs.versions.items() if name != "published"}
     shaping = [config.shaping(), read, str(config.ds), base]
     key = hashlib.sha256(json.dumps(shaping, sort_keys=True).encode()).hexdigest()[:16]
-    root = absolute(config.train.progress) if config.train.progress else f"{inputs.tables.root}/_progress"
-    folder = f"{root}/{config.model}-{key}"
+    folder = f"{progress_root(config, inputs.tables.root)}/{config.model}-{key}"
     try:
         Folder(folder)
     except ConfigError as error:

@@ -24,6 +24,7 @@ from deltalake.exceptions import TableNotFoundError
 
 from sparkcf.errors import ConfigError, LakeError, NotFoundError, first_line
 from sparkcf.lake.format import check_readable
+from sparkcf.lake.log import DOCTOR, TableLog, entry_problem
 from sparkcf.lake.roots import check_name, local_folder
 
 if TYPE_CHECKING:
@@ -45,7 +46,6 @@ COLUMNS = {
 }
 DEFAULT_MODEL = "als"  # the configuration's default
 CURE = "run `make nightly` or jobs/nightly.py first"
-DOCTOR = "run `sparkcf doctor` to see its last good version"
 PLAIN_FEATURES = {"timestampNtz"}  # reader features that do not change the meaning of the parquet files
 Day = str | dt.date | None
 Partition = Mapping[str, str]  # values of partition columns
@@ -216,11 +216,28 @@ class Lake:
         except TableNotFoundError as error:
             raise self._absent(name, error) from None
         except Exception as error:
-            raise LakeError(f"{what} cannot be read: {first_line(error)}: {DOCTOR}") from None
+            raise LakeError(f"{what} cannot be read: {self._corrupt(name) or first_line(error)}: {DOCTOR}") from None
+        if problem := self._corrupt(name, table.version()):
+            raise LakeError(f"{what} cannot be read: {problem}: {DOCTOR}")
         check_readable(self.root, table.metadata().configuration)
         if features := foreign_features(table):
             raise LakeError(f"{what} uses {features}: only Spark reads that; drop the feature")
         return table
+
+    def _corrupt(self, name: str, version: int | None = None) -> str:
+        """What is wrong with the log entry of a version, by default the newest; empty if nothing is found.
+
+        Without this check, an empty last entry of `published` would silently show the run before.
+        """
+        if self.folder is not None and version is not None:  # the usual query, which needs no listing
+            path = os.path.join(self.folder, name, "_delta_log", f"{version:020}.json")
+            content = Path(path).read_bytes() if os.path.exists(path) else None
+            problem = entry_problem(content) if content is not None else ""
+        else:
+            log = TableLog(self.address(name), self.storage_options)
+            version = max(log.versions(), default=None) if version is None else version
+            problem = "" if version is None else log.problem(version)
+        return problem and f"version {version} is corrupt, {problem}"
 
     def read(
         self,

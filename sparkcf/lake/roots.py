@@ -8,13 +8,16 @@ from __future__ import annotations
 
 import os
 import re
+import shutil
 import tempfile
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from urllib.parse import unquote
 
 from sparkcf.errors import LakeError
 
 UNREADABLE = r"%[0-9A-Fa-f]{2}|[\\`]"  # delta-rs decodes the first two; Delta does not quote the last
+FREE = 5 * 2**30  # bytes; less is worth a warning
 
 
 def resolve_root(root: str) -> str:
@@ -57,6 +60,20 @@ def check_writable(root: str) -> None:
     except OSError as error:
         reason = error.strerror or str(error)
         raise LakeError(f"lake.root={root}: {existing} cannot be written ({reason}): choose another root") from None
+
+
+def little_space(places: Iterable[str]) -> Iterator[tuple[str, int]]:
+    """The local folders, or their nearest parents that exist, on disks with less than FREE, and their free bytes."""
+    yield from ((place, free) for place, free in free_space(places) if free < FREE)
+
+
+def free_space(places: Iterable[str]) -> Iterator[tuple[str, int]]:
+    """Free bytes of the disk of each local folder, which need not exist yet."""
+    for place in dict.fromkeys(places):
+        existing = Path(place)
+        while not existing.exists() and existing != existing.parent:
+            existing = existing.parent
+        yield place, shutil.disk_usage(existing).free
 
 
 def local_folder(root: str) -> str | None:

@@ -16,15 +16,18 @@ from pyspark.sql import functions as F
 
 from sparkcf import __version__
 from sparkcf.config.root import Config
-from sparkcf.errors import ConfigError, LakeError, NotFoundError
+from sparkcf.errors import ConfigError, LakeError, NotFoundError, SparkcfError, first_line
 from sparkcf.lake.frames import frame_of
+from sparkcf.lake.leases import Lease, Watch
 from sparkcf.lake.schemas import TABLES
 from sparkcf.lake.tables import LakeTables, sql_date
 from sparkcf.progress import say
+from sparkcf.redact import redacted
 
 WITHOUT_MODEL = ("clean", "forget", "maintain")  # jobs that are the same for every model
 FITS = ("train", "fold_in")  # jobs whose runs have factors
 NEXT = {"trained": "jobs/evaluate.py and jobs/recommend.py", "evaluated": "jobs/recommend.py"}  # by a run's state
+_watch = Watch()  # of the leases of other jobs, for the life of this process
 
 
 @dataclass
@@ -34,6 +37,7 @@ class Run:
     tables: LakeTables
     row: dict[str, Any]
     counts: dict[str, int] = field(default_factory=dict)
+    lease: Lease | None = None  # while its state is running
 
     @property
     def run_id(self) -> str:
@@ -62,17 +66,25 @@ class Run:
         return own
 
     def update(self, state: str, reason: str | None = None, counts: dict[str, int] | None = None) -> None:
-        """Write the run's new state; `counts` are added to the run's counts."""
+        """Write the run's new state, which ends its lease; `counts` are added to the run's counts."""
+        reason = reason and redacted(reason)
         self.counts.update({name: int(n) for name, n in (counts or {}).items()})
         self.row |= {"state": state, "reason": reason, "updated_at": _now(), "counts": self.counts}
         new = {name: F.lit(self.row[name]) for name in ("state", "reason")}
         new["updated_at"] = F.lit(f"{self.row['updated_at'].isoformat()}Z")  # a datetime would be of the host's zone
         new["counts"] = F.from_json(F.lit(json.dumps(self.counts)), "map<string,bigint>")
         self.tables.update("runs", f"run_id = '{self.run_id}'", new)
+        if self.lease is not None:
+            self.lease.end()
+            self.lease = None
 
 
 def start_run(tables: LakeTables, job: str, config: Config, inputs: Mapping[str, int]) -> Run:
-    """Start a run and write its row. `inputs`: the version of every table that the run reads."""
+    """Start a run and write its row. `inputs`: the version of every table that the run reads.
+
+    Runs whose job has died are closed first.
+    """
+    close_dead_runs(tables)
     model = None if job in WITHOUT_MODEL else config.model
     row = {
         "run_id": new_run_id(model or job, config.ds),
@@ -89,8 +101,29 @@ def start_run(tables: LakeTables, job: str, config: Config, inputs: Mapping[str,
         "updated_at": now,
         "counts": {},
     }
-    tables.append("runs", frame_of(tables.spark, [row], TABLES["runs"].schema))
-    return Run(tables, row)
+    # The lease is written before the row: a running run without a lease is dead.
+    run = Run(tables, row, lease=Lease(tables, str(row["run_id"])))
+    with failures_recorded(run):  # a signal may come after the commit
+        tables.append("runs", frame_of(tables.spark, [row], TABLES["runs"].schema))
+    return run
+
+
+def close_dead_runs(tables: LakeTables) -> None:
+    """Set runs in state running whose job has died to failed; see `leases` for who is dead.
+
+    A run between two jobs, such as one that is trained, has no job that could die and stays as it is.
+    """
+    running = tables.read("runs").where(F.col("state") == "running").select("run_id")
+    for run_id in sorted(row["run_id"] for row in running.collect()):
+        death = _watch.death(tables, run_id)
+        if death is None:
+            continue
+        reason = f"stopped: {death}"
+        new = {"state": F.lit("failed"), "reason": F.lit(reason), "updated_at": F.lit(f"{_now().isoformat()}Z")}
+        # The condition holds in the same commit: a job that has just ended its run itself is right.
+        tables.update("runs", f"run_id = '{run_id}' AND state = 'running'", new)
+        _watch.remove(tables, run_id)
+        say(f"  note: run {run_id} is closed as failed, {reason}")
 
 
 @contextmanager
@@ -103,11 +136,34 @@ def recorded_run(tables: LakeTables, job: str, config: Config, inputs: Mapping[s
 
 @contextmanager
 def failures_recorded(run: Run) -> Iterator[None]:
+    """An exception in the block is written into the run's row, where that is possible, and raised again."""
     try:
         yield
     except BaseException as error:
-        run.update("failed", reason=f"{type(error).__name__}: {error}"[:500])
+        _record(run, "failed", error)
         raise
+
+
+@contextmanager
+def reason_recorded(run: Run) -> Iterator[None]:
+    """A signal or an unforeseen error in the block is written into the run's row and raised again.
+
+    The run's state stays, so that the step can be run again.
+    """
+    try:
+        yield
+    except SparkcfError:
+        raise
+    except BaseException as error:
+        _record(run, run.state, error)
+        raise
+
+
+def _record(run: Run, state: str, error: BaseException) -> None:
+    try:
+        run.update(state, reason=f"{type(error).__name__}: {first_line(error)}"[:500])
+    except Exception as second:  # such as one of a full disk; a later job closes the run
+        say(f"  note: the row of run {run.run_id} cannot be written: {first_line(second)}")
 
 
 def new_run_id(name: str, ds: dt.date) -> str:

@@ -16,6 +16,7 @@ from pyspark.sql import Column, DataFrame, SparkSession
 from sparkcf.errors import ConflictError, LakeError, first_line
 from sparkcf.lake.format import FORMAT, PROPERTY
 from sparkcf.lake.frames import one_row
+from sparkcf.lake.log import DOCTOR, entry_problem
 from sparkcf.lake.roots import resolve_root
 from sparkcf.lake.schemas import TABLES, Table
 
@@ -29,6 +30,7 @@ PROPERTIES = {  # readable by every Delta client
 }
 CONFLICTS = ("Concurrent", "ProtocolChanged", "MetadataChanged")
 UNFINISHED = "DELTA_TABLE_NOT_FOUND"  # Delta's error for a log folder without a commit
+LONGEST_CHECKED = 1 << 20  # bytes; Delta itself refuses a longer entry that is cut within a line
 ABANDONED_AFTER = 60  # seconds; creating a table takes about one
 T = TypeVar("T")
 
@@ -44,6 +46,7 @@ class LakeTables:
     def __init__(self, spark: SparkSession, root: str) -> None:
         self.spark = spark
         self.root = resolve_root(root)
+        self._checked: dict[str, int] = {}  # by table, the newest version whose log entry is sound
 
     def path(self, name: str) -> str:
         return f"{self.root}/{TABLES[name].name}"
@@ -61,10 +64,12 @@ class LakeTables:
 
         if not self.exists(name):
             retry_conflicts(f"create table {name} in {self.root}", execute)
+        self._newest(name)
         return self.table(name)
 
     def properties(self, name: str) -> dict[str, str]:
-        """Properties of an existing table."""
+        """Properties of an existing table. Raises LakeError as `version`."""
+        self._newest(name)
         none = self.no_option()
         found = self.delta_log(name).update(False, none, none).metadata().configuration()
         jvm: Any = self.spark._jvm
@@ -88,11 +93,16 @@ class LakeTables:
         return builder
 
     def read(self, name: str, version: int | None = None) -> DataFrame:
-        """Read the table at a version; an empty frame of its schema if the table does not exist yet."""
+        """Read the table at a version; an empty frame of its schema if the table does not exist yet.
+
+        Raises LakeError as `version`.
+        """
         if not self.exists(name):
             return self.spark.createDataFrame([], TABLES[name].schema)
         reader = self.spark.read.format("delta")
-        if version is not None:
+        if version is None:
+            self._newest(name)
+        else:
             reader = reader.option("versionAsOf", version)
         return _explained(f"read table {name} version {version}", lambda: reader.load(self.path(name)))
 
@@ -107,16 +117,49 @@ class LakeTables:
         return sorted(quote(file, safe=":/=") for file in files if wanted in file)
 
     def version(self, name: str) -> int:
-        """The table's newest version; -1 if the table does not exist."""
-        if not self.exists(name):
-            return -1
+        """The table's newest version; -1 if the table does not exist.
 
-        def newest() -> int:
-            # Read from the log: the table's history would need a Spark job.
-            none = self.no_option()
-            return int(self.delta_log(name).update(False, none, none).version())
+        Raises LakeError if the newest log entry is empty or cut: Delta takes an empty one for a version that changes
+        nothing, so that its readers would silently see the version before.
+        """
+        return self._newest(name) if self.exists(name) else -1
 
-        return _explained(f"read the log of {name}", newest)
+    def _newest(self, name: str) -> int:
+        """The newest version of a table that exists, whose log entry has been checked."""
+        try:
+            version = self._version(name)
+        except Exception as error:
+            version = _last_entry(*self.log(name))
+            problem = self._problem(name, version) or first_line(error)
+        else:
+            problem = "" if self._checked.get(name) == version else self._problem(name, version)
+        if problem:
+            raise LakeError(
+                f"cannot read table {name} of lake {self.root}: version {version} is corrupt, {problem}: {DOCTOR}"
+            )
+        self._checked[name] = version
+        return version
+
+    def _version(self, name: str) -> int:
+        # Read from the log: the table's history would need a Spark job.
+        none = self.no_option()
+        return int(self.delta_log(name).update(False, none, none).version())
+
+    def _problem(self, name: str, version: int) -> str:
+        """What is wrong with a version's log entry; empty if nothing is, or if a checkpoint stands for it."""
+        jvm: Any = self.spark._jvm
+        files, folder = self.log(name)
+        path = jvm.org.apache.hadoop.fs.Path(folder, f"{version:020}.json")
+        if not files.exists(path) or files.getFileStatus(path).getLen() > LONGEST_CHECKED:
+            return ""
+        stream = files.open(path)
+        try:
+            content = jvm.org.apache.commons.io.IOUtils.toString(stream, "UTF-8").encode()
+        except Exception as error:  # such as a checksum of Hadoop's that does not agree
+            return f"its log entry cannot be read: {first_line(error)}"
+        finally:
+            stream.close()
+        return entry_problem(content)
 
     def delta_log(self, name: str) -> Any:
         """Delta's own object of the table's log."""
@@ -194,6 +237,11 @@ def is_conflict(error: BaseException) -> bool:
 def _committed(files: JavaObject, log: JavaObject) -> bool:
     # A listing, not a glob: a glob would interpret brackets in the lake's path.
     return files.exists(log) and any(part.getPath().getName()[:1].isdigit() for part in files.listStatus(log))
+
+
+def _last_entry(files: JavaObject, log: JavaObject) -> int:
+    names = (part.getPath().getName() for part in files.listStatus(log))
+    return max(int(name[:20]) for name in names if name.endswith(".json") and name[:20].isdigit())
 
 
 def _clear_abandoned(files: JavaObject, log: JavaObject) -> None:

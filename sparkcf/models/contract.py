@@ -334,6 +334,16 @@ class Model(ABC, Generic[Params]):
         """Most sweeps or epochs of a fit."""
         return 1
 
+    def check_settings(self, pairs: DataFrame) -> None:
+        """Raise ConfigError for settings, also of Spark, with which `fit` would fail for any data.
+
+        A night calls it before its first step.
+
+        Parameters
+        ----------
+        pairs : a frame with the columns of `TrainingData.pairs`; its rows are not read.
+        """
+
     @abstractmethod
     def fit(self, data: TrainingData, run: FitRun) -> Fitted:
         """Train on Spark.

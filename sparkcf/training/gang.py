@@ -11,6 +11,7 @@ import json
 import socket
 import socketserver
 import threading
+import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -21,6 +22,7 @@ from numpy.typing import NDArray
 
 from sparkcf.errors import ConfigError
 
+EXECUTORS_S = 60  # in which the executors of a new application are expected to register
 Array = NDArray[Any]
 
 
@@ -172,7 +174,7 @@ def joined(size: int, timeout_s: int, report_to: tuple[str, int, str] | None) ->
 def check_slots(spark: Any, workers: int | None, section: str = "als") -> int:
     """Size of the gang: `workers`, or all task slots. Spark itself would report too few slots only after minutes.
 
-    Raises ConfigError if dynamic allocation is on or there are too few slots.
+    Raises ConfigError if dynamic allocation is on, or if there are too few slots, on a cluster also after EXECUTORS_S.
     """
     conf = spark.sparkContext.getConf()
     if conf.get("spark.dynamicAllocation.enabled", "false").lower() == "true":
@@ -181,6 +183,11 @@ def check_slots(spark: Any, workers: int | None, section: str = "als") -> int:
             "and give spark.executor.instances"
         )
     slots = task_slots(spark)
+    waiting = 0 if spark.sparkContext._jsc.sc().isLocal() else EXECUTORS_S
+    begin = time.monotonic()
+    while workers is not None and workers > slots and time.monotonic() - begin < waiting:
+        time.sleep(1)
+        slots = task_slots(spark)
     if workers is not None and workers > slots:
         raise ConfigError(
             f"{section}.workers={workers} but Spark has {slots} task slots: lower it, add executors or cores, "

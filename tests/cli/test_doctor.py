@@ -8,6 +8,7 @@ import io
 import json
 import shutil
 import sys
+from collections.abc import Callable
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -18,6 +19,7 @@ from sparkcf.cli import doctor
 from sparkcf.cli.doctor import Check, diagnose
 from sparkcf.cli.main import main
 from sparkcf.errors import ConfigError
+from sparkcf.jobs.clean import clean_day
 from sparkcf.lake.query import Lake
 from tests.lake.test_query import MAY_1, build_lake, publish, write_users
 
@@ -112,7 +114,65 @@ def test_missing_data_files_fail(root: Path) -> None:
     assert found["table recommendations"].status == "ok"
     check = found["files of recommendations"]
     assert check.status == "fail"
-    assert check.found.startswith("1 of 3 files are missing, such as model=als/run_id=als-2/")
+    assert check.found.startswith("1 of 3 files are lost or damaged: model=als/run_id=als-2/")
+    assert check.found.endswith(" is missing")
+
+
+def damage(file: Path, kind: str) -> None:
+    content = file.read_bytes()
+    middle = len(content) // 2
+    flipped = content[:middle] + bytes([content[middle] ^ 0xFF]) + content[middle + 1 :]
+    file.write_bytes({"cut": content[:-1], "flipped": flipped, "other": b"PAR1" * (len(content) // 4 + 1)}[kind])
+
+
+@pytest.mark.parametrize("through", ["a folder", "delta-rs"])
+def test_files_of_another_size_fail(root: Path, through: str) -> None:
+    (file,) = (root / "items").glob("*.parquet")
+    damage(file, "cut")
+    lake = Lake(root)
+    if through == "delta-rs":
+        lake.folder, lake.root = None, root.as_uri()
+    good, check = doctor.check_table(lake, "items")
+    assert (good.status, check.status) == ("ok", "fail")
+    assert f"{file.name} has {file.stat().st_size:,} bytes instead of {file.stat().st_size + 1:,}" in check.found
+    assert check.cure == "restore them from a backup"  # the numbers of ids are given once
+
+
+def test_files_are_read_where_it_is_asked_for(root: Path) -> None:
+    files = sorted((root / "recommendations").rglob("*.parquet"))
+    size = files[0].stat().st_size
+    files[0].write_bytes(b"\0" * size)
+    assert "files of recommendations" not in tables(root)
+    (check,) = [c for c in diagnose(str(root), deep=True) if c.check == "files of recommendations"]
+    assert check.status == "fail" and "cannot be read" in check.found and "`sparkcf doctor --repair" in check.cure
+
+
+@pytest.mark.parametrize("kind", ["cut", "flipped", "gone"])
+def test_what_the_doctor_advises_mends_the_lake(
+    spark, config: Callable, tmp_path: Path, capsys: pytest.CaptureFixture[str], kind: str
+) -> None:
+    log = tmp_path / "log.csv"
+    log.write_text("user_id,item_id,ts\n" + "".join(f"u{n},i{n % 3},{1_600_000_000 + n}\n" for n in range(9)))
+    settings = config("input.ts_formats=[epoch_s]", path=log)
+    clean_day(spark, settings)
+    lake = tmp_path / "lake"
+    before = Lake(lake).history("u4")
+    for file in (lake / "interactions").rglob("*.parquet"):
+        damage(file, kind) if kind != "gone" else file.unlink()
+    arguments = ["--lake", str(lake), "--deep", "--format", "json"]
+    code, out = ask(capsys, *arguments)
+    (failed,) = [r for r in json.loads(out) if r["status"] == "fail"]
+    assert (code, failed["check"]) == (1, "files of interactions")
+    cure = f"`sparkcf doctor --repair --lake {lake}` takes them out of the table; then run jobs/clean.py with ds="
+    assert failed["cure"] == f"{cure}2024-01-31"
+    code, out = ask(capsys, "--repair", *arguments)
+    (repaired,) = [r for r in json.loads(out) if r["check"] == "files of interactions"]
+    assert (code, repaired["status"], repaired["cure"]) == (0, "warn", "run jobs/clean.py with ds=2024-01-31")
+    assert Lake(lake).history("u4").empty
+    assert clean_day(spark, settings)["counts"]["inserted"] == 9
+    code, out = ask(capsys, *arguments)
+    assert code == 0 and not [r for r in json.loads(out) if r["check"].startswith("files")]
+    assert Lake(lake).history("u4").equals(before)
 
 
 def test_a_table_that_queries_cannot_read_is_warned_of(root: Path) -> None:
@@ -167,7 +227,7 @@ def test_a_file_in_the_lakes_place_and_an_unwritable_folder_fail(
 
 def test_little_space_is_warned_of_with_the_path(root: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("SPARK_LOCAL_DIRS", str(root / "scratch"))
-    monkeypatch.setattr(doctor.shutil, "disk_usage", lambda _: shutil._ntuple_diskusage(9, 8, 4 * 2**30))
+    monkeypatch.setattr(shutil, "disk_usage", lambda _: shutil._ntuple_diskusage(9, 8, 4 * 2**30))
     disks = [c for c in diagnose(str(root)) if c.check == "disk"]
     assert [(c.status, c.found) for c in disks] == [
         ("warn", f"4.0 GiB free at {root}"),

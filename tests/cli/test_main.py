@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import datetime as dt
 import io
 import json
 import re
@@ -10,6 +11,7 @@ import subprocess
 import sys
 from pathlib import Path
 
+import pyarrow as pa
 import pytest
 
 from tests.lake.test_query import (
@@ -17,6 +19,8 @@ from tests.lake.test_query import (
     STRANGE,
     build_lake,
     publish,
+    write,
+    write_interactions,
     write_items,
     write_lists,
     write_metrics,
@@ -86,6 +90,31 @@ def test_csv_keeps_every_line_break_and_quote(run, tmp_path: Path) -> None:
     _, out, _ = run("recommend", "--user", "u", "--lake", str(tmp_path), "--format", "csv")
     rows = list(csv.DictReader(io.StringIO(out, newline="")))
     assert [r["title"] for r in rows] == ["a\rb", "a\nb", 'say "x", y', "=SUM(A1)", ""]
+
+
+def test_csv_guards_formulas_where_it_is_asked_for(run, tmp_path: Path) -> None:
+    titles = {"=1": "+1", "-1": "@a", "\tx": "\rx", "x=1": "'=1", "5": None}
+    write_lists(tmp_path, "als", "r", MAY_2, {"u": list(titles)})
+    publish(tmp_path, "als", MAY_2, 1, "r")
+    write_items(tmp_path, titles)
+    write_interactions(tmp_path, MAY_2, [("u", item, -1.5, dt.datetime(2024, 5, 1)) for item in titles])
+    ask = ("--user", "u", "--lake", str(tmp_path), "--format", "csv", "--guard-formulas")
+    code, out, _ = run("recommend", *ask)
+    rows = list(csv.DictReader(io.StringIO(out, newline="")))
+    assert code == 0
+    assert [r["item_id"] for r in rows] == ["'=1", "'-1", "'\tx", "x=1", "5"]
+    assert [r["title"] for r in rows] == ["'+1", "'@a", "'\rx", "'=1", ""]
+    _, out, _ = run("history", *ask)
+    rows = list(csv.DictReader(io.StringIO(out, newline="")))
+    assert {r["value"] for r in rows} == {"-1.5"}  # a number is none
+    write(tmp_path, "similar_items", {
+        "ds": [MAY_2], "item_id": ["5"], "position": pa.array([1], pa.int32()), "similar_item_id": ["=1"],
+        "score": pa.array([0.5], pa.float32()), "model": ["als"], "run_id": ["r"],
+    }, ["model", "run_id"])  # fmt: skip
+    _, out, _ = run("similar", "--item", "5", *ask[2:])
+    assert [r["item_id"] for r in csv.DictReader(io.StringIO(out, newline=""))] == ["'=1"]
+    code, _, err = run("recommend", *ask[:4], "--guard-formulas")
+    assert code == 2 and "--guard-formulas needs --format csv" in err
 
 
 def test_the_table_shows_controls_and_markup_instead_of_obeying_them(run, tmp_path: Path) -> None:

@@ -2,147 +2,39 @@
 
 from __future__ import annotations
 
-import csv
 import datetime as dt
-import json
 import os
-import secrets
 import shutil
 import signal
 import subprocess
-import sys
 import time
 from collections import Counter
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from threading import Barrier
 from typing import Any
-from urllib.parse import unquote
 
-import pyarrow.parquet as pq
 import pytest
-from deltalake import DeltaTable
 
 from sparkcf import Lake
 from sparkcf.errors import LakeError
 from sparkcf.lake.schemas import TABLES
 from sparkcf.lake.tables import LakeTables
-from tests.quick import JOB_OPTIONS
+from tests.faults.processes import BIN, PATIENCE, Row, Submits, Submitted, log_rows, stored, table, version, write_log
 
 pytestmark = pytest.mark.slow
 
-ROOT = Path(__file__).resolve().parents[2]
-BIN = Path(sys.executable).parent
-MARK = "SPARKCF_TEST_MARK"
-PATIENCE = 900  # seconds, on a machine that does other things too
-Row = tuple[str, str, float, int]
-
-
-@dataclass
-class Submitted:
-    """A spark-submit under way. Every process that descends from it carries its mark in the environment."""
-
-    folder: Path
-    process: subprocess.Popen
-    mark: str
-    code: int | None = field(default=None)
-
-    def said(self) -> str:
-        """All output; spark-submit sends the driver's standard error to its own standard output."""
-        return "".join((self.folder / f"{self.mark}.{kind}").read_text(errors="replace") for kind in ("err", "out"))
-
-    @property
-    def told(self) -> dict[str, Any]:
-        """The last line of standard output."""
-        return json.loads((self.folder / f"{self.mark}.out").read_text().splitlines()[-1])
-
-    def wait(self, seconds: float = PATIENCE) -> int:
-        self.code = self.process.wait(seconds)
-        return self.code
-
-    def alive(self) -> list[int]:
-        """The processes of the application that live, zombies left out."""
-        found = []
-        for entry in Path("/proc").glob("[0-9]*"):
-            try:
-                if f"{MARK}={self.mark}".encode() in (entry / "environ").read_bytes().split(b"\0"):
-                    found.append(int(entry.name))
-            except OSError:  # gone, or not ours
-                continue
-        return found
-
-    def kill(self) -> None:
-        """What no process can prepare for: driver, JVM and workers, all at once."""
-        if self.process.poll() is None:
-            os.killpg(self.process.pid, signal.SIGKILL)
-        for pid in self.alive():
-            try:
-                os.kill(pid, signal.SIGKILL)
-            except ProcessLookupError:
-                continue
-        self.process.wait(30)
-
 
 @pytest.fixture(scope="module")
-def submit(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Callable[..., Submitted]]:
+def submit(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Submits]:
     """Start a job on a lake; nothing of it outlives the tests."""
-    folder, started = tmp_path_factory.mktemp("output"), []
-
-    def start(job: str, lake: Path, log: Path, *arguments: str) -> Submitted:
-        mark = secrets.token_hex(8)
-        own = ("PYSPARK_", "SPARK_", "PYTHONPATH")
-        clean = {name: value for name, value in os.environ.items() if not name.startswith(own)}
-        clean |= {MARK: mark, "SPARK_LOCAL_IP": "127.0.0.1", "PYSPARK_PYTHON": sys.executable}
-        spark = ["--master", "local[2]", "--driver-memory", "1g", *JOB_OPTIONS]
-        given = f"""ds=2024-01-31 lake.root={lake} input.path={log} input.ts_formats=[epoch_s] als.rank=4
-            als.iterations=2 als.workers=1 gate.allow_below_popularity=true evaluation.protocol=q2 evaluation.ks=[5]
-            evaluation.bootstrap=0 gate.at=5 topk.k=5 topk.similar_items=0 input.columns.value=value"""
-        command = [str(BIN / "spark-submit"), *spark, str(ROOT / "jobs" / f"{job}.py"), *given.split(), *arguments]
-        with open(folder / f"{mark}.out", "w") as out, open(folder / f"{mark}.err", "w") as err:
-            process = subprocess.Popen(
-                command, stdout=out, stderr=err, env=clean, cwd=folder, start_new_session=True, stdin=subprocess.DEVNULL
-            )
-        started.append(Submitted(folder, process, mark))
-        return started[-1]
-
+    jobs = Submits(tmp_path_factory.mktemp("output"))
     try:
-        yield start
+        yield jobs
     finally:
-        for job in started:
-            job.kill()
-
-
-def write_log(path: Path, rows: list[Row]) -> Path:
-    with open(path, "w", newline="") as file:
-        csv.writer(file).writerows([("user_id", "item_id", "value", "ts"), *rows])
-    return path
-
-
-def log_rows(users: int, items: int, value: int) -> list[Row]:
-    return [
-        (f"u{u}", f"i{i}", float(value), 1_600_000_000 + 100 * u + i)
-        for u in range(users)
-        for i in range(items)
-        if (7 * u + 3 * i) % 5 < 3
-    ]
-
-
-def table(lake: Path, name: str) -> list[dict[str, Any]]:
-    """The rows of a table's newest version, without its partition columns."""
-    files = [unquote(uri.removeprefix("file://")) for uri in DeltaTable(str(lake / name)).file_uris()]
-    return [row for file in files for row in pq.ParquetFile(file).read().to_pylist()]
-
-
-def stored(lake: Path) -> list[Row]:
-    """The interactions of a lake, as rows of a log."""
-    rows = table(lake, "interactions")
-    return sorted((r["user_id"], r["item_id"], r["value"], int(r["ts"].timestamp())) for r in rows)
-
-
-def version(lake: Path, name: str) -> int:
-    return DeltaTable(str(lake / name)).version()
+        jobs.close()
 
 
 @dataclass(frozen=True)
@@ -154,7 +46,7 @@ class Base:
 
 
 @pytest.fixture(scope="module")
-def base(submit: Callable[..., Submitted], tmp_path_factory: pytest.TempPathFactory) -> Base:
+def base(submit: Submits, tmp_path_factory: pytest.TempPathFactory) -> Base:
     """A lake that two nights of the same day made at once. Tests that write get a copy."""
     folder = tmp_path_factory.mktemp("base")
     rows = log_rows(20, 15, 1)
@@ -235,7 +127,7 @@ def test_a_table_whose_creation_was_killed_is_created_again(spark, tmp_path: Pat
 
 
 def test_a_driver_killed_before_its_commit_leaves_the_table_and_the_rerun_repairs(
-    base: Base, submit: Callable[..., Submitted], tmp_path: Path
+    base: Base, submit: Submits, tmp_path: Path
 ) -> None:
     # The day's log is corrected: rows change, go and come, so there is much to write.
     rows = log_rows(20, 12, 2) + [(f"v{u}", f"i{i}", 3.0, 1_600_000_000 + i) for u in range(400) for i in range(100)]
@@ -262,7 +154,9 @@ def test_a_driver_killed_before_its_commit_leaves_the_table_and_the_rerun_repair
     assert counts["clean"] == len(rows) == counts["inserted"] + counts["updated"] + counts["unchanged"]
     assert counts["deleted"] == len(set(r[:2] for r in base.rows) - set(r[:2] for r in rows))
     states = Counter(run["state"] for run in table(lake, "runs") if run["job"] == "clean")
-    assert states["running"] == 1  # the killed one, which could say nothing
+    assert states == {"cleaned": states["cleaned"], "failed": 1}  # the killed one could say nothing: it was closed
+    (killed,) = [run for run in table(lake, "runs") if run["state"] == "failed"]
+    assert killed["reason"].startswith("stopped: its process ")
 
 
 def parquet_files(lake: Path) -> set[str]:
@@ -273,7 +167,7 @@ def parquet_files(lake: Path) -> set[str]:
     ("name", "everyone"), [("nightly", False), ("train", True)], ids=["spark-submit", "its process group"]
 )
 def test_a_terminated_job_ends_soon_and_leaves_nothing_behind(
-    base: Base, submit: Callable[..., Submitted], tmp_path: Path, name: str, everyone: bool
+    base: Base, submit: Submits, tmp_path: Path, name: str, everyone: bool
 ) -> None:
     lake = shutil.copytree(base.lake, tmp_path / "lake")
     published = Lake(lake).published().run_id
@@ -287,12 +181,7 @@ def test_a_terminated_job_ends_soon_and_leaves_nothing_behind(
         os.killpg(job.process.pid, signal.SIGTERM)
     else:
         job.process.send_signal(signal.SIGTERM)
-    begin = time.monotonic()
-    assert job.wait(60) != 0
-    while job.alive() and time.monotonic() < begin + 60:
-        time.sleep(0.1)
-    assert not job.alive(), [Path(f"/proc/{pid}/cmdline").read_bytes() for pid in job.alive()]
-    assert "Traceback" not in job.said()
+    check_terminated(job, lake)
     assert version(lake, "published") == version(base.lake, "published")
     assert Lake(lake).published().run_id == published and stored(lake) == base.rows
     if not everyone:
@@ -302,7 +191,77 @@ def test_a_terminated_job_ends_soon_and_leaves_nothing_behind(
         assert states[after.told["run_id"]] == "trained"
 
 
-def test_exit_codes_and_the_last_line(base: Base, submit: Callable[..., Submitted], tmp_path: Path) -> None:
+def check_terminated(job: Submitted, lake: Path) -> dict[str, Any]:
+    """Wait for the end of a job after SIGTERM: what it says, and the row of its run, which is returned."""
+    begin = time.monotonic()
+    assert job.wait(60) == 143, job.said()
+    while job.alive() and time.monotonic() < begin + 60:
+        time.sleep(0.1)
+    assert not job.alive(), [Path(f"/proc/{pid}/cmdline").read_bytes() for pid in job.alive()]
+    assert "Traceback" not in job.said() and "\tat " not in job.said()
+    assert (job.told["status"], job.told["exit_code"], job.told["error"]) == ("terminated", 143, "stopped by SIGTERM")
+    assert "stopped by SIGTERM; nothing more was published" in job.said()
+    newest = max(table(lake, "runs"), key=lambda run: run["started_at"])
+    assert newest["reason"] == "Terminated: stopped by SIGTERM"
+    return newest
+
+
+@pytest.mark.parametrize(
+    ("name", "begun", "state"),
+    [
+        ("clean", lambda job, lake: any(run["state"] == "running" for run in table(lake, "runs")), "failed"),
+        ("nightly", lambda job, lake: "write factors" in job.said(), "failed"),
+        ("evaluate", lambda job, lake: "evaluation of als by" in job.said(), "trained"),
+    ],
+    ids=["clean", "a night's evaluate", "evaluate"],
+)
+def test_each_step_ends_with_its_reason(
+    base: Base, submit: Submits, tmp_path: Path, name: str, begun: Callable, state: str
+) -> None:
+    lake = shutil.copytree(base.lake, tmp_path / "lake")
+    if name == "evaluate":
+        assert submit("train", lake, base.log).wait() == 0
+    job = submit(name, lake, base.log, "evaluation.protocol=auto", "evaluation.bootstrap=10000")
+    deadline = time.monotonic() + PATIENCE
+    while not begun(job, lake):
+        assert job.process.poll() is None and time.monotonic() < deadline, job.said()
+        time.sleep(0.05)
+    job.process.send_signal(signal.SIGTERM)
+    assert check_terminated(job, lake)["state"] == state
+    assert not list((lake / "_leases").iterdir())
+
+
+@pytest.mark.parametrize("full", ["lake", "scratch"])
+def test_a_full_disk_is_named(submit: Submits, tmp_path: Path, full: str) -> None:
+    """The disk is a small one in memory, which only the job's processes see."""
+    small, result = tmp_path / "small", tmp_path / "result"
+    small.mkdir()
+    script = 'mount -t tmpfs -o size=$0 tmpfs "$1" && "${@:3}"; code=$?; cp -r "$1" "$2"; exit $code'
+    prefix = ["unshare", "--map-root-user", "--mount", "bash", "-c", script]
+    if subprocess.run([*prefix, "64k", str(small), str(result), "true"], capture_output=True).returncode:
+        pytest.skip("no disk can be mounted here")
+    rows = [(f"u{u}", f"i{(u * i) % 1000}", 3.0, 1_600_000_000 + 1000 * u + i) for u in range(200) for i in range(100)]
+    log = write_log(tmp_path / "log.csv", rows)
+    lake = small / "lake" if full == "lake" else tmp_path / "lake"
+    options = ["--conf", f"spark.local.dir={small / 'scratch'}"] if full == "scratch" else []
+    size = {"lake": "250k", "scratch": "100k"}[full]
+    job = submit("clean", lake, log, prefix=[*prefix, size, str(small), str(tmp_path / "copy")], options=options)
+    assert job.wait() in (1, 2), job.said()
+    assert job.told["exit_code"] == job.code and "No space left on device" in job.told["error"]
+    assert f"MiB free at {lake if full == 'lake' else small / 'scratch'}" in job.told["error"]
+    if full == "scratch":
+        (run,) = table(lake, "runs")
+        assert run["state"] == "failed" and "No space left on device" in run["reason"]
+
+
+def test_a_folder_for_temporary_files_that_cannot_be_made_is_named(submit: Submits, tmp_path: Path) -> None:
+    log = write_log(tmp_path / "log.csv", log_rows(3, 3, 1))
+    job = submit("clean", tmp_path / "lake", log, options=["--conf", "spark.local.dir=/proc/none"])
+    assert job.wait() == 2, job.said()
+    assert "temporary files cannot be written to /proc/none" in job.told["error"]
+
+
+def test_exit_codes_and_the_last_line(base: Base, submit: Submits, tmp_path: Path) -> None:
     none = write_log(tmp_path / "none.csv", [("u1", "i1", float("nan"), 1), ("", "i2", 1.0, 2)])
     expected = {
         2: submit("nightly", tmp_path / "a", base.log, "als.rnak=3"),

@@ -18,6 +18,8 @@ from sparkcf.runtime import check_python, java_problem
 class NoSpark:
     """As much of a session as a job itself asks of it."""
 
+    _gateway = None
+
     def __init__(self) -> None:
         self.group = ""
         self.cancelled: list[str] = []
@@ -41,7 +43,7 @@ class NoSpark:
 def session(monkeypatch: pytest.MonkeyPatch) -> NoSpark:
     spark = NoSpark()
     monkeypatch.setattr("sparkcf.jobs.frame.open_session", lambda *_: (spark, False))
-    monkeypatch.setattr("sparkcf.jobs.frame._check_format", lambda tables: None)
+    monkeypatch.setattr("sparkcf.jobs.frame._check_format", lambda tables: None)  # the lake's: it needs a real session
     return spark
 
 

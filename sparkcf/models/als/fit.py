@@ -69,6 +69,10 @@ class Factorization(Model[Configured]):
     def rounds(self) -> int:
         return self.params.iterations
 
+    def check_settings(self, pairs: DataFrame) -> None:
+        _check_weights("weight" in pairs.columns, self.params)
+        check_slots(pairs.sparkSession, self.params.workers, self.name)
+
     def fit(self, data: TrainingData, run: FitRun) -> Fitted:
         """See `fit`; the warm start is ignored if the earlier run has another rank."""
         warm_start = self._warm_start(run)

@@ -54,6 +54,7 @@ from sparkcf.models.fm.sweeps import NO_ROWS, train_fm
 from sparkcf.training.blocks import ITEM, KINDS, USER, row_ids
 from sparkcf.training.gang import Gang, check_slots, worker_threads
 from sparkcf.training.gang_stage import gang_result, text_rows, value_rows
+from sparkcf.training.launch import check_launch
 from sparkcf.training.saved_sweeps import SavedSweeps
 from sparkcf.training.shuffle import shuffled
 
@@ -83,6 +84,13 @@ class FM(Model[FMConfig]):
 
     def packed_by(self) -> dict[str, Any]:
         return self.params.model_dump(mode="json", include={"fields", "task"})
+
+    def check_settings(self, pairs: DataFrame) -> None:
+        check_unweighted(pairs, "model=fm")
+        if self.params.learner == "sgd":
+            check_launch(pairs.sparkSession, self.params.sgd.workers, self.params.sgd.section)
+        else:
+            check_slots(pairs.sparkSession, self.params.workers, self.name)
 
     def fit(self, data: TrainingData, run: FitRun) -> Fitted:
         """Train by the configured learner, and fold the parameters into factors.

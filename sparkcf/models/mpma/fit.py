@@ -58,6 +58,10 @@ class MPMA(Model[MPMAConfig]):
     def rounds(self) -> int:
         return self.params.base_iterations + self.params.iterations + self.params.refit_iterations
 
+    def check_settings(self, pairs: DataFrame) -> None:
+        check_unweighted(pairs, "model=mpma")
+        check_slots(pairs.sparkSession, self.params.workers, self.name)
+
     def fit(self, data: TrainingData, run: FitRun) -> Fitted:
         """Fit by a gang in one barrier stage.
 

@@ -70,6 +70,11 @@ class NCFModel(NetModel[NCFConfig]):
     def _fields(self) -> dict[str, tuple[SideField, ...]]:
         return {"user": self.params.user_features, "item": self.params.item_features}
 
+    def check_settings(self, pairs: DataFrame) -> None:
+        super().check_settings(pairs)
+        if self.params.objective == "rating":
+            check_unweighted(pairs, "ncf.objective=rating")
+
     def check(self, data: TrainingData) -> None:
         """Raise TrainingError for values or users that the objective excludes, ConfigError for weights of ratings."""
         objective = self.params.objective

@@ -72,6 +72,9 @@ class NetModel(Model[NetParams]):
     def packed_by(self) -> dict[str, Any]:
         return {"validation_share": self.validation_share}
 
+    def check_settings(self, pairs: DataFrame) -> None:
+        check_launch(pairs.sparkSession, self.params.workers, self.name)
+
     def fit(self, data: TrainingData, run: FitRun) -> Fitted:
         """Pack the pairs, train the net on them and encode every user.
 
