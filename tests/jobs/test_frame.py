@@ -18,6 +18,9 @@ from sparkcf.runtime import check_python, java_problem
 class NoSpark:
     """As much of a session as a job itself asks of it."""
 
+    master = "spark://host:7077"
+    applicationId = "app-1"
+
     def __init__(self) -> None:
         self.group = ""
         self.cancelled: list[str] = []
