@@ -9,7 +9,9 @@ MASK = "***"
 T = TypeVar("T")
 
 # Names of settings and of parameters of an address whose values are credentials, as whole words or parts of them.
-_SECRET = r"secret|passw(?:or)?d|token|credential|signature|account[._-]?key|access[._-]?key|api[._-]?key|private[._-]?key"
+_SECRET = (
+    r"secret|passw(?:or)?d|token|credential|signature|account[._-]?key|access[._-]?key|api[._-]?key|private[._-]?key"
+)
 _NAME = rf"(?:[\w.-]*(?:{_SECRET})[\w.-]*|\bsig|\bsas)"
 _RULES = (
     # user:password@ or token@ before a host; a container of abfss:// is neither
