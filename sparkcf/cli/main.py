@@ -179,6 +179,7 @@ def run(
     if form == "json":
         print_json(shown.as_json(details))
     else:
+        print_lines(shown.about(details))
         for section in shown.sections(details):
             if section.records:
                 print_table(section.records, section.columns, [section.caption])
@@ -265,6 +266,12 @@ def compare(
 @app.command()
 def doctor(
     context: typer.Context,
+    overrides: Annotated[
+        list[str] | None, typer.Argument(metavar="[KEY=VALUE]...", help="Settings of the night, as a job takes them.")
+    ] = None,
+    config: Annotated[
+        list[str] | None, typer.Option("--config", metavar="FILE", help="Also check what a night with it needs.")
+    ] = None,
     spark: Annotated[bool, typer.Option("--spark/--no-spark", help="Also start Spark and check it.")] = False,
     form: FormatOption = "table",
     lake: LakeOption = None,
@@ -273,8 +280,10 @@ def doctor(
     from dataclasses import asdict
 
     from sparkcf.cli.doctor import diagnose
+    from sparkcf.cli.preflight import check_night
 
-    checks = diagnose(_root(context, lake), spark)
+    checks, of_night = check_night(config or (), overrides or ()) if config or overrides else ([], None)
+    checks += diagnose(_root(context, lake or of_night), spark)
     show([asdict(check) for check in checks], ["check", "status", "found", "cure"], form)
     raise typer.Exit(1 if any(check.status == "fail" for check in checks) else 0)
 

@@ -1,4 +1,4 @@
-"""How `sparkcf runs` and `sparkcf run` show runs: tables of at most 80 columns, and one JSON object."""
+"""How `sparkcf runs` and `sparkcf run` show runs: tables that fit 80 columns, and one JSON object."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ class Section:
 def listed(rows: Sequence[Mapping[str, Any]], now: dt.datetime) -> tuple[list[Record], list[str]]:
     """The rows of a table of runs, and a line for each run that failed or was refused."""
     records = [
-        {name: row[name] for name in ("run_id", "job", "state")} | {"seconds": f"{seconds_of(row, now):,.0f}"}
+        {name: row[name] for name in ("run_id", "job", "state")} | {"seconds": f"{seconds_of(row, now):>7,.0f}"}
         for row in rows
     ]
     reasons = [f"{row['run_id']}: {row['reason']}" for row in rows if row["reason"] and row["state"] in ENDED_BADLY]
@@ -35,21 +35,24 @@ def listed(rows: Sequence[Mapping[str, Any]], now: dt.datetime) -> tuple[list[Re
 
 
 def sections(details: RunDetails) -> list[Section]:
-    """The tables about one run, without those that would be empty."""
+    """The tables about one run; only the table of changed settings may have no rows."""
     row, before = details.row, details.before
-    found = [Section("", ["about", "value"], _about(row))]
-    spent = [{"step": name, "seconds": f"{seconds:,.1f}"} for name, seconds in row["seconds"].items()]
+    found = []
+    spent = [{"step": name, "seconds": f"{seconds:>9,.1f}"} for name, seconds in row["seconds"].items()]
     found.append(Section("steps; outer/inner is a part of the outer step", ["step", "seconds"], spent))
-    counts = [{"count": name, "rows": f"{rows:,}"} for name, rows in row["counts"].items()]
+    counts = [{"count": name, "rows": f"{rows:>13,}"} for name, rows in row["counts"].items()]
     found.append(Section("counts", ["count", "rows"], counts))
-    found.append(Section("figures over all users", ["measure", "model", "popularity"], _measures(details)))
+    config = json.loads(row["config"] or "{}")
+    at = config.get("gate", {}).get("at")
+    caption = f"figures in lists of {at}; `sparkcf metrics --run-id …` shows all"
+    found.append(Section(caption, ["measure", "model", "popularity"], _measures(details, at)))
     if before:
         changes = [{"key": key, "before": _value(then), "now": _value(now)} for key, then, now in details.changes]
         caption = f"settings that differ from run {before['run_id']}" + ("" if changes else ": none")
         found.append(Section(caption, ["key", "before", "now"], changes))
     read = [{"table": name, "version": version} for name, version in sorted(row["inputs"].items()) if version >= 0]
     found.append(Section("tables read", ["table", "version"], read))
-    return [section for section in found if section.records or "differ" in section.caption]
+    return [section for section in found if section.records or "key" in section.columns]
 
 
 def as_json(details: RunDetails) -> Record:
@@ -61,7 +64,9 @@ def as_json(details: RunDetails) -> Record:
     return row | {"figures": list(details.figures), "compared_with": before, "changes": changes}
 
 
-def _about(row: Mapping[str, Any]) -> list[Record]:
+def about(details: RunDetails) -> list[str]:
+    """Lines about the run as a whole."""
+    row = details.row
     peak = None if row["peak_bytes"] is None else f"{row['peak_bytes'] / 2**20:,.0f} MiB"
     facts = {
         "run": row["run_id"],
@@ -76,12 +81,15 @@ def _about(row: Mapping[str, Any]) -> list[Record]:
         "version": row["code_version"],
         "seed": row["seed"],
     }
-    return [{"about": name, "value": str(value)} for name, value in facts.items() if value is not None]
+    return [f"{name:<12} {value}" for name, value in facts.items() if value is not None]
 
 
-def _measures(details: RunDetails) -> list[Record]:
+def _measures(details: RunDetails, at: int | None) -> list[Record]:
+    """A row a measure. `at` : length of the lists; None: all lengths."""
     found: dict[str, Record] = {}
     for figure in details.figures:
+        if at is not None and figure["k"] not in (None, at):
+            continue
         measure = figure["metric"].replace("_at_k", f"@{figure['k']}") if figure["k"] else figure["metric"]
         name = f"{figure['protocol']} {measure}"
         record = found.setdefault(name, {"measure": name, "model": "", "popularity": ""})

@@ -18,7 +18,7 @@ class LogConfig(Section):
 class FailureConfig(Section):
     """Called after a job that ends with another exit code than 0 or 5, with the job's last line of output (JSON)."""
 
-    command: tuple[Name, ...] = ()  # program and arguments; the line is its standard input. Empty: none
+    command: tuple[str, ...] = ()  # program and arguments; the line is its standard input. Empty: none
     webhook: SecretStr | None = None  # address that gets the line by HTTP POST; never printed or stored
     timeout_s: Annotated[float, Field(gt=0, le=600)] = 10.0  # seconds for the command, and for each wait of the webhook
 
@@ -27,6 +27,8 @@ class FailureConfig(Section):
         address = self.webhook.get_secret_value() if self.webhook else "https://"
         if not address.startswith(("http://", "https://")):
             raise ValueError("webhook is not an address that begins with http:// or https://")
+        if self.command and not self.command[0]:
+            raise ValueError("command names no program: its first word is empty")
         return self
 
 
