@@ -18,8 +18,10 @@ class LogConfig(Section):
 class FailureConfig(Section):
     """Called after a job that ends with another exit code than 0 or 5, with the job's last line of output (JSON)."""
 
-    command: tuple[str, ...] = ()  # program and arguments; the line is its standard input. Empty: none
-    webhook: SecretStr | None = None  # address that gets the line by HTTP POST; never printed or stored
+    # program and arguments, started after an exit code other than 0 or 5 with the job's last line of output (JSON) as
+    # standard input; empty: none
+    command: tuple[str, ...] = ()
+    webhook: SecretStr | None = None  # address that gets that line by HTTP POST; never printed or stored
     timeout_s: Annotated[float, Field(gt=0, le=600)] = 10.0  # seconds for the command, and for each wait of the webhook
 
     @model_validator(mode="after")

@@ -165,20 +165,23 @@ def proxy_options(environment: Mapping[str, str]) -> list[str]:
 
 @contextlib.contextmanager
 def _shown_on_failure() -> Iterator[None]:
-    """Keep what this process and its children write to standard error, and write it only if the block fails."""
+    """Keep what this process and its children print, and write it to standard error only if the block fails."""
+    sys.stdout.flush()
     sys.stderr.flush()
-    own = os.dup(2)
+    own = {stream: os.dup(stream) for stream in (1, 2)}
     with tempfile.TemporaryFile() as kept:
-        os.dup2(kept.fileno(), 2)
+        for stream in own:
+            os.dup2(kept.fileno(), stream)
         try:
             yield
         except BaseException:
             kept.seek(0)
-            os.write(own, kept.read())
+            os.write(own[2], kept.read())
             raise
         finally:
-            os.dup2(own, 2)
-            os.close(own)
+            for stream, before in own.items():
+                os.dup2(before, stream)
+                os.close(before)
 
 
 def _check_delta(spark: Any) -> None:
