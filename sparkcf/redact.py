@@ -1,4 +1,4 @@
-"""Credentials in texts that are printed or stored: every message, the last line of a job and `runs` pass through here."""
+"""Credentials in texts: every message, the last line of a job and what `runs` stores pass through here."""
 
 from __future__ import annotations
 
@@ -9,15 +9,13 @@ MASK = "***"
 T = TypeVar("T")
 
 # Names of settings and of parameters of an address whose values are credentials, as whole words or parts of them.
-_SECRET = (
-    r"secret|passw(?:or)?d|token|credential|signature|account[._-]?key|access[._-]?key|api[._-]?key|private[._-]?key"
-)
+_SECRET = r"secret|passw(?:or)?d|token|credential|signature|(?:account|access|api|private)[._-]?key"
 _NAME = rf"(?:[\w.-]*(?:{_SECRET})[\w.-]*|\bsig|\bsas)"
-_RULES = (
+RULES = (
     # user:password@ or token@ before a host; a container of abfss:// is neither
-    (re.compile(r"(?i)\b([a-z][a-z0-9+.-]*://)[^\s/\"'@]*:[^\s/\"']*@"), rf"\1{MASK}@"),
-    (re.compile(r"(?i)\b(https?://)[^\s/\"'@]+@"), rf"\1{MASK}@"),
-    (re.compile(r"(?i)\b(s3[an]?://)[^\s\"'@]*:[^\s\"'@]*@"), rf"\1{MASK}@"),  # its secret keys may have slashes
+    (re.compile(r"(?i)\b([a-z][a-z0-9+.-]*:/+)[^\s/\"'@]*:[^\s/\"']*@"), rf"\1{MASK}@"),
+    (re.compile(r"(?i)\b(https?:/+)[^\s/\"'@]+@"), rf"\1{MASK}@"),
+    (re.compile(r"(?i)\b(s3[an]?:/+)[^\s\"'@]*:[^\s\"'@]*@"), rf"\1{MASK}@"),  # its secret keys may have slashes
     (re.compile(rf"(?i)({_NAME}[\"']?\s*=\s*[\"']?)[^\s\"'&;,}}\])]+"), rf"\1{MASK}"),
     (re.compile(rf"(?i)({_NAME}[\"']\s*[:,]\s*[\"'])[^\"']+"), rf"\1{MASK}"),
 )
@@ -25,7 +23,7 @@ _RULES = (
 
 def redacted(text: str) -> str:
     """The text with the credentials of addresses and of settings such as `fs.s3a.secret.key=…` replaced by ***."""
-    for pattern, replacement in _RULES:
+    for pattern, replacement in RULES:
         text = pattern.sub(replacement, text)
     return text
 
