@@ -299,7 +299,7 @@ def upgrade(
     from sparkcf.cli.upgrade import upgrade_lake
 
     changes = upgrade_lake(_root(context, lake), apply)
-    _show([{"table": change.table, "change": change.words} for change in changes], ["table", "change"], form)
+    show([{"table": change.table, "change": change.words} for change in changes], ["table", "change"], form)
     if changes and not apply:
         typer.echo("Nothing was changed: add --apply to make these changes.", err=True)
 

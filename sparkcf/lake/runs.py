@@ -72,13 +72,12 @@ class Run:
         self._write({}, counts or {})
 
     def _write(self, new: dict[str, Column], counts: dict[str, int]) -> None:
-        if "seconds" not in self.row:  # a table written before its columns were introduced
-            self.tables.create("runs")
         now, steps = _now(), activity.seconds(self.run_id)
         steps = {name: round(spent, 3) for name, spent in steps.items()}
-        self.counts.update({name: int(n) for name, n in counts.items()})
+        counts = {name: int(n) for name, n in counts.items()}
+        new["counts"], new["seconds"] = _added("counts", counts), _added("seconds", steps)
+        self.counts.update(counts)
         self.row |= {"counts": self.counts, "seconds": (self.row.get("seconds") or {}) | steps}
-        new["counts"], new["seconds"] = _added("counts", self.counts), _added("seconds", self.row["seconds"])
         self.row |= {"updated_at": now, "ended_at": now}
         for name in ("updated_at", "ended_at"):
             new[name] = F.lit(f"{now.isoformat()}Z")  # a datetime would be of the host's zone

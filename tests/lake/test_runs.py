@@ -13,9 +13,7 @@ from sparkcf.config.root import Config
 from sparkcf.data.inputs import Inputs
 from sparkcf.errors import LakeError
 from sparkcf.jobs.train import progress_folder
-from sparkcf.lake.frames import frame_of
 from sparkcf.lake.runs import Run, find_run, recorded_run, start_run
-from sparkcf.lake.schemas import TABLES
 from sparkcf.lake.tables import LakeTables
 
 
@@ -72,9 +70,6 @@ def test_a_folder_for_progress_is_the_same_for_processes_in_other_folders(tmp_pa
     assert folder("train.progress=saved/here").startswith(f"file:{tmp_path}/saved/here/als-")
 
 
-LATER = ("ended_at", "seconds", "peak_bytes", "application_id")  # columns that the table of an older lake lacks
-
-
 def stored(tables: LakeTables) -> dict[str, Any]:
     (row,) = tables.read("runs").collect()
     return row.asDict(recursive=True)
@@ -113,25 +108,3 @@ def test_a_failed_run_has_the_time_up_to_its_failure(spark, tmp_path) -> None:
         with activity.timed("train"), activity.timed("pack user rows"):
             raise ZeroDivisionError
     assert stored(tables)["seconds"].keys() == {"train", "train/pack user rows"}
-
-
-def test_the_table_of_an_older_lake_gets_the_new_columns(spark, tmp_path) -> None:
-    tables, config = LakeTables(spark, str(tmp_path / "lake")), configured()
-    row: dict[str, Any] = {
-        "run_id": "als-1",
-        "job": "train",
-        "model": "als",
-        "ds": config.ds,
-        "config": config.to_json(),
-        "seed": 1,
-    }
-    row |= {"state": "trained", "code_version": "0", "inputs": {}, "counts": {"users": 3}}
-    row |= dict.fromkeys(("started_at", "updated_at"), "2024-01-31T00:00:00.000000Z")
-    old = frame_of(spark, [row], TABLES["runs"].schema).drop(*LATER)
-    old.write.format("delta").save(tables.path("runs"))
-    with activity.timed("before the run is found"):
-        found = find_run(tables, config, ("trained",))
-    with activity.timed("evaluate"):
-        found.update("evaluated")
-    new = stored(tables)
-    assert new["seconds"].keys() == {"evaluate"} and new["counts"] == {"users": 3} and new["state"] == "evaluated"
