@@ -1,28 +1,50 @@
-"""Progress output on standard error: a bar in a terminal, plain lines elsewhere."""
+"""Progress output on standard error: a bar in a terminal, plain lines elsewhere, or one JSON object a line."""
 
 from __future__ import annotations
 
+import datetime as dt
+import json
 import sys
 import threading
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import Any
+from typing import Any, Literal
 
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
 from rich.text import Text
 
+from sparkcf.activity import activity
 from sparkcf.redact import redacted
 
+LogFormat = Literal["text", "json"]
 console = Console(stderr=True, highlight=False)
 PLAIN_EVERY_S = 30.0  # between lines of a step that is not in a terminal
 BAR_EVERY_S = 0.5
+_format: LogFormat = "text"
 
 
-def say(message: str) -> None:
-    """Print one plain line; markup and control codes in the text have no effect, credentials are not shown."""
-    console.print(Text(printable(redacted(message))), soft_wrap=True)
+def use_format(form: LogFormat) -> None:
+    """Set the form of all messages from now on."""
+    global _format
+    _format = form
+
+
+def say(message: str, level: Literal["info", "warning", "error"] = "info") -> None:
+    """Print one line; markup and control codes in the text have no effect, credentials are not shown.
+
+    As JSON the line is an object: time (UTC), level, job, run_id, step, message. What is unknown or does not apply is
+    null; an empty message is left out.
+    """
+    message = redacted(message)
+    if _format == "text":
+        console.print(Text(printable(message)), soft_wrap=True)
+    elif message.strip():
+        now = dt.datetime.now(dt.UTC).isoformat(timespec="milliseconds")
+        entry = {"time": now.replace("+00:00", "Z"), "level": level}
+        entry |= {name: getattr(activity, name) or None for name in ("job", "run_id", "step")}
+        print(json.dumps(entry | {"message": message.strip()}), file=sys.stderr, flush=True)
 
 
 def printable(text: object) -> str:
@@ -49,11 +71,28 @@ class Step:
 
 
 @contextmanager
-def step(name: str, spark: Any = None) -> Iterator[Step]:
-    """Show a step while it runs, and its time at the end. With `spark` the bar shows the tasks of running stages."""
-    begin = time.monotonic()
+def step(name: str, spark: Any = None, what: str = "") -> Iterator[Step]:
+    """Show a step while it runs, and its time at the end.
+
+    Parameters
+    ----------
+    name : the step's name in `runs` and in figures over many nights.
+    spark : the bar shows the tasks of its running stages.
+    what : what the step works on, such as the day; shown after the name.
+    """
+    shown = f"{name} {what}".strip()
+    with activity.timed(name) as timed:
+        with _shown(shown, spark) as running:
+            yield running
+        note = f": {running.note}" if running.note else ""
+        say(f"{shown}{note} ({time.monotonic() - timed.begun:.1f} s)")
+
+
+@contextmanager
+def _shown(name: str, spark: Any) -> Iterator[Step]:
+    """A step with its bar, if there is one, and the thread that reports the tasks."""
     bar = None
-    if console.is_terminal:
+    if _format == "text" and console.is_terminal:
         columns = (TextColumn("{task.description}", markup=False), BarColumn(), TimeElapsedColumn())
         bar = Progress(*columns, console=console, transient=True)
         bar.start()
@@ -69,8 +108,6 @@ def step(name: str, spark: Any = None) -> Iterator[Step]:
             watcher.join(timeout=5)
         if bar is not None:
             bar.stop()
-    note = f": {running.note}" if running.note else ""
-    say(f"{name}{note} ({time.monotonic() - begin:.1f} s)")
 
 
 def _watch(running: Step, spark: Any, over: threading.Event, in_terminal: bool) -> None:

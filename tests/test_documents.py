@@ -179,7 +179,9 @@ def run_words(words: list[str], place: Path, capsys: pytest.CaptureFixture[str])
     """Run a command, or check as much of it as can be checked without a cluster or a download."""
     program = words[0].rpartition("/")[2]
     if program == "sparkcf":
-        with pytest.raises(SystemExit) as ended:
+        with pytest.raises(SystemExit) as ended, pytest.MonkeyPatch.context() as patch:
+            if "--watch" in words:
+                patch.setattr("time.sleep", interrupt)
             cli(words[1:])
         out, err = capsys.readouterr()
         wanted = {0, 1} if "doctor" in words else {0}  # what this machine lacks is no fault of the document
@@ -199,6 +201,10 @@ def run_words(words: list[str], place: Path, capsys: pytest.CaptureFixture[str])
     else:
         assert program in NOT_STARTED, f"no test knows how to check {shlex.join(words)}"
         assert all((ROOT / word).exists() for word in words if "/" in word and not word.startswith(".venv"))
+
+
+def interrupt(_: float) -> None:
+    raise KeyboardInterrupt
 
 
 def check_submit(words: list[str], place: Path, capsys: pytest.CaptureFixture[str]) -> None:

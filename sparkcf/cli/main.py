@@ -12,12 +12,12 @@ from __future__ import annotations
 import datetime as dt
 import os
 import sys
-from collections.abc import Sequence
-from typing import TYPE_CHECKING, Annotated, Any, Literal, NoReturn
+from typing import TYPE_CHECKING, Annotated, Literal, NoReturn
 
 import typer
 from typer.exceptions import TyperException
 
+from sparkcf.cli.show import Record, as_utf8, print_json, print_lines, print_table, repeat, show, visible
 from sparkcf.errors import SparkcfError
 from sparkcf.redact import redacted
 
@@ -27,12 +27,8 @@ if TYPE_CHECKING:
     from sparkcf.lake.query import Lake
 
 # Packages heavier than typer are imported in functions, so that `--help` and usage errors are fast.
-Record = dict[str, Any]
 DEFAULT_LAKE = "./lake"
 CONCEPT_MODEL = "macridvae"
-RUN_COLUMNS = ["run_id", "job", "model", "ds", "state", "started_at", "updated_at", "reason"]
-FORMULA = ("=", "+", "-", "@", "\t", "\r")  # how a text begins that a spreadsheet takes for a formula
-STATUS_STYLES = {"ok": "green", "warn": "yellow", "fail": "bold red"}
 
 LakeOption = Annotated[
     str | None,
@@ -113,7 +109,7 @@ def recommend(
         from sparkcf.lake.concepts import Concepts
 
         rows = Concepts.read(opened, model or CONCEPT_MODEL, ds).list_within(user, concept, k)
-    _show(_records(rows), rows.column_names, form, _origin(rows), guarded=_guarded(guard_formulas, form))
+    show(_records(rows), rows.column_names, form, _origin(rows), guarded=_guarded(guard_formulas, form))
 
 
 @app.command()
@@ -129,7 +125,7 @@ def similar(
 ) -> None:
     """Show the items nearest to an item."""
     rows = _open(context, lake).similar_rows(item, k, model, ds)
-    _show(_records(rows), rows.column_names, form, _origin(rows), guarded=_guarded(guard_formulas, form))
+    show(_records(rows), rows.column_names, form, _origin(rows), guarded=_guarded(guard_formulas, form))
 
 
 @app.command()
@@ -143,7 +139,7 @@ def history(
 ) -> None:
     """Show a user's interactions, newest first."""
     rows = _open(context, lake).history_rows(user, limit)
-    _show(_records(rows), rows.column_names, form, guarded=_guarded(guard_formulas, form))
+    show(_records(rows), rows.column_names, form, guarded=_guarded(guard_formulas, form))
 
 
 @app.command()
@@ -151,12 +147,55 @@ def runs(
     context: typer.Context,
     limit: LimitOption = 20,
     model: Annotated[str | None, typer.Option("--model", help="Runs of this model only.")] = None,
+    watch: Annotated[bool, typer.Option("--watch", help="Show them again and again, until Ctrl-C.")] = False,
+    every: Annotated[float, typer.Option("--every", min=0.1, help="Seconds between two looks of --watch.")] = 5.0,
     form: FormatOption = "table",
     lake: LakeOption = None,
 ) -> None:
     """Show the newest runs, failed ones included."""
-    rows = _open(context, lake).run_rows(limit, model)
-    _show(_records(rows), RUN_COLUMNS if form == "table" else rows.column_names, form)
+    from sparkcf.cli import runs as shown
+
+    opened = _open(context, lake)
+
+    def draw() -> None:
+        rows = opened.run_rows(limit, model)
+        if form != "table":
+            show(_records(rows), rows.column_names, form)
+            return
+        records, reasons = shown.listed(rows.to_pylist(), dt.datetime.now(dt.UTC))
+        show(records, shown.COLUMNS, form)
+        print_lines(reasons)
+
+    if watch and form != "table":
+        raise typer.BadParameter(f"--watch shows a table, not --format {form}")
+    if watch:
+        repeat(draw, every)
+    else:
+        draw()
+
+
+@app.command()
+def run(
+    context: typer.Context,
+    run_id: Annotated[str, typer.Argument(metavar="RUN_ID", help="A run, as `sparkcf runs` lists them.")],
+    form: Annotated[Literal["table", "json"], typer.Option("--format", help="json prints one object.")] = "table",
+    lake: LakeOption = None,
+) -> None:
+    """Show one run: its state, steps, counts, measures, changed settings and the tables that it read."""
+    from sparkcf.cli import runs as shown
+    from sparkcf.lake.run_details import read_run
+
+    details = read_run(_open(context, lake), run_id)
+    as_utf8(form)
+    if form == "json":
+        print_json(shown.as_json(details))
+    else:
+        print_lines(shown.about(details))
+        for section in shown.sections(details):
+            if section.records:
+                print_table(section.records, section.columns, [section.caption])
+            else:
+                print_lines([section.caption])
 
 
 @app.command()
@@ -171,7 +210,7 @@ def metrics(
     """Show the measures of a run."""
     rows = _open(context, lake).metric_rows(run_id, model, dimensions)
     columns = [name for name in rows.column_names if form != "table" or name != "run_id"]
-    _show(_records(rows), columns, form, _origin(rows) or f"run {run_id}")
+    show(_records(rows), columns, form, _origin(rows) or f"run {run_id}")
 
 
 @app.command()
@@ -199,7 +238,7 @@ def concepts(
         if not (concept.isdigit() and dimension.isdigit()):
             raise typer.BadParameter(f"--vary {vary}: give a concept and a dimension, such as 3:17")
         rows = read.varied(int(concept), int(dimension), k, user)
-    _show(_records(rows), rows.column_names, form, _origin(rows))
+    show(_records(rows), rows.column_names, form, _origin(rows))
 
 
 @app.command()
@@ -229,15 +268,21 @@ def compare(
     if form == "table":
         heads, rows = shown.cells(found, chosen)
         lines = shown.caption(found, chosen)
-        _show([dict(zip(heads, row, strict=True)) for row in rows], heads, form, *lines)
+        show([dict(zip(heads, row, strict=True)) for row in rows], heads, form, *lines)
     else:
-        _as_utf8(form)
+        as_utf8(form)
         print(shown.as_json(found) if form == "json" else shown.markdown(found, chosen))
 
 
 @app.command()
 def doctor(
     context: typer.Context,
+    overrides: Annotated[
+        list[str] | None, typer.Argument(metavar="[KEY=VALUE]...", help="Settings of the night, as a job takes them.")
+    ] = None,
+    config: Annotated[
+        list[str] | None, typer.Option("--config", metavar="FILE", help="Also check what a night with it needs.")
+    ] = None,
     spark: Annotated[bool, typer.Option("--spark/--no-spark", help="Also start Spark and check it.")] = False,
     deep: Annotated[bool, typer.Option("--deep", help="Also read every file of the lake.")] = False,
     repair: Annotated[bool, typer.Option("--repair", help="Take lost and damaged files out of their tables.")] = False,
@@ -248,9 +293,11 @@ def doctor(
     from dataclasses import asdict
 
     from sparkcf.cli.doctor import diagnose
+    from sparkcf.cli.preflight import check_night
 
-    checks = diagnose(_root(context, lake), spark, deep=deep, repair=repair)
-    _show([asdict(check) for check in checks], ["check", "status", "found", "cure"], form)
+    checks, of_night = check_night(config or (), overrides or ()) if config or overrides else ([], None)
+    checks += diagnose(_root(context, lake or of_night), spark, deep=deep, repair=repair)
+    show([asdict(check) for check in checks], ["check", "status", "found", "cure"], form)
     raise typer.Exit(1 if any(check.status == "fail" for check in checks) else 0)
 
 
@@ -265,7 +312,7 @@ def upgrade(
     from sparkcf.cli.upgrade import upgrade_lake
 
     changes = upgrade_lake(_root(context, lake), apply)
-    _show([{"table": change.table, "change": change.words} for change in changes], ["table", "change"], form)
+    show([{"table": change.table, "change": change.words} for change in changes], ["table", "change"], form)
     if changes and not apply:
         typer.echo("Nothing was changed: add --apply to make these changes.", err=True)
 
@@ -308,108 +355,8 @@ def _guarded(guard_formulas: bool, form: str) -> bool:
     return guard_formulas
 
 
-def _show(records: list[Record], columns: list[str], form: str, *captions: str, guarded: bool = False) -> None:
-    _as_utf8(form)
-    if form == "json":
-        _print_json(records)
-    elif form == "csv":
-        _print_csv(records, columns, guarded)
-    else:
-        _print_table(records, columns, captions)
-
-
-def _as_utf8(form: str) -> None:
-    """Write standard output as UTF-8, whatever the locale."""
-    if hasattr(sys.stdout, "reconfigure"):  # false for the replaced stdout of tests
-        sys.stdout.reconfigure(encoding="utf-8", errors="backslashreplace" if form == "table" else "strict")
-
-
-def _print_json(records: list[Record]) -> None:
-    import json
-    import math
-    import re
-
-    def plain(value: Any) -> Any:
-        return None if isinstance(value, float) and not math.isfinite(value) else value
-
-    text = json.dumps(
-        [{name: plain(value) for name, value in record.items()} for record in records],
-        ensure_ascii=False,
-        default=lambda value: value.isoformat(),
-    )
-    # JSON escapes only control characters below the space; a terminal also interprets those from 7f to 9f.
-    print(re.sub("[\x7f-\x9f]", lambda c: f"\\u{ord(c[0]):04x}", text))
-
-
-def _print_csv(records: list[Record], columns: list[str], guarded: bool) -> None:
-    import csv
-    import json
-
-    def plain(value: Any) -> Any:
-        if guarded and isinstance(value, str) and value.startswith(FORMULA):
-            return f"'{value}"
-        if isinstance(value, dt.date):
-            return value.isoformat()
-        return json.dumps(value, ensure_ascii=False) if isinstance(value, dict) else value
-
-    minimal = csv.writer(sys.stdout, lineterminator="\n")
-    quoting = csv.writer(sys.stdout, lineterminator="\n", quoting=csv.QUOTE_ALL)
-    minimal.writerow(columns)
-    for record in records:
-        row = [plain(record[name]) for name in columns]
-        # With "\n" as line end the csv module does not quote a bare carriage return, which breaks readers.
-        (quoting if any("\r" in v for v in row if isinstance(v, str)) else minimal).writerow(row)
-
-
-def _print_table(records: list[Record], columns: list[str], captions: Sequence[str]) -> None:
-    from rich import box
-    from rich.console import Console
-    from rich.table import Table
-    from rich.text import Text
-
-    # Into a pipe nothing is folded, so that every row stays on one line.
-    console = Console(highlight=False, width=None if sys.stdout.isatty() else 1_000_000)
-    table = Table(box=box.SIMPLE_HEAD, pad_edge=False)
-    cells = []
-    for name in columns:
-        values = [record[name] for record in records]
-        numeric = any(isinstance(v, int | float) for v in values)
-        table.add_column(name, justify="right" if numeric else "left", overflow="fold")
-        cells.append(_cells(values))
-    for row in zip(*cells, strict=True):
-        styles = [
-            STATUS_STYLES.get(cell, "") if name == "status" else "" for name, cell in zip(columns, row, strict=True)
-        ]
-        table.add_row(*(Text(cell, style) for cell, style in zip(row, styles, strict=True)))
-    for caption in filter(None, captions):
-        console.print(Text(_visible(caption)))
-    console.print(table)
-
-
-def _cells(values: list[Any]) -> list[str]:
-    whole = all(v.is_integer() for v in values if isinstance(v, float))
-
-    def cell(value: Any) -> str:
-        if value is None:
-            return ""
-        if isinstance(value, float):
-            return f"{value:.0f}" if whole else f"{value:.4g}" if abs(value) < 0.001 else f"{value:.4f}"
-        if isinstance(value, dt.datetime):
-            return f"{value:%Y-%m-%d %H:%M:%S}"
-        return _visible(value)
-
-    return [cell(value) for value in values]
-
-
-def _visible(text: object) -> str:
-    """Text on one line, with control characters escaped."""
-    from sparkcf.progress import printable
-
-    return printable(text).replace("\n", "\\n").replace("\t", "\\t")
-
-
 def _complain(message: str, code: int) -> int:
-    print(f"sparkcf: {_visible(redacted(message))}", file=sys.stderr)
+    print(f"sparkcf: {visible(redacted(message))}", file=sys.stderr)
     return code
 
 

@@ -46,6 +46,7 @@ def _with_file(config: Config, file: str) -> Config:
     if "model" not in given:
         raise ConfigError(f"compare.files: {file} names no model: add a line such as `model: als`")
     values = config.model_dump(mode="json")
+    values["observe"] = config.observe.model_dump()  # JSON has its secrets masked
     merge(values, given)
     try:
         own = parse_config(values)

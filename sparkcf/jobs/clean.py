@@ -54,7 +54,7 @@ def _load(spark: SparkSession, config: Config, tables: LakeTables, run: Run) -> 
     forgotten = forgotten_users(tables)
     users = read_users(spark, config.input.users) if config.input.users else None
     items = read_items(spark, config.input.items) if config.input.items else None
-    with step(f"clean {config.ds}", spark) as progress:
+    with step("clean", spark, str(config.ds)) as progress:
         with explained(config.input_path):
             cleaned = clean(raw, config.input, config.clean, config.ds, forgotten)
         progress.note = summary(cleaned)

@@ -202,7 +202,7 @@ _OTHER_TEST = (
 
 def _fit(model: Model[Any], data: TrainingData, name: str, scratch: str | None) -> tuple[Fitted, float]:
     """A fit whose factors are all computed, and its seconds."""
-    with step(f"train {name}") as progress:
+    with step("train", what=name) as progress:
         begin = time.monotonic()
         fitted = model.fit(data, FitRun(None, progress_of(progress, model.rounds), scratch and f"{scratch}/progress"))
         try:
@@ -220,7 +220,7 @@ def _lists(
 ) -> Row:
     """Make the lists of all users, as `recommend` does, and throw them away; columns of `comparisons`."""
     spark = inputs.tables.spark
-    with step(f"recommend top {config.topk.k}", spark):
+    with step("recommend", spark, f"top {config.topk.k}"):
         begin = time.monotonic()
         users = wanted_users(inputs.read("users"), config).select("user_idx")
         banned = banned_items(spark, inputs.read("items"), config)

@@ -39,7 +39,7 @@ def _evaluate(spark: SparkSession, tables: LakeTables, opened: OpenRun, config: 
     model = model_of(config)
     events = inputs.events(config.ds)
     config = with_protocol(tables, events, config)
-    with step(f"evaluate {config.model} by {config.evaluation.protocol}", spark) as progress:
+    with step("evaluate", spark, f"{config.model} by {config.evaluation.protocol}") as progress:
         split = hashlib.sha256(config.evaluation.model_dump_json().encode()).hexdigest()[:12]
         packing = packing_of(model, inputs, config, split)
         data = training_data(model, inputs, events, config, packing)
@@ -53,6 +53,8 @@ def _evaluate(spark: SparkSession, tables: LakeTables, opened: OpenRun, config: 
     write_figures(tables, run.run_id, result.protocol, settings_of(config), result.figures)
     if run.state == "trained":
         run.update("evaluated")
+    else:
+        run.record()
     figures = {
         f"{f.system}:{f.metric}" + (f"@{f.k}" if f.k else ""): round(f.value, 6)
         for f in result.figures

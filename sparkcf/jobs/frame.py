@@ -15,6 +15,7 @@ from typing import Any, NoReturn
 from sparkcf.config.load import load_config
 from sparkcf.config.root import Config
 from sparkcf.errors import ConfigError, SparkcfError, first_line
+from sparkcf.jobs.observe.observer import Observer
 from sparkcf.jobs.session import open_session, stop_session
 from sparkcf.jobs.signals import Terminated, cancel, raised_signals
 from sparkcf.jobs.space import explain_full_disk
@@ -46,9 +47,11 @@ def run_job(name: str, function: Job, argv: Sequence[str] | None = None, check: 
     """
     check_python()
     arguments = _parser(name).parse_intermixed_args(argv)
+    observer = Observer(name)
     result: dict[str, Any] = {"job": name}
     try:
         config = load_config(arguments.config, arguments.overrides)
+        observer.configured(config)
         result |= {"ds": config.ds.isoformat()}
         if check:
             check(config)
@@ -61,37 +64,38 @@ def run_job(name: str, function: Job, argv: Sequence[str] | None = None, check: 
             code = 0
         else:
             say(f"{name}: settings that differ from the defaults: {config.shown()}")
-            result |= _run(name, function, config)
+            result |= _run(name, function, config, observer)
             code = 0
     except SparkcfError as error:
         code = error.exit_code
         result |= {"status": type(error).__name__, "error": str(error)}
-        say(f"sparkcf {name}: {error}")
+        say(f"sparkcf {name}: {error}", "error")
     except (Terminated, KeyboardInterrupt) as error:
         stopped = error if isinstance(error, Terminated) else Terminated(signal.SIGINT)
         code = 128 + stopped.signal
         result |= {"status": "terminated", "error": str(stopped)}
-        say(f"sparkcf {name}: {stopped}; nothing more was published")
+        say(f"sparkcf {name}: {stopped}; nothing more was published", "error")
     except Exception as error:  # printed as one line; SPARKCF_TRACE=1 shows the stack
         if os.environ.get("SPARKCF_TRACE"):
             raise
         code = 1
         result |= {"status": "error", "error": f"{type(error).__name__}: {first_line(error)}"}
-        say(f"sparkcf {name}: {result['error']} (set SPARKCF_TRACE=1 for the stack)")
+        say(f"sparkcf {name}: {result['error']} (set SPARKCF_TRACE=1 for the stack)", "error")
     result = {"status": "ok", "exit_code": code} | result
+    observer.ended(result)
     flush()
     print(json.dumps(redacted_values(result), default=str), flush=True)
     return code
 
 
-def _run(name: str, function: Job, config: Config) -> dict[str, Any]:
+def _run(name: str, function: Job, config: Config, observer: Observer) -> dict[str, Any]:
     with raised_signals() as signals:
         spark, started = open_session(config.spark, f"{name} {config.ds}")
         group = f"sparkcf-{name}-{os.getpid()}"
         try:
             signals.watch(spark, group)
             spark.sparkContext.setJobGroup(group, f"{name} {config.ds}", interruptOnCancel=True)
-            with job_description(spark, f"{name} {config.ds}"):
+            with job_description(spark, f"{name} {config.ds}"), observer.watching(spark):
                 _check_format(LakeTables(spark, config.lake.root))
                 return function(spark, config)
         except Terminated:  # they are cancelled

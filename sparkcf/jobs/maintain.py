@@ -12,6 +12,7 @@ from pyspark.sql import functions as F
 from sparkcf.config.root import Config
 from sparkcf.errors import ConfigError, ConflictError
 from sparkcf.jobs.forget import remove
+from sparkcf.jobs.train import progress_root
 from sparkcf.lake.forgotten import Forgotten, forgotten_users
 from sparkcf.lake.retention import (
     KeptRun,
@@ -23,11 +24,10 @@ from sparkcf.lake.retention import (
     read_published,
     read_runs,
 )
-from sparkcf.lake.roots import absolute
 from sparkcf.lake.runs import recorded_run
 from sparkcf.lake.schemas import PER_USER, TABLES
 from sparkcf.lake.tables import LakeTables
-from sparkcf.lake.upkeep import COMPACTED, compact, drop_log_before, seal, stored_bytes, vacuum
+from sparkcf.lake.upkeep import COMPACTED, compact, drop_damaged, drop_log_before, seal, stored_bytes, vacuum
 from sparkcf.progress import say, step
 
 SPARE_HOURS = 1.0  # between the start of the oldest kept run and the files that go
@@ -80,9 +80,8 @@ def maintain(spark: SparkSession, config: Config) -> dict[str, Any]:
 
 
 def _drop_progress(tables: LakeTables, config: Config, now: dt.datetime) -> int:
-    root = absolute(config.train.progress) if config.train.progress else f"{tables.root}/_progress"
     try:
-        return drop_progress(root, now - dt.timedelta(days=config.maintain.progress_days))
+        return drop_progress(progress_root(config, tables.root), now - dt.timedelta(days=config.maintain.progress_days))
     except ConfigError as error:  # an address that Arrow cannot write, where there are no checkpoints either
         say(f"  note: no checkpoints removed: {error}")
         return 0
@@ -109,6 +108,7 @@ def _purge(tables: LakeTables, config: Config, runs: dict[str, KeptRun], now: dt
     for name, version in sorted(versions.items()):
         vacuum(tables, name, purge_hours)
         drop_log_before(tables, name, version)
+        drop_damaged(tables, name)
     done = {"sealed": F.from_json(F.lit(json.dumps(versions)), "map<string,bigint>")}
     if not (again and purge_hours):  # else the files of these go the next time
         done["purged_at"] = F.lit(f"{now:%Y-%m-%dT%H:%M:%S}Z")

@@ -8,6 +8,8 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any
 
+from sparkcf.activity import activity
+
 EVERY_S = 0.1
 PROC = Path("/proc")
 
@@ -17,10 +19,15 @@ class PeakMemory:
 
     Processes are the driver, the JVM's descendants and the driver's descendants, without JVMs. The memory includes
     mapped files. `peak` : bytes of the largest process in any sample; None if the workers are not on this machine (the
-    master is not local) or the system has no /proc.
+    master is not local) or the system has no /proc. Samples also go to `activity`.
+
+    Parameters
+    ----------
+    every_s : seconds between two samples.
     """
 
-    def __init__(self, spark: Any) -> None:
+    def __init__(self, spark: Any, every_s: float = EVERY_S) -> None:
+        self._every_s = every_s
         self._roots: set[int] = set()
         if str(spark.sparkContext.master).startswith("local") and (PROC / "self" / "statm").exists():
             name = spark._jvm.java.lang.management.ManagementFactory.getRuntimeMXBean().getName()  # pid@host
@@ -43,8 +50,10 @@ class PeakMemory:
 
     def _watch(self) -> None:
         while True:
-            self.peak = max(self.peak or 0, largest_python(self._roots))
-            if self._over.wait(EVERY_S):
+            size = largest_python(self._roots)
+            self.peak = max(self.peak or 0, size)
+            activity.note_memory(size)
+            if self._over.wait(self._every_s):
                 return
 
 

@@ -82,6 +82,7 @@ def predict_pairs(spark: SparkSession, config: Config) -> dict[str, Any]:
         read, usable = one_row(requested.agg(F.count(F.lit(1)), F.count(F.concat("user_id", "item_id"))))
         counts |= {"without_id": int(read - usable), "duplicates": int(usable) - counts["pairs"]}
         progress.note = ", ".join(f"{n:,} {name.replace('_', ' ')}" for name, n in counts.items())
+    run.record({"predictions": counts["pairs"]})
     return {"run_id": run.run_id, "counts": counts}
 
 

@@ -6,6 +6,7 @@ from typing import Any
 
 from pyspark.sql import Row, SparkSession
 
+from sparkcf.activity import activity
 from sparkcf.config.root import Config
 from sparkcf.errors import ConflictError, GateRefused, NotFoundError, NothingNew
 from sparkcf.jobs.base import OpenRun
@@ -105,6 +106,10 @@ def check_gate(tables: LakeTables, run: Run, before: Row | None, config: Config)
     """
     check_lists(run.counts, config.gate)
     new, old = _to_compare(tables, run.run_id, before, config)
+    compared = {system: figure.value for (system, segment), figure in new.figures.items() if segment is None}
+    if old:
+        compared["published"] = old.figures["model", None].value
+    activity.gate[run.run_id] = new.measure, compared
     check_quality(new, old, config.gate)
 
 

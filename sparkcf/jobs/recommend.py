@@ -49,7 +49,7 @@ def _recommend(spark: SparkSession, tables: LakeTables, opened: OpenRun, config:
     scorer = share_scorer(spark, model.open, saved)
     catalogue = Catalogue.of(popularity(liked_pairs(events, config)), data.n_items, banned_items(spark, items, config))
     labels = (F.lit(config.ds).alias("ds"),)
-    with step(f"recommend top {config.topk.k}", spark) as progress:
+    with step("recommend", spark, f"top {config.topk.k}") as progress:
         wanted = wanted_users(users, config).select("user_idx", "user_id")
         ranker, topk = share_ranker(spark, scorer, catalogue), config.topk
         known = rankable(wanted, model, fitted, data, events, config)

@@ -2,16 +2,19 @@
 
 from __future__ import annotations
 
+import contextlib
 import logging
 import os
 import shutil
 import sys
 import tempfile
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
+from urllib.parse import urlsplit
 
 from sparkcf.config.root import SparkConfig
-from sparkcf.errors import ConfigError, first_line
+from sparkcf.errors import ConfigError, SparkcfError, first_line
 from sparkcf.jobs.space import check_scratch
 from sparkcf.lake.sizing import size_queries
 from sparkcf.runtime import java_problem
@@ -120,18 +123,67 @@ def spark_home() -> Path:
 
 
 def install_delta() -> None:
-    """Download Delta's jars through Ivy and copy them into Spark's folder of jars (part of `make setup`)."""
+    """Download Delta's jars through Ivy and copy them into Spark's folder of jars (part of `make setup`).
+
+    The jars come from Maven Central or, with the environment variable DEFAULT_ARTIFACT_REPOSITORY, from a mirror of
+    it; through the proxy in HTTPS_PROXY or HTTP_PROXY, if there is one. What Ivy prints is shown only if it fails.
+
+    Raises
+    ------
+    ConfigError
+        The jars cannot be downloaded.
+    """
     if delta_is_installed():
         return
     from delta import configure_spark_with_delta_pip
     from pyspark.sql import SparkSession
 
+    os.environ.setdefault("SPARK_SUBMIT_OPTS", " ".join(proxy_options(os.environ)))
     with tempfile.TemporaryDirectory() as ivy:
         builder = configure_spark_with_delta_pip(SparkSession.builder.master("local[1]"))
-        spark = builder.config("spark.jars.ivy", ivy).config("spark.ui.enabled", "false").getOrCreate()
-        spark.stop()
+        try:
+            with _shown_on_failure():
+                spark = builder.config("spark.jars.ivy", ivy).config("spark.ui.enabled", "false").getOrCreate()
+                spark.stop()
+        except Exception as error:
+            raise ConfigError(
+                f"Delta's jars cannot be downloaded: {first_line(error)}: name a mirror of Maven Central by "
+                "DEFAULT_ARTIFACT_REPOSITORY=https://…, or a proxy by HTTPS_PROXY=http://host:port"
+            ) from None
         for jar in Path(ivy, "jars").glob("io.delta_*.jar"):
             shutil.copy(jar, spark_home() / "jars" / jar.name.removeprefix("io.delta_"))
+
+
+def proxy_options(environment: Mapping[str, str]) -> list[str]:
+    """Java's options for the proxies that the environment names, which Java itself does not read."""
+    options = []
+    for scheme in ("http", "https"):
+        address = environment.get(f"{scheme}_proxy") or environment.get(f"{scheme.upper()}_PROXY") or ""
+        parts = urlsplit(address if "//" in address else f"//{address}")
+        if parts.hostname:
+            options += [f"-D{scheme}.proxyHost={parts.hostname}", f"-D{scheme}.proxyPort={parts.port or 80}"]
+    return options
+
+
+@contextlib.contextmanager
+def _shown_on_failure() -> Iterator[None]:
+    """Keep what this process and its children print, and write it to standard error only if the block fails."""
+    sys.stdout.flush()
+    sys.stderr.flush()
+    own = {stream: os.dup(stream) for stream in (1, 2)}
+    with tempfile.TemporaryFile() as kept:
+        for stream in own:
+            os.dup2(kept.fileno(), stream)
+        try:
+            yield
+        except BaseException:
+            kept.seek(0)
+            os.write(own[2], kept.read())
+            raise
+        finally:
+            for stream, before in own.items():
+                os.dup2(before, stream)
+                os.close(before)
 
 
 def _check_delta(spark: Any) -> None:
@@ -171,4 +223,8 @@ def stop_session(spark: Any) -> None:
 
 
 if __name__ == "__main__":
-    install_delta()
+    try:
+        install_delta()
+    except SparkcfError as error:
+        print(f"sparkcf: {error}", file=sys.stderr)
+        sys.exit(error.exit_code)

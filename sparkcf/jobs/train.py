@@ -59,7 +59,7 @@ def train_model(spark: SparkSession, config: Config) -> dict[str, Any]:
 def _fitted(model: Model[Any], inputs: Inputs, config: Config) -> Fitted:
     data = training_data(model, inputs, inputs.events(config.ds), config, packing_of(model, inputs, config))
     base, warm_start = _warm_start(inputs.tables, config) if config.train.warm_start else (None, None)
-    with step(f"train {model.name}") as progress:
+    with step("train", what=model.name) as progress:
         folder = progress_folder(inputs, config, base)
         fitted = model.fit(data, FitRun(warm_start, progress_of(progress, model.rounds), folder))
         if fitted.log:
@@ -163,7 +163,7 @@ def write_log(tables: LakeTables, run: Run, fitted: Fitted) -> None:
     singular = sum(entry.get("singular_rows", 0) for entry in fitted.log)
     if singular:
         key = f"{run.row['model']}.regularization"
-        say(f"  warning: {singular} row solves were singular and got a larger diagonal: raise {key}")
+        say(f"  warning: {singular} row solves were singular and got a larger diagonal: raise {key}", "warning")
     logged += [("mean", None, fitted.mean, None), ("average", None, fitted.average, None)]
     logged += [(figure.metric, None, figure.value, figure.segment) for figure in fitted.figures]
     write_fit_log(tables, run.run_id, logged)

@@ -8,6 +8,7 @@ from typing import Any
 
 from pyspark.sql import functions as F
 
+from sparkcf.activity import activity
 from sparkcf.lake.figures import Figure
 from sparkcf.lake.frames import frame_of
 from sparkcf.lake.schemas import TABLES
@@ -18,9 +19,10 @@ def write_figures(
     tables: LakeTables, run_id: str, protocol: str, settings: dict[str, Any], figures: Iterable[Figure]
 ) -> None:
     """Replace a run's figures of one protocol. `settings` : settings of the test, see `ranking.evaluate`."""
-    settings_json = json.dumps(settings, sort_keys=True)
+    settings_json, figures = json.dumps(settings, sort_keys=True), list(figures)
     rows = [(run_id, f.system, protocol, *f[1:8], settings_json, f.replicates) for f in figures]
     tables.replace("metrics", _frame(tables, rows), f"run_id = '{run_id}' AND protocol = '{protocol}'")
+    activity.figures[run_id] = (protocol, figures)
 
 
 def write_fit_log(tables: LakeTables, run_id: str, logged: Iterable[tuple[str, int | None, float, str | None]]) -> None:

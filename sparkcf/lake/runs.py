@@ -11,10 +11,11 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any
 
-from pyspark.sql import DataFrame
+from pyspark.sql import Column, DataFrame
 from pyspark.sql import functions as F
 
 from sparkcf import __version__
+from sparkcf.activity import activity
 from sparkcf.config.root import Config
 from sparkcf.errors import ConfigError, LakeError, NotFoundError, SparkcfError, first_line
 from sparkcf.lake.frames import frame_of
@@ -66,17 +67,42 @@ class Run:
         return own
 
     def update(self, state: str, reason: str | None = None, counts: dict[str, int] | None = None) -> None:
-        """Write the run's new state, which ends its lease; `counts` are added to the run's counts."""
-        reason = reason and redacted(reason)
-        self.counts.update({name: int(n) for name, n in (counts or {}).items()})
-        self.row |= {"state": state, "reason": reason, "updated_at": _now(), "counts": self.counts}
-        new = {name: F.lit(self.row[name]) for name in ("state", "reason")}
-        new["updated_at"] = F.lit(f"{self.row['updated_at'].isoformat()}Z")  # a datetime would be of the host's zone
-        new["counts"] = F.from_json(F.lit(json.dumps(self.counts)), "map<string,bigint>")
-        self.tables.update("runs", f"run_id = '{self.run_id}'", new)
+        """Write the run's new state, which ends its lease, and what this job measured; `counts` are added."""
+        self.row |= {"state": state, "reason": reason and redacted(reason)}
+        self._write({name: F.lit(self.row[name]) for name in ("state", "reason")}, counts or {})
         if self.lease is not None:
             self.lease.end()
             self.lease = None
+
+    def record(self, counts: dict[str, int] | None = None) -> None:
+        """Write counts and what this job measured; the state is left to other jobs, which may change it meanwhile."""
+        self._write({}, counts or {})
+
+    def _write(self, new: dict[str, Column], counts: dict[str, int]) -> None:
+        now, steps = _now(), activity.seconds(self.run_id)
+        steps = {name: round(spent, 3) for name, spent in steps.items()}
+        counts = {name: int(n) for name, n in counts.items()}
+        new["counts"], new["seconds"] = _added("counts", counts), _added("seconds", steps)
+        self.counts.update(counts)
+        self.row |= {"counts": self.counts, "seconds": (self.row.get("seconds") or {}) | steps}
+        self.row |= {"updated_at": now, "ended_at": now}
+        for name in ("updated_at", "ended_at"):
+            new[name] = F.lit(f"{now.isoformat()}Z")  # a datetime would be of the host's zone
+        if activity.peak_bytes is not None:
+            self.row["peak_bytes"] = max(activity.peak_bytes, self.row.get("peak_bytes") or 0)
+            new["peak_bytes"] = F.greatest("peak_bytes", F.lit(activity.peak_bytes))
+        self.row["application_id"] = self.tables.spark.sparkContext.applicationId
+        new["application_id"] = F.lit(self.row["application_id"])
+        self.tables.update("runs", f"run_id = '{self.run_id}'", new)
+        activity.runs[self.run_id] = self.row
+
+
+def _added(column: str, values: dict[str, Any]) -> Column:
+    """A map column of `runs` with the entries of `values`; entries that other jobs wrote meanwhile stay."""
+    dtype = TABLES["runs"].schema[column].dataType.simpleString()
+    new = F.from_json(F.lit(json.dumps(values)), dtype)
+    old = F.coalesce(F.col(column), F.from_json(F.lit("{}"), dtype))
+    return F.map_concat(F.map_filter(old, lambda name, _: ~F.array_contains(F.map_keys(new), name)), new)
 
 
 def start_run(tables: LakeTables, job: str, config: Config, inputs: Mapping[str, int]) -> Run:
@@ -100,11 +126,15 @@ def start_run(tables: LakeTables, job: str, config: Config, inputs: Mapping[str,
         "started_at": (now := _now()),
         "updated_at": now,
         "counts": {},
+        "seconds": {},
+        "application_id": tables.spark.sparkContext.applicationId,
     }
+    activity.begin_run(str(row["run_id"]))
     # The lease is written before the row: a running run without a lease is dead.
     run = Run(tables, row, lease=Lease(tables, str(row["run_id"])))
     with failures_recorded(run):  # a signal may come after the commit
         tables.append("runs", frame_of(tables.spark, [row], TABLES["runs"].schema))
+    activity.runs[run.run_id] = row
     return run
 
 
@@ -194,6 +224,7 @@ def find_run(tables: LakeTables, config: Config, states: tuple[str, ...]) -> Run
                 + _cure(runs.where(f"ds = {sql_date(config.ds)}"))
             )
     row = found[0].asDict(recursive=True)
+    activity.begin_run(row["run_id"])
     return Run(tables, row, dict(row["counts"] or {}))
 
 

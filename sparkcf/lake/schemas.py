@@ -359,6 +359,15 @@ RUNS = Table(
             column("started_at", TimestampType(), "start of the run"),
             column("updated_at", TimestampType(), "last change of this row"),
             column("counts", MapType(STRING, LONG), "rows in and out, by name"),
+            column("ended_at", TimestampType(), "end of the run's last step; null: none yet", nullable=True),
+            column(
+                "seconds",
+                MapType(STRING, DOUBLE),
+                "time by step; outer/inner: part of the outer step",
+                nullable=True,
+            ),
+            column("peak_bytes", LONG, "largest resident memory of a Python process; null: not seen", nullable=True),
+            column("application_id", STRING, "Spark's id of the application that wrote the row last", nullable=True),
         ]
     ),
     key=("run_id",),

@@ -13,6 +13,7 @@ from delta.tables import DeltaTable, DeltaTableBuilder
 from py4j.java_gateway import JavaObject
 from pyspark.sql import Column, DataFrame, SparkSession
 
+from sparkcf.activity import activity
 from sparkcf.errors import ConflictError, LakeError, first_line
 from sparkcf.lake.format import FORMAT, PROPERTY
 from sparkcf.lake.frames import one_row
@@ -99,6 +100,7 @@ class LakeTables:
         """
         if not self.exists(name):
             return self.spark.createDataFrame([], TABLES[name].schema)
+        activity.note_read(self.path(name), version)
         reader = self.spark.read.format("delta")
         if version is None:
             self._newest(name)
@@ -175,18 +177,21 @@ class LakeTables:
         self.create(name)
         selected = _select(TABLES[name], rows)
         _explained(f"append to {name}", lambda: selected.write.format("delta").mode("append").save(self.path(name)))
+        activity.tables_written.add(self.path(name))
 
     def replace(self, name: str, rows: DataFrame, where: str) -> None:
         """Replace the rows that match `where` (literal partition predicates), in one commit."""
         self.create(name)
         writer = _select(TABLES[name], rows).write.format("delta").mode("overwrite").option("replaceWhere", where)
         retry_conflicts(f"replace {where} in {name}", lambda: writer.save(self.path(name)))
+        activity.tables_written.add(self.path(name))
 
     def update(self, name: str, where: str, values: Mapping[str, Column]) -> None:
         """Change columns of the rows that match `where`, in one commit."""
         dtypes = {field.name: field.dataType for field in TABLES[name].schema.fields}
         cast: dict[str, str | Column] = {column: value.cast(dtypes[column]) for column, value in values.items()}
         retry_conflicts(f"update {name}", lambda: self.table(name).update(where, cast))
+        activity.tables_written.add(self.path(name))
 
     def merge(self, name: str, source: DataFrame, same: str, *clauses: str) -> dict[str, int]:
         """MERGE `source` (s) into a table (t); returns the rows that this merge inserted, updated and deleted.
@@ -200,6 +205,7 @@ class LakeTables:
             row = one_row(self.spark.sql(f"MERGE INTO delta.`{path}` t USING {view} s ON {same} {' '.join(clauses)}"))
         finally:
             self.spark.catalog.dropTempView(view)
+        activity.tables_written.add(self.path(name))
         return {op: int(row[f"num_{op}_rows"]) for op in ("inserted", "updated", "deleted")}
 
     def table(self, name: str) -> DeltaTable:

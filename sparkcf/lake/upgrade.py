@@ -43,7 +43,8 @@ def _of_table(tables: LakeTables, name: str) -> list[Change]:
     present = tables.read(name).columns
     missing = [f for f in TABLES[name].schema if f.name not in present]
     if missing:
-        added = ", ".join(f"{f.name} {f.dataType.simpleString()} COMMENT '{f.metadata['comment']}'" for f in missing)
+        comments = {f.name: f.metadata["comment"].replace("\\", "\\\\").replace("'", "\\'") for f in missing}
+        added = ", ".join(f"{f.name} {f.dataType.simpleString()} COMMENT '{comments[f.name]}'" for f in missing)
         words = f"add {', '.join(f.name for f in missing)}"
         found.append(Change(name, words, f"ALTER TABLE {target} ADD COLUMNS ({added})"))
     lacking = {key: value for key, value in PROPERTIES.items() if properties.get(key) != value}

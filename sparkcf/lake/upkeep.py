@@ -7,6 +7,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
 
+from sparkcf.lake.damage import ASIDE
 from sparkcf.lake.frames import one_row
 from sparkcf.lake.tables import LakeTables, retry_conflicts
 
@@ -59,6 +60,12 @@ def drop_log_before(tables: LakeTables, name: str, version: int) -> None:
             old.append(part.getPath())
     for path in sorted(old, key=lambda path: str(path.getName())):
         files.delete(path, False)
+
+
+def drop_damaged(tables: LakeTables, name: str) -> None:
+    """Remove the damaged files that `sparkcf doctor --repair` has set aside."""
+    files, folder = tables.log(name)
+    files.delete(folder.suffix(f"/../{ASIDE}"), True)
 
 
 def stored_bytes(tables: LakeTables, name: str) -> int:

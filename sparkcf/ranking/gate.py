@@ -35,6 +35,11 @@ class Measured:
     settings: Mapping[str, Any]
     figures: Mapping[tuple[str, str | None], Figure]  # by system and segment
 
+    @property
+    def measure(self) -> str:
+        """Name of the measure, such as ndcg@100."""
+        return _name(self.figures["model", None])
+
     def tests_like(self, other: Measured) -> bool:
         """Whether both were measured under the same protocol and settings, bootstrap settings aside."""
         return self.protocol == other.protocol and _without_draws(self.settings) == _without_draws(other.settings)

@@ -19,6 +19,8 @@ class NoSpark:
     """As much of a session as a job itself asks of it."""
 
     _gateway = None
+    master = "spark://host:7077"
+    applicationId = "app-1"
 
     def __init__(self) -> None:
         self.group = ""

@@ -204,6 +204,12 @@ def test_the_run_and_its_figures_are_told(spark, night: Night) -> None:
     cleaned = runs["clean"]["counts"]
     assert cleaned["read"] == cleaned["clean"] + 2 and cleaned["reason:malformed_line"] == 2
     assert cleaned["clean"] == len(read(spark, night.lake, "interactions"))
+    assert list(runs["clean"]["seconds"]) == ["clean", "assign dense indices", "write quarantine and interactions"]
+    steps = ("train", "write factors", "evaluate", "recommend", "find similar items", "publish")
+    assert set(steps) <= train["seconds"].keys() and min(train["seconds"].values()) >= 0
+    assert sum(train["seconds"][name] for name in steps) <= (train["ended_at"] - train["started_at"]).total_seconds()
+    assert train["application_id"] == spark.sparkContext.applicationId
+    assert versions(spark, night.lake, "runs") == [7]  # created; two rows with one and four changes: no more commits
     figures = sparkcf.Lake(night.lake).metrics()
     figures, warm = figures[figures.segment.isna()], figures[figures.segment == "warm"]
     at = figures[(figures.metric == "ndcg_at_k") & (figures.k == 10)].set_index("system")
@@ -256,8 +262,18 @@ def test_single_jobs_give_what_the_night_gives(spark, night: Night, second: Nigh
 
 
 def test_publishing_again_takes_the_place_and_a_third_time_is_nothing_new(spark, night: Night, ready: Night, capsys):
-    told = publish_run(spark, ready.config())
-    assert f"was published already by run {night.result['run_id']}" in capsys.readouterr().err
+    gauges, events = ready.lake.parent / "night.prom", ready.lake.parent / "events.jsonl"
+    observed = (f"observe.prometheus={gauges}", f"observe.openlineage={events}")
+    code = run_job("publish", publish_run, ["--config", CONF, *ready.arguments(*observed)])
+    shown = capsys.readouterr()
+    told = json.loads(shown.out.splitlines()[-1])
+    assert code == 0 and f"was published already by run {night.result['run_id']}" in shown.err
+    compared = [line for line in gauges.read_text().splitlines() if line.startswith("sparkcf_gate_figure{")]
+    assert len(compared) == 3 and any('measure="ndcg@10",system="published"' in line for line in compared)
+    written = {row["name"]: row["facets"] for row in json.loads(events.read_text().splitlines()[-1])["outputs"]}
+    assert written.keys() == {f"{ready.lake}/runs", f"{ready.lake}/published"}
+    newest = versions(spark, ready.lake, "published")[0]
+    assert written[f"{ready.lake}/published"]["version"]["datasetVersion"] == str(newest)
     assert (told["run_id"], told["replaced"]) == (second_id := ready.result["run_id"], night.result["run_id"])
     rows = sorted(read(spark, ready.lake, "published"), key=lambda row: row["sequence"])
     assert [row["run_id"] for row in rows] == [night.result["run_id"], second_id]

@@ -7,12 +7,13 @@ from typing import Any
 
 import pytest
 
+from sparkcf.activity import activity
 from sparkcf.config.load import load_config
 from sparkcf.config.root import Config
 from sparkcf.data.inputs import Inputs
 from sparkcf.errors import LakeError
 from sparkcf.jobs.train import progress_folder
-from sparkcf.lake.runs import Run
+from sparkcf.lake.runs import Run, find_run, recorded_run, start_run
 from sparkcf.lake.tables import LakeTables
 
 
@@ -67,3 +68,43 @@ def test_saved_progress_is_found_again_by_what_shapes_the_fit_and_nothing_else()
 def test_a_folder_for_progress_is_the_same_for_processes_in_other_folders(tmp_path, monkeypatch) -> None:
     monkeypatch.chdir(tmp_path)
     assert folder("train.progress=saved/here").startswith(f"file:{tmp_path}/saved/here/als-")
+
+
+def stored(tables: LakeTables) -> dict[str, Any]:
+    (row,) = tables.read("runs").collect()
+    return row.asDict(recursive=True)
+
+
+def test_a_run_has_what_every_job_that_works_on_it_measures(spark, tmp_path) -> None:
+    tables, config = LakeTables(spark, str(tmp_path / "lake")), configured()
+    activity.begin_job("train")
+    run = start_run(tables, "train", config, {"interactions": 1})
+    assert stored(tables)["ended_at"] is None
+    with activity.timed("train"):
+        activity.note_memory(9)
+    run.update("trained", counts={"users": 3})
+    one = stored(tables)
+    assert list(one["seconds"]) == ["train"] and one["started_at"] <= one["ended_at"] == one["updated_at"]
+    assert (one["peak_bytes"], one["application_id"]) == (9, spark.sparkContext.applicationId)
+
+    activity.begin_job("predict")
+    found = find_run(tables, config, ("trained",))
+    with activity.timed("predict"):
+        activity.note_memory(5)
+    run.update("published", counts={"lists": 4})  # by another job meanwhile
+    before = tables.version("runs")
+    found.record({"predictions": 7})
+    two = stored(tables)
+    assert tables.version("runs") == before + 1
+    assert two["seconds"].keys() == {"train", "predict"} and two["seconds"]["train"] == one["seconds"]["train"]
+    assert two["counts"] == {"users": 3, "lists": 4, "predictions": 7}
+    assert (two["state"], two["peak_bytes"]) == ("published", 9)
+    assert activity.runs.keys() == {run.run_id}
+
+
+def test_a_failed_run_has_the_time_up_to_its_failure(spark, tmp_path) -> None:
+    tables = LakeTables(spark, str(tmp_path / "lake"))
+    with pytest.raises(ZeroDivisionError), recorded_run(tables, "train", configured(), {}):
+        with activity.timed("train"), activity.timed("pack user rows"):
+            raise ZeroDivisionError
+    assert stored(tables)["seconds"].keys() == {"train", "train/pack user rows"}

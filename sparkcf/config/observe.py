@@ -1,0 +1,44 @@
+"""How a job's messages are written, and who else learns of its start and end."""
+
+from __future__ import annotations
+
+from typing import Annotated, Literal, Self
+
+from pydantic import Field, SecretStr, model_validator
+
+from sparkcf.config.section import Section
+
+Name = Annotated[str, Field(min_length=1)]
+
+
+class LogConfig(Section):
+    format: Literal["text", "json"] = "text"  # form of the messages on standard error; json: one object a line
+
+
+class FailureConfig(Section):
+    """Called after a job that ends with another exit code than 0 or 5, with the job's last line of output (JSON)."""
+
+    # program and arguments, started after an exit code other than 0 or 5 with the job's last line of output (JSON) as
+    # standard input; empty: none
+    command: tuple[str, ...] = ()
+    webhook: SecretStr | None = None  # address that gets that line by HTTP POST; never printed or stored
+    timeout_s: Annotated[float, Field(gt=0, le=600)] = 10.0  # seconds for the command, and for each wait of the webhook
+
+    @model_validator(mode="after")
+    def _addressed(self) -> Self:
+        address = self.webhook.get_secret_value() if self.webhook else "https://"
+        if not address.startswith(("http://", "https://")):
+            raise ValueError("webhook is not an address that begins with http:// or https://")
+        if self.command and not self.command[0]:
+            raise ValueError("command names no program: its first word is empty")
+        return self
+
+
+class ObserveConfig(Section):
+    """Files and services that learn of every job; if one of them fails, the job says so in a line and goes on."""
+
+    prometheus: Name | None = None  # file of gauges for the textfile collector of Prometheus' node exporter
+    openlineage: Name | None = None  # file to which START, COMPLETE and FAIL events of OpenLineage are appended
+    mlflow: SecretStr | None = None  # tracking address of MLflow, where runs are mirrored; needs the extra [mlflow]
+    mlflow_experiment: Name = "sparkcf"  # experiment of MLflow that has the runs
+    on_failure: FailureConfig = FailureConfig()
