@@ -65,7 +65,8 @@ def drop_log_before(tables: LakeTables, name: str, version: int) -> None:
 def drop_damaged(tables: LakeTables, name: str) -> None:
     """Remove the damaged files that `sparkcf doctor --repair` has set aside."""
     files, folder = tables.log(name)
-    files.delete(folder.suffix(f"/../{ASIDE}"), True)
+    jvm: Any = tables.spark._jvm
+    files.delete(jvm.org.apache.hadoop.fs.Path(folder.getParent(), ASIDE), True)
 
 
 def stored_bytes(tables: LakeTables, name: str) -> int:
