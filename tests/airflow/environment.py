@@ -26,7 +26,7 @@ def airflow_bin() -> Path:
     if not (BUILT_FROM.exists() and BUILT_FROM.read_bytes() == PINS.read_bytes()):
         shutil.rmtree(HOME, ignore_errors=True)
         subprocess.run([sys.executable, "-m", "venv", str(HOME)], check=True)
-        pip = [str(HOME / "bin" / "python"), "-m", "pip", "install", "--no-deps", "--quiet"]
+        pip = [str(HOME / "bin" / "python"), "-m", "pip", "install", "--no-deps", "--no-compile", "--quiet"]
         done = subprocess.run([*pip, "-r", str(PINS)], capture_output=True, text=True)
         if done.returncode and any(sign in done.stderr for sign in OUT_OF_REACH):
             raise OutOfReach(f"Airflow cannot be installed: {done.stderr.strip().splitlines()[-1]}")

@@ -105,7 +105,7 @@ def airflow(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Airflow]:
         "stubbed": two | {"command": [stub, "--master", "local[2]"]},
         "backfilled": one | {"command": [stub]},
         "yarn": one | {"connection": "yarn", "options": {"yarn_track_via_rm_api": True, "py_files": "s.whl"}},
-        "kubernetes": one | {"connection": "kubernetes", "home": "local:///opt/sparkcf"},
+        "client": one | {"connection": "client", "options": {"deploy_mode": "client"}},
     }
     shutil.copy(HERE / "nights.py", folder / "dags" / "airflow_dags.py")  # a DAG file says Airflow and DAG
     (folder / "dags" / "nights.json").write_text(json.dumps(nights))
@@ -119,7 +119,7 @@ def airflow(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Airflow]:
         "AIRFLOW__CORE__DAGS_FOLDER": str(folder / "dags"),
         "AIRFLOW__CORE__LOAD_EXAMPLES": "False",
         "AIRFLOW__CORE__PARALLELISM": "2",
-        "AIRFLOW_CONN_KUBERNETES": json.dumps({"conn_type": "spark", "host": "k8s://none"}),
+        "AIRFLOW_CONN_CLIENT": json.dumps({"conn_type": "spark", "host": "local[2]"}),
     }
     airflow = Airflow(folder, environment)
     try:
@@ -263,10 +263,9 @@ def test_days_and_exit_codes_of_the_portable_form(airflow: Airflow, tried: Tried
     # The day is the start of the data interval; what a person types reaches the job as it is.
     assert whole["state"] == "success" and set(states(whole).values()) == {"success"}
     files = ["--config", "a.yaml", "--config", "b c.yaml"]
-    given = ["--master", "local[2]", f"{airflow.folder}/home/jobs/{{}}.py", *files, *overrides, f"ds={DAY}"]
-    assert [word.format("clean") for word in given] in whole["calls"]
-    assert [*(word.replace("/{}.", "/train.") for word in given), "model=als"] in whole["calls"]
-    assert [*(word.replace("/{}.", "/prepare.") for word in given), "models=[als, popularity]"] in whole["calls"]
+    for name, more in {"clean": [], "train": ["model=als"], "prepare": ["models=[als, popularity]"]}.items():
+        application = ["--master", "local[2]", f"{airflow.folder}/home/jobs/{name}.py"]
+        assert [*application, *files, *overrides, f"ds={DAY}", *more] in whole["calls"]
     assert len(whole["calls"]) == 11
     assert sorted(airflow.events(whole["run_id"])) == ["als.publish", "popularity.publish"]
     # A day run twice: there is nothing new, the models' later jobs are skipped, and nobody is told.
@@ -293,22 +292,19 @@ def test_days_and_exit_codes_of_the_portable_form(airflow: Airflow, tried: Tried
 
 
 def test_exit_codes_of_drivers_on_a_cluster(airflow: Airflow, tried: Tried, resource_manager: list[str]) -> None:
-    """YARN's and Kubernetes' words for an exit code, as Spark 3.5 has them; spark-submit itself ends otherwise."""
+    """spark-submit's own in client mode; in cluster mode on YARN what its ResourceManager says of the application."""
     submitted = "INFO Client: Submitted application application_1_0001"
-    exited = ["INFO LoggingPodStatusWatcherImpl:\n\t container state: terminated\n\t exit code: {}", 0]
     resource_manager += ["SUCCEEDED", 5, "SUCCEEDED", "SUCCEEDED", "SUCCEEDED", 3, "SUCCEEDED"]
     jobs = ("clean", "prepare", *(f"als.{name}" for name in OF_MODEL), "maintain")
-    ended = {"clean": [0], "prepare": [5], "als.evaluate": [1, 0], "als.publish": [3]}
-    says = {job: [[exited[0].format(code), 0] for code in ended.get(job, [0])] for job in jobs}
-    yarn, kubernetes = tried(
+    yarn, client = tried(
         {"dag": "yarn"} | GIVEN | {"plan": {job: [[submitted, 0]] for job in jobs}},
-        {"dag": "kubernetes"} | GIVEN | {"plan": says},
+        {"dag": "client"} | GIVEN | {"plan": {"prepare": [5], "als.evaluate": [4, 0], "als.publish": [3]}},
     )
-    for run in (yarn, kubernetes):
+    for run in (yarn, client):
         assert run["state"] == "failed"
         assert states(run)["prepare"] == "skipped" and states(run)["als.recommend"] == "success"
         assert run["tasks"]["als.publish"] == ["failed", 1] and states(run)["maintain"] == "success"
-    assert kubernetes["tasks"]["als.evaluate"] == ["success", 2]
+    assert client["tasks"]["als.evaluate"] == ["success", 2]
     train = next(call for call in yarn["calls"] if any("train.py" in word for word in call))
     assert train[:2] == ["--master", "yarn"] and train[train.index("--deploy-mode") + 1] == "cluster"
     assert train[train.index("--py-files") + 1] == "s.whl"
@@ -347,6 +343,22 @@ def resource_manager(airflow: Airflow) -> Iterator[list[str]]:
         server.shutdown()
         server.server_close()
         thread.join()
+
+
+def test_the_exit_code_is_found_in_what_the_provider_says(airflow: Airflow) -> None:
+    """Of Kubernetes too, whose client is not in the tests' environment."""
+    said = {
+        "Cannot execute: spark-submit … Error code is: 1. Kubernetes spark exit code is: 5\nexit code: 137": 5,
+        "Spark application spark-1 failed (phase=Failed exit_code=3 reason=Error)": 3,
+        "Error code is: 1.\nExit code is 143\ndiagnostics message: User application exited with status 4": 4,
+        "Cannot execute: spark-submit. Error code is: 2.\nLast spark-submit output:\nexit code: 9": 2,
+        "No driver id is known": None,
+    }
+    code = f"import runpy, json; exit_code = runpy.run_path({str(DAG_FILE)!r})['exit_code']"
+    code += f"; print(json.dumps([exit_code(text) for text in {list(said)!r}]))"
+    (airflow.folder / "found.py").write_text(code)
+    found = airflow(str(airflow.folder / "found.py"))
+    assert json.loads(found.stdout.splitlines()[-1]) == list(said.values()), found.stderr[-3000:]
 
 
 # A back-fill, by the commands of the documents.
