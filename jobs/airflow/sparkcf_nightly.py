@@ -46,7 +46,7 @@ PARAMS = {
     "overrides": Param(
         [],
         type="array",
-        items={"type": "string", "pattern": r"^[a-z_]+(\.[a-z0-9_]+)*=.*$"},
+        items={"type": "string", "pattern": r"^[a-z_][^=]*="},
         title="Overrides",
         description="Settings for this run alone, key=value, one a line: als.rank=128",
     ),
@@ -124,7 +124,7 @@ def nightly_dag(
     pool : its slots bound how many models train and are evaluated at once, for example one slot for each GPU.
     settings : arguments of the DAG, such as start_date, schedule, default_args.
     """
-    # A back-fill has a limit of its own for the runs at once; a job of two days at once would only wait for itself.
+    # The DAG's limit of one run does not hold for a back-fill; this one does: of each job one runs at a time.
     of_tasks = {"retries": 2, "retry_delay": timedelta(minutes=5), "max_active_tis_per_dag": 1}
     files = [word for file in config for word in ("--config", file)]
 
@@ -140,12 +140,12 @@ def nightly_dag(
         if connection is None:
             more |= {"bash_command": line, "append_env": True, "cwd": home, "skip_on_exit_code": [NOTHING_NEW]}
             return BashJob(task_id=name, **more)
-        given = {"deploy_mode": "cluster", "name": f"sparkcf-{name}"} | dict(options or {})
+        more |= {"deploy_mode": "cluster", "name": f"sparkcf-{name}"} | dict(options or {})
         return cluster_job(
-            task_id=name, application=application, application_args=arguments, conn_id=connection, **given, **more
+            task_id=name, application=application, application_args=arguments, conn_id=connection, **more
         )
 
-    given = {
+    defaults = {
         "dag_id": "sparkcf_nightly",
         "schedule": CronDataIntervalTimetable("0 2 * * *", timezone="UTC"),  # a day ends in UTC
         "catchup": True,  # a night that was missed has a day whose input is not loaded yet
@@ -155,7 +155,7 @@ def nightly_dag(
         "auto_register": False,  # of the file that imports this one too
         "doc_md": __doc__,
     }
-    with DAG(**given | settings) as dag:
+    with DAG(**defaults | settings) as dag:
         # A skip of clean or prepare says nothing about training: an earlier try may have ended between them.
         prepare = job("prepare", f"models=[{', '.join(models)}]", trigger_rule="none_failed")
         maintain = job("maintain", trigger_rule="all_done")
@@ -165,14 +165,9 @@ def nightly_dag(
             with TaskGroup(model):
                 of_model = f"model={model}"
                 published = job("publish", of_model, outlets=[Asset(f"sparkcf_published_{model}")])
-                (
-                    prepare
-                    >> job("train", of_model, trigger_rule="none_failed", pool=pool)
-                    >> (job("evaluate", of_model, pool=pool))
-                    >> job("recommend", of_model)
-                    >> published
-                    >> [maintain, night]
-                )
+                trained = job("train", of_model, trigger_rule="none_failed", pool=pool)
+                evaluated = job("evaluate", of_model, pool=pool)
+                prepare >> trained >> evaluated >> job("recommend", of_model) >> published >> [maintain, night]
         maintain >> night
     return dag
 
