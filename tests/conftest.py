@@ -67,6 +67,7 @@ def shared_data() -> Path:
 # Files are dealt whole to the processes that test: those that take longest first, so that none is left for the end.
 LONGEST = (
     "faults/test_cluster.py",
+    "airflow/test_nightly.py",
     "jobs/test_nightly.py",
     "faults/test_processes.py",
     "bench/test_bench.py",

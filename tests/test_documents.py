@@ -45,7 +45,7 @@ SUBMIT_OPTIONS = {
     "--py-files",
     "--archives",
 }
-NOT_STARTED = {"pip", "."}  # commands that change the environment; their paths are checked
+NOT_STARTED = {"pip", ".", "airflow"}  # commands of other environments (tests/airflow runs these); paths are checked
 NEEDED = ["ds=2024-05-31", "input.path=log.csv"]
 
 
@@ -249,6 +249,16 @@ def test_commands_run(block: Block, place: Path, capsys: pytest.CaptureFixture[s
 def test_a_wrong_command_is_noticed(line: str, place: Path, capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(AssertionError):
         run_words(shlex.split(line), place, capsys)
+
+
+def test_the_line_for_cron_is_a_night_of_yesterday(place: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    text = (ROOT / "docs" / "operations.md").read_text(encoding="utf-8")
+    (command,) = re.findall(r"^0 2 \* \* \* .*(spark-submit .*) >> ", text, re.M)
+    echo = "printf '%s\\n' " + command.replace("\\%", "%")
+    words = subprocess.run(["bash", "-c", echo], capture_output=True, text=True, check=True).stdout.splitlines()
+    yesterday = np.datetime64("now").astype("datetime64[D]") - 1
+    assert f"ds={yesterday}" in words
+    run_words(words, place, capsys)
 
 
 # Python and SQL.

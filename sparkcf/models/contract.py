@@ -28,7 +28,7 @@ from sparkcf.lake.arrays import Arrays, Shapes
 if TYPE_CHECKING:
     from pyspark.sql import DataFrame
 
-    from sparkcf.data.packing import Packing
+    from sparkcf.data.packing import Packing, Snapshot
     from sparkcf.data.pairs import Reads
 
 F32 = NDArray[np.float32]
@@ -295,6 +295,7 @@ class Model(ABC, Generic[Params]):
     """A model with its parameters: everything that differs between models.
 
     section : class of its parameters.
+    packs_rows : its fit reads the rows that `pack` writes.
     scores_rows : its scorer needs the users' pairs.
     tables : tables that it stores besides the factors.
     item_tables : those of `tables` without users; folding in users leaves them unchanged.
@@ -302,6 +303,7 @@ class Model(ABC, Generic[Params]):
     """
 
     section: ClassVar[type[ModelSection]]
+    packs_rows: ClassVar[bool] = False
     scores_rows: ClassVar[bool] = False
     tables: ClassVar[tuple[str, ...]] = ()
     item_tables: ClassVar[tuple[str, ...]] = ()
@@ -370,6 +372,10 @@ class Model(ABC, Generic[Params]):
 
     def packed_by(self) -> dict[str, Any]:
         """Parameters that shape packed rows."""
+        return {}
+
+    def pack(self, data: TrainingData) -> dict[str, Snapshot]:
+        """Pack the rows that a fit reads, unless they are packed, and return their snapshots by side."""
         return {}
 
     def user_features(self, data: TrainingData, fitted: Fitted) -> DataFrame | None:

@@ -55,6 +55,7 @@ Retrained = Callable[[int], Arrays]  # weights of the same training with another
 class NetModel(Model[NetParams]):
     """A net over users' rows, trained by gradient in separate processes."""
 
+    packs_rows = True
     has_latent: bool = True  # the latent vector differs from a user's factor and is stored beside it
 
     @property
@@ -75,6 +76,12 @@ class NetModel(Model[NetParams]):
     def check_settings(self, pairs: DataFrame) -> None:
         check_launch(pairs.sparkSession, self.params.workers, self.name)
 
+    def pack(self, data: TrainingData) -> dict[str, Snapshot]:
+        assert data.packing is not None
+        user_rows = data.packing.rows(data.pairs, "user", self.validation_share)
+        item_rows = self.item_rows(data)
+        return {"user": user_rows} | ({"item": item_rows} if item_rows else {})
+
     def fit(self, data: TrainingData, run: FitRun) -> Fitted:
         """Pack the pairs, train the net on them and encode every user.
 
@@ -91,8 +98,8 @@ class NetModel(Model[NetParams]):
             run.on_progress({"note": f"{self.name} starts from its seed, not from an earlier run"})
         workers = check_launch(data.pairs.sparkSession, self.params.workers, self.name)
         self.check(data)
-        user_rows = data.packing.rows(data.pairs, "user", self.validation_share)
-        item_rows = self.item_rows(data)
+        packed = self.pack(data)
+        user_rows, item_rows = packed["user"], packed.get("item")
         spec = TrainingSpec(
             self.name,
             FACTORY,
