@@ -302,6 +302,44 @@ def doctor(
 
 
 @app.command()
+def size(
+    interactions: Annotated[float, typer.Option("--interactions", min=1, help="Events that train, such as 5e9.")],
+    users: Annotated[float, typer.Option("--users", min=1)],
+    items: Annotated[float, typer.Option("--items", min=1)],
+    day: Annotated[float | None, typer.Option("--day", min=0, help="New events a day; by default a hundredth.")] = None,
+    rank: Annotated[int, typer.Option("--rank", min=1)] = 64,
+    sweeps: Annotated[int, typer.Option("--sweeps", min=1)] = 15,
+    k: Annotated[int, typer.Option("--k", min=1, help="Length of the lists.")] = 100,
+    models: Annotated[int, typer.Option("--models", min=1, help="Models such as als.")] = 1,
+    cores: Annotated[int, typer.Option("--cores", min=1, help="Cores of all executors.")] = 64,
+    executor_cores: Annotated[int, typer.Option("--executor-cores", min=1)] = 4,
+    executor_gb: Annotated[float, typer.Option("--executor-gb", min=1, help="Memory of an executor.")] = 16,
+    driver_gb: Annotated[float, typer.Option("--driver-gb", min=1)] = 8,
+    form: FormatOption = "table",
+) -> None:
+    """Estimate a night's hours, memory and disk on a cluster, and what breaks first."""
+    from dataclasses import asdict
+
+    from sparkcf.cli import size as sizing
+    from sparkcf.training.blocks import worker_bytes
+
+    load = sizing.Load(interactions, interactions / 100 if day is None else day, users, items, rank, sweeps, k, models)
+    cluster = sizing.Cluster(cores, executor_cores, executor_gb * 1e9, driver_gb * 1e9)
+    steps = sizing.steps(load, cluster)
+    limits = sizing.limits(load, cluster, worker_bytes)
+    disk = sizing.lake_bytes(load) / 1e9
+    if form == "json":
+        print_json({"steps": [asdict(s) for s in steps], "limits": [asdict(x) for x in limits], "lake_gb": disk})
+        return
+    times = [{"step": s.step, "core_hours": f"{s.core_hours:.3g}", "hours": f"{s.hours:.3g}"} for s in steps]
+    show(times, ["step", "core_hours", "hours"], form, f"{cluster.workers:,} workers; the lake: {disk:,.0f} GB")
+    needs = [{"needed": x.what, "needs": f"{x.needs:,.4g}", "has": f"{x.has:,.4g}", "unit": x.unit} for x in limits]
+    broken = [f"{limit.what}: {limit.cure}" for limit in limits if limit.share > 1]
+    lines = ["what breaks first, and its cure:", *broken] if broken else ["nothing breaks; the scarcest first"]
+    show(needs, ["needed", "needs", "has", "unit"], form, *lines)
+
+
+@app.command()
 def upgrade(
     context: typer.Context,
     apply: Annotated[bool, typer.Option("--apply", help="Make the changes; without it they are only shown.")] = False,
