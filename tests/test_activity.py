@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import datetime as dt
 import json
+import re
 import time
 
 import pytest
@@ -33,7 +34,7 @@ def test_a_step_counts_for_the_run_in_which_it_began_and_an_inner_one_is_named_b
         pass
     assert list(one.seconds("a")) == ["outer", "outer/inner"]
     assert 0.04 <= one.seconds("a")["outer/inner"] <= one.seconds("a")["outer"] < 5
-    assert one.seconds("b")["outer"] < 0.04 and list(one.seconds("")) == ["before"]
+    assert one.seconds("b")["outer"] < one.seconds("a")["outer"] and list(one.seconds("")) == ["before"]
 
 
 def test_a_running_step_counts_up_to_now_and_a_failed_one_up_to_its_failure() -> None:
@@ -75,7 +76,9 @@ def test_messages_as_json_are_one_object_a_line(capsys: pytest.CaptureFixture[st
     assert [e["level"] for e in entries] == ["warning", "info", "info"]
     assert {(e["job"], e["run_id"], e["step"]) for e in entries} == {("train", "als-1", "train")}
     assert entries[0]["message"] == 'note: "quoted", two\nlines, \x1b[31mred\x1b[0m, ü'
-    assert entries[1]["message"] == "train als: half" and entries[2]["message"].startswith("train als: all (0.0 s)")
+    assert entries[1]["message"] == "train als: half" and re.match(
+        r"train als: all \([0-9.]+ s\)", entries[2]["message"]
+    )
     assert dt.datetime.fromisoformat(entries[0]["time"]).tzinfo == dt.UTC
     assert "\x1b" not in err
 
@@ -83,4 +86,4 @@ def test_messages_as_json_are_one_object_a_line(capsys: pytest.CaptureFixture[st
 def test_messages_as_text_are_as_before(capsys: pytest.CaptureFixture[str]) -> None:
     with step("train", what="als") as progress:
         progress.note = "all"
-    assert capsys.readouterr().err.startswith("train als: all (0.0 s)\n")
+    assert re.match(r"train als: all \([0-9.]+ s\)\n", capsys.readouterr().err)

@@ -12,6 +12,7 @@ from __future__ import annotations
 import datetime as dt
 import os
 import sys
+from collections.abc import Callable
 from typing import TYPE_CHECKING, Annotated, Literal, NoReturn
 
 import typer
@@ -19,7 +20,7 @@ from typer.exceptions import TyperException
 
 from sparkcf.cli.show import Record, as_utf8, print_json, print_lines, print_table, repeat, show, visible
 from sparkcf.errors import SparkcfError
-from sparkcf.redact import redacted
+from sparkcf.redact import redacted, redacted_values
 
 if TYPE_CHECKING:
     import pyarrow as pa
@@ -157,21 +158,25 @@ def runs(
 
     opened = _open(context, lake)
 
-    def draw() -> None:
+    def look() -> Callable[[], None]:
         rows = opened.run_rows(limit, model)
-        if form != "table":
-            show(_records(rows), rows.column_names, form)
-            return
         records, reasons = shown.listed(rows.to_pylist(), dt.datetime.now(dt.UTC))
-        show(records, shown.COLUMNS, form)
-        print_lines(reasons)
+
+        def draw() -> None:
+            if form == "table":
+                show(records, shown.COLUMNS, form)
+                print_lines(reasons)
+            else:
+                show(_records(rows), rows.column_names, form)
+
+        return draw
 
     if watch and form != "table":
         raise typer.BadParameter(f"--watch shows a table, not --format {form}")
     if watch:
-        repeat(draw, every)
+        repeat(look, every)
     else:
-        draw()
+        look()()
 
 
 @app.command()
@@ -191,7 +196,7 @@ def run(
         print_json(shown.as_json(details))
     else:
         print_lines(shown.about(details))
-        for section in shown.sections(details):
+        for section in shown.parts(details):
             if section.records:
                 print_table(section.records, section.columns, [section.caption])
             else:
@@ -296,8 +301,9 @@ def doctor(
     from sparkcf.cli.preflight import check_night
 
     checks, of_night = check_night(config or (), overrides or ()) if config or overrides else ([], None)
-    checks += diagnose(_root(context, lake or of_night), spark, deep=deep, repair=repair)
-    show([asdict(check) for check in checks], ["check", "status", "found", "cure"], form)
+    root = lake or context.obj or of_night or DEFAULT_LAKE
+    checks += diagnose(root, spark, deep=deep, repair=repair)
+    show(redacted_values([asdict(check) for check in checks]), ["check", "status", "found", "cure"], form)
     raise typer.Exit(1 if any(check.status == "fail" for check in checks) else 0)
 
 

@@ -42,7 +42,7 @@ def _inputs(config: Config) -> Iterator[Check]:
         paths["topk.ineligible"] = config.topk.ineligible
     for key, path in {"input.path": config.input_path, **paths}.items():
         folder = None if path.startswith(SAMPLE) else local_folder(path)
-        if folder is None:
+        if folder is None or "{" in folder:  # Hadoop's {a,b}
             yield Check(key, "ok", f"{path}: is not looked up")
         elif found := glob.glob(folder):
             yield Check(key, "ok", f"{path}: {len(found)} found")

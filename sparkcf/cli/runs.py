@@ -16,7 +16,7 @@ ENDED_BADLY = ("failed", "refused")
 
 
 @dataclass(frozen=True)
-class Section:
+class Part:
     """A table with its caption."""
 
     caption: str
@@ -26,32 +26,33 @@ class Section:
 
 def listed(rows: Sequence[Mapping[str, Any]], now: dt.datetime) -> tuple[list[Record], list[str]]:
     """The rows of a table of runs, and a line for each run that failed or was refused."""
-    records = [
-        {name: row[name] for name in ("run_id", "job", "state")} | {"seconds": f"{seconds_of(row, now):>7,.0f}"}
-        for row in rows
-    ]
+    records = []
+    for row in rows:
+        spent = seconds_of(row, now)
+        shown = "" if spent is None else f"{spent:>7,.0f}"
+        records.append({name: row[name] for name in ("run_id", "job", "state")} | {"seconds": shown})
     reasons = [f"{row['run_id']}: {row['reason']}" for row in rows if row["reason"] and row["state"] in ENDED_BADLY]
     return records, reasons
 
 
-def sections(details: RunDetails) -> list[Section]:
+def parts(details: RunDetails) -> list[Part]:
     """The tables about one run; only the table of changed settings may have no rows."""
     row, before = details.row, details.before
     found = []
     spent = [{"step": name, "seconds": f"{seconds:>9,.1f}"} for name, seconds in row["seconds"].items()]
-    found.append(Section("steps; outer/inner is a part of the outer step", ["step", "seconds"], spent))
+    found.append(Part("steps; outer/inner is a part of the outer step", ["step", "seconds"], spent))
     counts = [{"count": name, "rows": f"{rows:>13,}"} for name, rows in row["counts"].items()]
-    found.append(Section("counts", ["count", "rows"], counts))
+    found.append(Part("counts", ["count", "rows"], counts))
     config = json.loads(row["config"] or "{}")
     at = config.get("gate", {}).get("at")
     caption = f"figures in lists of {at}; `sparkcf metrics --run-id …` shows all"
-    found.append(Section(caption, ["measure", "model", "popularity"], _measures(details, at)))
+    found.append(Part(caption, ["measure", "model", "popularity"], _measures(details, at)))
     if before:
         changes = [{"key": key, "before": _value(then), "now": _value(now)} for key, then, now in details.changes]
         caption = f"settings that differ from run {before['run_id']}" + ("" if changes else ": none")
-        found.append(Section(caption, ["key", "before", "now"], changes))
+        found.append(Part(caption, ["key", "before", "now"], changes))
     read = [{"table": name, "version": version} for name, version in sorted(row["inputs"].items()) if version >= 0]
-    found.append(Section("tables read", ["table", "version"], read))
+    found.append(Part("tables read", ["table", "version"], read))
     return [section for section in found if section.records or "key" in section.columns]
 
 

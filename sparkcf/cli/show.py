@@ -5,7 +5,10 @@ from __future__ import annotations
 import datetime as dt
 import sys
 from collections.abc import Callable, Sequence
+from functools import partial
 from typing import Any
+
+from sparkcf.errors import SparkcfError
 
 # Packages heavier than the standard library are imported in functions, so that `--help` is fast.
 Record = dict[str, Any]
@@ -101,16 +104,26 @@ def print_lines(lines: Sequence[str]) -> None:
         print(visible(line))
 
 
-def repeat(draw: Callable[[], None], every: float) -> None:
-    """Draw again and again on a cleared screen, until Ctrl-C. `every` : seconds between."""
+def repeat(look: Callable[[], Callable[[], None]], every: float) -> None:
+    """Look, clear the screen and print what was seen, again and again, until Ctrl-C; an error of a look is a line.
+
+    Parameters
+    ----------
+    look : gives the function that prints.
+    every : seconds between two looks.
+    """
     import time
 
     from rich.console import Console
 
     try:
         while True:
+            try:
+                seen = look()
+            except SparkcfError as error:  # such as a file that was removed meanwhile: look again
+                seen = partial(print_lines, [str(error)])
             Console().clear()  # of a terminal; elsewhere nothing happens
-            draw()
+            seen()
             sys.stdout.flush()
             time.sleep(every)
     except KeyboardInterrupt:

@@ -132,7 +132,8 @@ def _explain_one(e: Any, kind: type[Config]) -> str:
     if not key:
         return f"configuration: {message}"
     shown = repr(e.get("input"))
-    shown = "" if isinstance(e.get("input"), dict) else f"={shown if len(shown) < 80 else shown[:77] + '…'}"
+    hidden = isinstance(e.get("input"), dict) or loc[0] == "observe"  # which has secret addresses
+    shown = "" if hidden else f"={shown if len(shown) < 80 else shown[:77] + '…'}"
     return f"configuration key {key}{shown}: {message[0].lower() + message[1:]}"
 
 

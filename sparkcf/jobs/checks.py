@@ -64,4 +64,7 @@ def _warn_of_little_space(spark: Any, config: Config) -> None:
     scratch = scratch_folders(dict(spark.sparkContext.getConf().getAll()))
     lake = local_folder(resolve_root(config.lake.root))
     for place, free in little_space([*([lake] if lake else []), *scratch]):
-        say(f"  warning: {free / 2**30:.1f} GiB free at {place}: a night may need more than {FREE / 2**30:.0f} GiB")
+        say(
+            f"  warning: {free / 2**30:.1f} GiB free at {place}: a night may need more than {FREE / 2**30:.0f} GiB",
+            "warning",
+        )

@@ -85,7 +85,7 @@ def compare_models(spark: SparkSession, config: Config) -> dict[str, Any]:
         except Exception as error:  # any error of one model: go on with the others
             if stop := interruption(error):
                 raise stop from None
-            say(f"  {name}: {first_line(error)}")
+            say(f"  {name}: {first_line(error)}", "error")
             failed[name] = error
             row |= {"state": "failed", "reason": f"{type(error).__name__}: {first_line(error)}"[:500]}
         write_compared(inputs.tables, row)

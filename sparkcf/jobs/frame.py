@@ -77,14 +77,14 @@ def run_job(name: str, function: Job, argv: Sequence[str] | None = None, check: 
         say(f"sparkcf {name}: {stopped}; nothing more was published", "error")
     except Exception as error:  # printed as one line; SPARKCF_TRACE=1 shows the stack
         if os.environ.get("SPARKCF_TRACE"):
-            raise
+            say(traceback.format_exc(), "error")
         code = 1
         result |= {"status": "error", "error": f"{type(error).__name__}: {first_line(error)}"}
         say(f"sparkcf {name}: {result['error']} (set SPARKCF_TRACE=1 for the stack)", "error")
     result = {"status": "ok", "exit_code": code} | result
-    observer.ended(result)
     flush()
     print(json.dumps(redacted_values(result), default=str), flush=True)
+    observer.ended(result)  # last: a hook may take its time
     return code
 
 

@@ -56,7 +56,7 @@ def _nights_of_models(
         except Exception as error:  # any error of one model: go on with the others
             if stop := interruption(error):
                 raise stop from None
-            say(f"  {model}: {first_line(error)}")
+            say(f"  {model}: {first_line(error)}", "error")
             failed[model] = error
     if failed:
         first = next(iter(failed.values()))

@@ -58,11 +58,16 @@ def read_run(lake: Lake, run_id: str) -> RunDetails:
     return RunDetails(row, tuple(_figures(lake, run_id)), before, tuple(_changes(before, row)) if before else ())
 
 
-def seconds_of(row: Row, now: dt.datetime) -> float:
-    """How long a run took: its steps, or if none are stored the time up to its end; of a running one up to now."""
+def seconds_of(row: Row, now: dt.datetime) -> float | None:
+    """How long a run took: its steps, or if none are stored the time up to its end; of a running one up to now.
+
+    None: its job has died, nobody knows when.
+    """
     steps = [spent for name, spent in dict(row.get("seconds") or {}).items() if "/" not in name]
     if steps and row["state"] != "running":
         return float(sum(steps))
+    if row["state"] == "failed" and row.get("ended_at") is None:
+        return None
     end = now if row["state"] == "running" else row.get("ended_at") or row["updated_at"]
     return float((end - row["started_at"]).total_seconds())
 

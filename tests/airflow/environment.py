@@ -11,7 +11,7 @@ ROOT = Path(__file__).resolve().parents[2]
 PINS = Path(__file__).with_name("requirements.txt")
 HOME = ROOT / ".airflow-env"
 BUILT_FROM = HOME / "requirements.txt"  # a copy of the pins, written last
-OUT_OF_REACH = ("No matching distribution found", "Retrying (Retry(")
+OUT_OF_REACH = "Retrying (Retry("  # what pip says when it reaches no index
 
 
 class OutOfReach(Exception):
@@ -28,7 +28,7 @@ def airflow_bin() -> Path:
         subprocess.run([sys.executable, "-m", "venv", str(HOME)], check=True)
         pip = [str(HOME / "bin" / "python"), "-m", "pip", "install", "--no-deps", "--no-compile", "--quiet"]
         done = subprocess.run([*pip, "-r", str(PINS)], capture_output=True, text=True)
-        if done.returncode and any(sign in done.stderr for sign in OUT_OF_REACH):
+        if done.returncode and OUT_OF_REACH in done.stderr:
             raise OutOfReach(f"Airflow cannot be installed: {done.stderr.strip().splitlines()[-1]}")
         if done.returncode:
             raise subprocess.CalledProcessError(done.returncode, done.args, stderr=done.stderr)

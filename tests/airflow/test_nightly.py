@@ -1,8 +1,8 @@
 """jobs/airflow/sparkcf_nightly.py in a real Airflow: its structure, its runs, a back-fill, and a whole night.
 
 The whole night runs on a standalone cluster. The other runs call a stub of spark-submit, since they ask what Airflow
-makes of the jobs' exit codes and not what the jobs do: a day run twice, for example, finds jobs that say by exit code 5
-that there is nothing new. That the jobs themselves may be repeated is tested in tests/jobs and tests/faults.
+makes of the jobs' exit codes and not what the jobs do. That the jobs may be repeated is tested in tests/jobs and
+tests/faults.
 """
 
 from __future__ import annotations
@@ -44,7 +44,7 @@ MARK = "SPARKCF_TEST_MARK"
 PATIENCE = 1500  # seconds, on a machine that does other things too
 DAY = "2024-05-31"
 GIVEN = {"conf": {"day": DAY}}
-OF_MODEL = ("train", "evaluate", "recommend", "publish")
+OF_MODEL = ("prepare", "train", "evaluate", "recommend", "publish")
 SETTINGS = """ds: 2018-09-25
 als: {rank: 8, iterations: 3, workers: 1}
 topk: {k: 10, similar_items: 5}
@@ -170,7 +170,7 @@ def test_a_whole_night_runs_on_a_cluster(airflow: Airflow, cluster: None, capsys
     whole = time.monotonic() - began
     states = airflow.tasks("sparkcf_nightly")
     assert done.returncode == 0, (states, done.stdout[-6000:])
-    skipped = {"prepare"}  # als reads no packed rows
+    skipped = {"als.prepare"}  # als reads no packed rows
     assert states == {task: "skipped" if task in skipped else "success" for task in states} and len(states) == 8
     times = [json.loads(line) for line in (home / "times.jsonl").read_text().splitlines()]
     assert [entry["code"] for entry in times].count(5) == 1 and len(times) == 7
@@ -199,17 +199,17 @@ def test_the_dag_needs_airflow_alone_and_has_stable_tasks_from_the_list_of_model
         "params": ["day", "overrides"],
         "foreign": [],
     }
-    upstream = {"clean": [], "prepare": ["clean"]}
+    upstream = {"clean": []}
     for model in ("als", "popularity"):
-        before = ["prepare"]
+        before = ["clean"]
         for name in OF_MODEL:
             upstream[f"{model}.{name}"] = before
             before = [f"{model}.{name}"]
     published = ["als.publish", "popularity.publish"]
     upstream |= {"maintain": published, "night": ["als.publish", "maintain", "popularity.publish"]}
     assert {name: task["upstream"] for name, task in tasks.items()} == upstream
-    rules = {"prepare": "none_failed", "maintain": "all_done", "night": "none_failed"}
-    rules |= {f"{model}.train": "none_failed" for model in ("als", "popularity")}
+    rules = {"maintain": "all_done", "night": "none_failed"}
+    rules |= {f"{model}.{name}": "none_failed" for model in ("als", "popularity") for name in ("prepare", "train")}
     assert {n: task["trigger_rule"] for n, task in tasks.items()} == dict.fromkeys(tasks, "all_success") | rules
     assert {(task["retries"], task["at_once"]) for task in tasks.values()} == {(2, 1)}
     outlets = {name: task["outlets"] for name, task in tasks.items() if task["outlets"]}
@@ -248,7 +248,7 @@ def test_days_and_exit_codes_of_the_portable_form(airflow: Airflow, tried: Tried
     night = {"dag": "stubbed"}
     whole, twice, nameless, refused, late, broken, again, trained = tried(
         night | {"date": "2024-06-01T02:00:00+00:00", "conf": {"overrides": overrides}},
-        night | GIVEN | {"plan": {"clean": [5], "prepare": [5], "als.train": [5], "popularity.train": [5]}},
+        night | GIVEN | {"plan": {"als.prepare": [5], "als.train": [5], "popularity.train": [5]}},
         night,
         night | GIVEN | {"plan": {"als.publish": [3]}},
         night | GIVEN | {"plan": {"als.publish": [4, 4]}},
@@ -259,14 +259,15 @@ def test_days_and_exit_codes_of_the_portable_form(airflow: Airflow, tried: Tried
     # The day is the start of the data interval; what a person types reaches the job as it is.
     assert whole["state"] == "success" and set(states(whole).values()) == {"success"}
     files = ["--config", "a.yaml", "--config", "b c.yaml"]
-    for name, more in {"clean": [], "train": ["model=als"], "prepare": ["models=[als, popularity]"]}.items():
+    for name, more in {"clean": [], "train": ["model=als"], "prepare": ["model=als", "models=[]"]}.items():
         application = ["--master", "local[2]", f"{airflow.folder}/home/jobs/{name}.py"]
         assert [*application, *files, *overrides, f"ds={DAY}", *more] in whole["calls"]
-    assert len(whole["calls"]) == 11
+    assert len(whole["calls"]) == 12
     assert sorted(airflow.events(whole["run_id"])) == ["als.publish", "popularity.publish"]
-    # A day run twice: there is nothing new, the models' later jobs are skipped, and nobody is told.
-    assert twice["state"] == "success" and len(twice["calls"]) == 5
-    assert {name for name, state in states(twice).items() if state == "success"} == {"maintain", "night"}
+    # Where train has nothing new, the model's later jobs are skipped, and no asset has an event.
+    assert twice["state"] == "success" and len(twice["calls"]) == 6
+    done = {name for name, state in states(twice).items() if state == "success"}
+    assert done == {"clean", "popularity.prepare", "maintain", "night"}
     assert airflow.events(twice["run_id"]) == []
     # Without a day and a data interval: nothing is started, nothing is retried.
     assert nameless["state"] == "failed" and nameless["calls"] == [] and nameless["tasks"]["clean"] == ["failed", 1]
@@ -291,14 +292,14 @@ def test_exit_codes_of_drivers_on_a_cluster(airflow: Airflow, tried: Tried, reso
     """spark-submit's own in client mode; in cluster mode on YARN what its ResourceManager says of the application."""
     submitted = "INFO Client: Submitted application application_1_0001"
     resource_manager += ["SUCCEEDED", 5, "SUCCEEDED", "SUCCEEDED", "SUCCEEDED", 3, "SUCCEEDED"]
-    jobs = ("clean", "prepare", *(f"als.{name}" for name in OF_MODEL), "maintain")
+    jobs = ("clean", *(f"als.{name}" for name in OF_MODEL), "maintain")
     yarn, client = tried(
         {"dag": "yarn"} | GIVEN | {"plan": {job: [[submitted, 0]] for job in jobs}},
-        {"dag": "client"} | GIVEN | {"plan": {"prepare": [5], "als.evaluate": [4, 0], "als.publish": [3]}},
+        {"dag": "client"} | GIVEN | {"plan": {"als.prepare": [5], "als.evaluate": [4, 0], "als.publish": [3]}},
     )
     for run in (yarn, client):
         assert run["state"] == "failed"
-        assert states(run)["prepare"] == "skipped" and states(run)["als.recommend"] == "success"
+        assert states(run)["als.prepare"] == "skipped" and states(run)["als.recommend"] == "success"
         assert run["tasks"]["als.publish"] == ["failed", 1] and states(run)["maintain"] == "success"
     assert client["tasks"]["als.evaluate"] == ["success", 2]
     train = next(call for call in yarn["calls"] if any("train.py" in word for word in call))

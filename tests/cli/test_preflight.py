@@ -76,3 +76,7 @@ def test_doctor_checks_the_lake_of_the_configuration(run, tmp_path: Path) -> Non
     assert code == 1 and checks["input.path"]["status"] == "fail" and f"{tmp_path}/mine" in checks["lake"]["found"]
     _, out, _ = run(*night, "--lake", f"{tmp_path}/other")
     assert f"{tmp_path}/other" in out
+    _, out, _ = run("--lake", f"{tmp_path}/other", *night)
+    assert f"{tmp_path}/other" in out
+    _, out, _ = run(*night, "input.path=s3a://KEY:SECRET@bucket/log.csv")
+    assert "bucket/log.csv" in out and "SECRET" not in out

@@ -22,6 +22,13 @@ def test_addresses_are_used_but_never_shown() -> None:
         assert "SECRET" not in shown and "webhook" in shown
 
 
+def test_arguments_of_the_command_are_neither_shown_nor_stored() -> None:
+    config = load_config((), [*BASE, "observe.on_failure.command=[page, --token, SECRET]"])
+    assert config.observe.on_failure.command == ("page", "--token", "SECRET")
+    for shown in (config.to_json(), config.shown()):
+        assert "SECRET" not in shown and '"page", "***", "***"' in shown
+
+
 def test_every_model_of_a_comparison_has_the_addresses(tmp_path: Path) -> None:
     for name in ("als", "ease"):
         (tmp_path / f"{name}.yaml").write_text(f"model: {name}\n")
@@ -35,6 +42,10 @@ def test_every_model_of_a_comparison_has_the_addresses(tmp_path: Path) -> None:
     [
         ("observe.on_failure.webhook=hooks.example/SECRET", "webhook is not an address"),
         ("observe.on_failure.webhook=file:///SECRET", "webhook is not an address"),
+        ("observe.on_failure.webhook=https://user:SECRET@hooks.example/x", "webhook is not an address"),
+        ("observe.on_failure.webhook='https://hooks.example/a SECRET'", "webhook is not an address"),
+        ("observe.on_failure=https://hooks.example/SECRET", r"observe\.on_failure"),
+        ("observe.mlflow=[http://mlflow.example/SECRET]", r"observe\.mlflow"),
         ("observe.on_failure.command=['']", "command names no program"),
         ("observe.on_failure.timeout_s=0", "timeout_s"),
         ("observe.prometheus=''", "prometheus"),

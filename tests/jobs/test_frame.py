@@ -127,8 +127,8 @@ def test_an_unforeseen_error_is_told_in_one_line_and_traced_only_for_those_who_a
     assert (code, result["status"], result["error"]) == (1, "error", "ZeroDivisionError: by zero")
     assert "SPARKCF_TRACE=1" in err and "Traceback" not in err
     monkeypatch.setenv("SPARKCF_TRACE", "1")
-    with pytest.raises(ZeroDivisionError):
-        run(raising(ZeroDivisionError()))
+    code, result, err = run(raising(ZeroDivisionError("by zero")))
+    assert (code, result["error"]) == (1, "ZeroDivisionError: by zero") and "Traceback" in err
 
 
 def test_sigterm_ends_the_job_and_its_spark_jobs(session: NoSpark, run: Callable) -> None:

@@ -8,8 +8,16 @@ import signal
 import subprocess
 import urllib.error
 import urllib.request
+from typing import Any
 
 from sparkcf.jobs.observe.report import JobReport
+
+
+class NoRedirect(urllib.request.HTTPRedirectHandler):
+    """A redirected POST would become a GET without its body: it is an answer like any other error."""
+
+    def redirect_request(self, *_: Any) -> None:
+        return None
 
 
 def call_command(report: JobReport) -> None:
@@ -49,13 +57,13 @@ def call_webhook(report: JobReport) -> None:
     headers = {"Content-Type": "application/json", "User-Agent": "sparkcf"}
     try:
         request = urllib.request.Request(hook.webhook.get_secret_value(), _line(report), headers, method="POST")
-        with urllib.request.urlopen(request, timeout=hook.timeout_s):
+        with urllib.request.build_opener(NoRedirect).open(request, timeout=hook.timeout_s):
             pass
     except urllib.error.HTTPError as error:
         raise RuntimeError(f"the server answered {error.code}") from None
     except urllib.error.URLError as error:
         raise RuntimeError(f"the server cannot be reached: {error.reason}") from None
-    except (OSError, ValueError) as error:  # a timeout while reading; an address that cannot be parsed
+    except Exception as error:  # its text may hold the address, which is a secret
         raise RuntimeError(f"the request failed: {type(error).__name__}") from None
 
 

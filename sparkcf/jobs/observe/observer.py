@@ -1,4 +1,4 @@
-"""Tells the files and services in the section `observe` of a job's start and end; none of them can fail the job."""
+"""Reports a job's start and end to the files and services in the section `observe`; none of them can fail the job."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ from sparkcf.lake.roots import absolute
 from sparkcf.lake.schemas import TABLES
 from sparkcf.lake.tables import LakeTables
 from sparkcf.progress import say, use_format
-from sparkcf.redact import redacted, redacted_values
+from sparkcf.redact import redacted_values
 
 MEMORY_EVERY_S = 1.0
 Sink = Callable[[JobReport], None]
@@ -36,13 +36,13 @@ class Observer:
         self._report: JobReport | None = None
 
     def configured(self, config: Config) -> None:
-        """Use the configuration from now on; without one, nobody but the messages learns of the job."""
+        """Use the configuration from now on; without one, nothing but the messages reports the job."""
         use_format(config.log.format)
         self._report = JobReport(self._job, config, self._started)
 
     @contextmanager
     def watching(self, spark: Any) -> Iterator[None]:
-        """Tell of the job's start, and measure its memory while the block runs."""
+        """Report the job's start, and measure its memory while the block runs."""
         assert self._report is not None
         report = self._report = replace(self._report, application_id=spark.sparkContext.applicationId)
         if path := report.config.observe.openlineage:
@@ -53,16 +53,17 @@ class Observer:
             _guarded("openlineage", lambda _: self._find_versions(spark), report)
 
     def ended(self, result: Mapping[str, Any]) -> None:
-        """Tell of the job's end. `result` : its last line of output."""
+        """Report the job's end. `result` : its last line of output."""
         if self._report is not None and result["status"] != "dry-run":
-            lake = f"{absolute(self._report.config.lake.root)}/"  # a job may also write to other folders
-            inputs = {path: version for path, version in activity.tables_read.items() if path.startswith(lake)}
-            outputs = dict.fromkeys(path for path in activity.tables_written if path.startswith(lake))
+            lake = absolute(self._report.config.lake.root)
+            known = {f"{lake}/{name}" for name in TABLES}  # a job may also use other lakes, such as a scratch folder
+            inputs = {path: version for path, version in activity.tables_read.items() if path in known}
+            outputs = dict.fromkeys(path for path in activity.tables_written if path in known)
             report = replace(
                 self._report,
                 ended=_now(),
                 result=redacted_values(dict(result)),
-                runs=redacted_values(activity.runs),
+                runs=dict(activity.runs),  # as they are stored, without credentials
                 steps=tuple(activity.steps),
                 inputs=inputs,
                 outputs=outputs | dict(self._report.outputs),
@@ -84,7 +85,7 @@ class Observer:
 
 
 def _sinks(config: Config) -> dict[str, Sink]:
-    """Who is told of a job's end, by the name of the key."""
+    """The observers of a job's end, by the name of the key."""
     observe, failure = config.observe, config.observe.on_failure
     sinks: dict[str, Sink] = {}
     if file := observe.prometheus:
@@ -104,7 +105,8 @@ def _guarded(name: str, sink: Sink, report: JobReport) -> None:
     try:
         sink(report)
     except Exception as error:  # whatever a file system, a service or a hook does: the job goes on
-        say(f"  note: observe.{name} failed: {type(error).__name__}: {redacted(first_line(error))}", "warning")
+        said = "" if name == "mlflow" and not isinstance(error, RuntimeError) else f": {first_line(error)}"
+        say(f"  note: observe.{name} failed: {type(error).__name__}{said}", "warning")  # mlflow's name its address
 
 
 def _now() -> dt.datetime:

@@ -17,7 +17,7 @@ from urllib.parse import urlsplit
 from sparkcf import __version__
 from sparkcf.jobs.observe.report import JobReport
 from sparkcf.lake.roots import absolute, local_folder
-from sparkcf.redact import redacted_values
+from sparkcf.redact import redacted, redacted_values
 
 NAMESPACE = "sparkcf"
 PRODUCER = f"urn:sparkcf:{__version__}"
@@ -103,6 +103,7 @@ def _listed(tables: Iterable[tuple[str, int | None]]) -> list[dict[str, Any]]:
 
 def _named(address: str) -> tuple[str, str]:
     """Namespace and name of a dataset, as OpenLineage writes them for files and object stores."""
+    address = redacted(address)  # before it is split: a secret key may have slashes
     if (folder := local_folder(address)) is not None:
         return "file", folder
     parts = urlsplit(address)

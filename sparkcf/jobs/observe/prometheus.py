@@ -82,7 +82,7 @@ def samples(report: JobReport) -> Samples:
     def add(name: str, value: float, model: str, **more: str) -> None:
         found[name, (("job", report.job), ("model", model), *more.items())] = float(value)
 
-    model = report.models[0] if len(report.models) == 1 and report.job != "clean" else ""
+    model = report.models[0] if len(report.models) == 1 else ""
     end = report.ended.timestamp()
     add("sparkcf_last_run_timestamp_seconds", end, model)
     if report.exit_code == 0:
@@ -123,7 +123,7 @@ def exposed(values: Samples) -> str:
 def parsed(text: str) -> Samples:
     """The samples of a text that `exposed` wrote. Raises ValueError for anything else."""
     found: Samples = {}
-    for number, line in enumerate(text.splitlines(), 1):
+    for number, line in enumerate(text.split("\n"), 1):
         if line.startswith("# ") or not line:
             continue
         match = SAMPLE.fullmatch(line)

@@ -1,4 +1,4 @@
-"""What the observers of a job are told."""
+"""The report of a job, which every observer gets."""
 
 from __future__ import annotations
 
@@ -9,7 +9,9 @@ from typing import Any
 
 from sparkcf.activity import TimedStep
 from sparkcf.config.root import Config
+from sparkcf.lake.runs import WITHOUT_MODEL
 
+OF_SEVERAL = ("nightly", "prepare")  # jobs of all `models`
 DONE = (0, 5)  # exit codes of a job that did not fail
 
 
@@ -50,8 +52,12 @@ class JobReport:
 
     @property
     def models(self) -> tuple[str, ...]:
-        """The models that the job works on."""
-        return (self.config.models if self.job == "nightly" else ()) or (self.config.model,)
+        """The models that the job works on; empty for a job that is the same for every model."""
+        if self.job in WITHOUT_MODEL:
+            return ()
+        if self.job == "compare":
+            return tuple(sorted({str(row["model"]) for row in self.runs.values() if row["model"]}))
+        return (self.config.models if self.job in OF_SEVERAL else ()) or (self.config.model,)
 
     def model_of(self, run_id: str) -> str:
         """The model of a run; empty for a run without a model, and for steps outside of runs."""

@@ -42,6 +42,7 @@ class Handler(BaseHTTPRequestHandler):
             self.server.over.wait(30)
             return
         self.send_response(self.server.answer)
+        self.send_header("Location", self.server.url)
         self.end_headers()
 
     def log_message(self, *_: object) -> None:
@@ -94,14 +95,18 @@ def test_a_command_that_does_not_read_is_no_failure() -> None:
 
 
 def test_a_command_that_hangs_is_killed_with_its_children(tmp_path: Path) -> None:
-    child = f"import time, pathlib; time.sleep(2); pathlib.Path({str(tmp_path / 'alive')!r}).touch()"
-    hang = f"import subprocess, sys, time; subprocess.Popen([sys.executable, '-c', {child!r}]); time.sleep(60)"
-    begin = time.monotonic()
-    with pytest.raises(RuntimeError, match=r"took longer than timeout_s=0\.7"):
-        call_command(with_command(sys.executable, "-c", hang, timeout_s=0.7))
-    assert time.monotonic() - begin < 10
-    time.sleep(2.5)
-    assert not (tmp_path / "alive").exists()
+    child = "import time; time.sleep(600)"
+    hang = (
+        f"import subprocess, sys, time, pathlib; p = subprocess.Popen([sys.executable, '-c', {child!r}]); "
+        f"pathlib.Path({str(tmp_path / 'child')!r}).write_text(str(p.pid)); time.sleep(600)"
+    )
+    with pytest.raises(RuntimeError, match=r"took longer than timeout_s=5"):
+        call_command(with_command(sys.executable, "-c", hang, timeout_s=5))
+    process = Path("/proc", (tmp_path / "child").read_text())  # its process group was killed
+    until = time.monotonic() + 30
+    while process.exists() and "State:\tZ" not in (process / "status").read_text():
+        assert time.monotonic() < until
+        time.sleep(0.05)
 
 
 def test_a_webhook_gets_the_line_as_json(hooks: Hooks) -> None:
@@ -112,13 +117,12 @@ def test_a_webhook_gets_the_line_as_json(hooks: Hooks) -> None:
     assert json.loads(body) == failed.result
 
 
-@pytest.mark.parametrize("answer", [500, 404, None])
+@pytest.mark.parametrize("answer", [500, 404, 302, None])
 def test_a_webhook_that_fails_or_hangs_raises_without_naming_the_address(hooks: Hooks, answer: int | None) -> None:
     hooks.answer = answer
-    begin = time.monotonic()
     with pytest.raises(RuntimeError) as told:
         call_webhook(report(f"observe.on_failure.webhook={hooks.url}", "observe.on_failure.timeout_s=0.5", code=1))
-    assert time.monotonic() - begin < 10 and len(hooks.got) == 1
+    assert len(hooks.got) == 1
     assert "SECRET" not in str(told.value) and (answer is None or str(answer) in str(told.value))
 
 

@@ -85,7 +85,7 @@ def test_observers_that_fail_are_told_in_a_line_each_and_change_nothing(
         "observe.openlineage=/no/such/folder/events.jsonl",
         "observe.mlflow=http://user:SECRET@127.0.0.1:9",
         "observe.on_failure.command=[/no/such/program]",
-        "observe.on_failure.webhook=http://user:SECRET@127.0.0.1:9/SECRET",
+        "observe.on_failure.webhook=http://127.0.0.1:9/SECRET",
     ]
     assert run_job("train", function, [*without, *broken]) == code
     out, err = capsys.readouterr()

@@ -87,6 +87,7 @@ def test_another_start_is_another_run() -> None:
     [
         ("file:/data/lake/users", "file", "/data/lake/users"),
         ("s3a://bucket/lake/users", "s3://bucket", "lake/users"),
+        ("s3a://KEY:sec/ret@bucket/lake/users", "s3://***@bucket", "lake/users"),
         ("hdfs://host:8020/lake/users", "hdfs://host:8020", "lake/users"),
         ("abfss://box@account.dfs.core.windows.net/lake", "abfss://box@account.dfs.core.windows.net", "lake"),
     ],
