@@ -10,10 +10,10 @@ T = TypeVar("T")
 
 # Names of settings and of parameters of an address whose values are credentials, as whole words or parts of them.
 _SECRET = r"secret|passw(?:or)?d|token|credential|signature|(?:account|access|api|private)[._-]?key"
-_NAME = rf"(?:[\w.-]*(?:{_SECRET})[\w.-]*|\bsig|\bsas)"
+_NAME = rf"(?:(?:{_SECRET})[\w.-]{{0,80}}|\bsig|\bsas)"  # where a name begins does not matter
 RULES = (
     # user:password@ or token@ before a host; a container of abfss:// is neither
-    (re.compile(r"(?i)\b([a-z][a-z0-9+.-]*:/+)[^\s/\"'@]*:[^\s/\"']*@"), rf"\1{MASK}@"),
+    (re.compile(r"(?i)\b([a-z][a-z0-9+.-]{0,20}:/+)[^\s/\"'@]*:[^\s/\"']*@"), rf"\1{MASK}@"),
     (re.compile(r"(?i)\b(https?:/+)[^\s/\"'@]+@"), rf"\1{MASK}@"),
     (re.compile(r"(?i)\b(s3[an]?:/+)[^\s\"'@]*:[^\s\"'@]*@"), rf"\1{MASK}@"),  # its secret keys may have slashes
     (re.compile(rf"(?i)({_NAME}[\"']?\s*=\s*[\"']?)[^\s\"'&;,}}\])]+"), rf"\1{MASK}"),

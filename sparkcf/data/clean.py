@@ -115,7 +115,7 @@ def clean(
         bad = f"reason IS NOT NULL AND reason <> '{FORGOTTEN}' AND NOT header"
         rejected = bounded.where(bad).select("reason", "raw", "source")
         if forgotten:
-            rejected = forgotten.blanked(rejected, "raw")
+            rejected = forgotten.blanked(rejected, "raw", lambda word: normalized_id(word, config))
         if outliers.any:
             rejected = rejected.persist(StorageLevel.DISK_ONLY)
             kept.append(rejected)

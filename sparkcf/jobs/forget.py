@@ -8,22 +8,28 @@ from typing import Any
 
 from pyspark.sql import DataFrame, SparkSession
 from pyspark.sql import functions as F
-from pyspark.sql.types import StructType
 
 from sparkcf.config.root import Config
 from sparkcf.data.fields import normalized_id
 from sparkcf.data.ingest import read_listing
 from sparkcf.errors import ConfigError, NothingNew
-from sparkcf.lake.forgotten import BLANK, Forgotten, forgotten_users, new_salt
+from sparkcf.jobs.train import progress_root
+from sparkcf.lake.forgotten import Forgotten, forgotten_users, new_salt
 from sparkcf.lake.frames import frame_of, kept
+from sparkcf.lake.removal import (
+    blank_runs,
+    empty_packed_rows,
+    note_sealed,
+    remove_parameters,
+    remove_rows,
+    seal_tables,
+)
+from sparkcf.lake.retention import drop_progress
 from sparkcf.lake.runs import Run, recorded_run, user_name
 from sparkcf.lake.schemas import PER_USER, TABLES
 from sparkcf.lake.tables import LakeTables, retry_conflicts
-from sparkcf.lake.traces import Traces, bounded, find_traces
-from sparkcf.lake.upkeep import seal
+from sparkcf.lake.traces import Traces, find_traces, spelled, spellings
 from sparkcf.progress import say, step
-
-PACKED = ("user_rows", "item_rows", "example_rows")  # they are built anew when they are needed
 
 
 def check_request(config: Config) -> None:
@@ -49,20 +55,20 @@ def forget_users(spark: SparkSession, config: Config) -> dict[str, Any]:
     tables = LakeTables(spark, config.lake.root)
     ids = requested(spark, config)
     with kept(ids):
-        n = ids.count()
-        removed = _forget(tables, ids, n, config)
+        users = [row["user_id"] for row in ids.collect()]
+        removed = _forget(tables, ids, users, config)
         with step("look for them in every file", spark) as progress:
-            traces = find_traces(tables, [row["user_id"] for row in ids.collect()])
+            traces = _traces(tables, users, config)
             progress.note = traces.in_words()
     if not removed:
-        raise NothingNew(f"the {n:,} users were forgotten before: {traces.in_words()}")
+        raise NothingNew(f"the {len(users):,} users were forgotten before: {traces.in_words()}")
     counts, run_id = removed
     trained = _trained_with(tables)
-    for line in _said(n, traces, trained):
+    for line in _said(len(users), traces, trained):
         say(line)
     return {
         "run_id": run_id,
-        "counts": {"users": n} | counts,
+        "counts": {"users": len(users)} | counts,
         "traces": traces.by_table,
         "trained_with": trained,
     }
@@ -78,48 +84,38 @@ def requested(spark: SparkSession, config: Config) -> DataFrame:
     return ids.where("user_id IS NOT NULL").distinct()
 
 
-def _forget(tables: LakeTables, ids: DataFrame, n: int, config: Config) -> tuple[dict[str, int], str] | None:
+def _forget(tables: LakeTables, ids: DataFrame, users: list[str], config: Config) -> tuple[dict[str, int], str] | None:
     """Remove the users' rows; returns the rows removed by table and the run's id. None: there was nothing to do."""
     present = [name for name in PER_USER if tables.exists(name)]
     with step("look for the users' rows", tables.spark):
         found = {name: _rows_by_user(tables, name, ids) for name in present}
-        lines = _in_lines(tables, ids).count()
+        lines = _in_lines(tables, users, config).count()
     known = forgotten_users(tables)
-    is_new = n if known is None else known.without(ids).count()
+    is_new = known is None or not known.without(ids).isEmpty() or known.unsealed(tables, ids)
     if not is_new and not lines and not any(found.values()):
         return None
     with recorded_run(tables, "forget", config, {name: tables.version(name) for name in present}) as run:
-        salt = known.salt if known else new_salt()
-        _register(tables, ids, salt, found, run)  # first: from now on no load brings them back
-        counts, changed = {}, []
-        for name in present:
-            if found[name]:
-                with step(f"remove them from {name}", tables.spark) as progress:
-                    counts[name] = remove(tables, name, ids)
-                    progress.note = f"{counts[name]:,} rows"
-                changed.append(name)
+        indices = tables.read("users").join(ids, on="user_id", how="left_semi").select("user_idx")
+        with kept(indices):
+            indices.count()  # before the users are removed
+            salt = _register(tables, ids, found, run)  # first: from now on no load brings them back
+            counts = {}
+            for name in present:
+                if found[name]:
+                    with step("remove them from a table", tables.spark, name) as progress:
+                        counts[name] = remove_rows(tables, name, ids)
+                        progress.note = f"{counts[name]:,} rows"
+            counts["feature_factors"] = remove_parameters(tables, indices)
         if lines:
-            counts["quarantine"] = _blank_lines(tables, ids)
-            changed.append("quarantine")
-        if of_runs := _blank_runs(tables, ids):
-            counts["runs"] = of_runs
-            changed.append("runs")
-        for name in PACKED:
-            if found.get("users") and tables.exists(name):
-                retry_conflicts(f"empty {name}", lambda name=name: tables.table(name).delete())  # type: ignore[misc]
-                changed.append(name)
+            counts["quarantine"] = _blank_lines(tables, users, config)
+        counts["runs"] = blank_runs(tables, lambda named: named.intersection(users))
+        empty_packed_rows(tables)
+        _drop_progress(tables, config)
         run.update("forgotten", counts=counts)
         with step("seal the tables' logs", tables.spark):
-            _note_sealed(tables, ids, salt, {name: seal(tables, name) for name in changed})
-    return counts, run.run_id
-
-
-def remove(tables: LakeTables, name: str, ids: DataFrame) -> int:
-    """Delete the rows of the users (user_id) from a table. The ids are joined: a predicate would stay in the log."""
-    same = "t.user_id = s.user_id"
-    return retry_conflicts(
-        f"remove users from {name}", lambda: tables.merge(name, ids, same, "WHEN MATCHED THEN DELETE")["deleted"]
-    )
+            hashes = ids.select(Forgotten(salt, ids).hash(F.col("user_id")).alias("hash"))
+            note_sealed(tables, seal_tables(tables), hashes)
+    return {name: n for name, n in counts.items() if n}, run.run_id
 
 
 def _rows_by_user(tables: LakeTables, name: str, ids: DataFrame) -> dict[str, int]:
@@ -127,80 +123,73 @@ def _rows_by_user(tables: LakeTables, name: str, ids: DataFrame) -> dict[str, in
     return {row["user_id"]: row["count"] for row in rows.groupBy("user_id").count().collect()}
 
 
-def _in_lines(tables: LakeTables, ids: DataFrame) -> DataFrame:
-    """Quarantined rows whose line has a user's id as a word."""
-    text = F.coalesce("raw", F.lit(""))
-    has = F.expr("instr(text, user_id) > 0") & F.expr(f"text RLIKE {bounded('user_id')}")
-    rows = tables.read("quarantine").withColumn("text", text)
-    return rows.join(F.broadcast(ids), on=has, how="left_semi").drop("text")
+def _in_lines(tables: LakeTables, users: list[str], config: Config) -> DataFrame:
+    """Quarantined rows whose line has a user's id as a word, however it is spelled."""
+    words = [{"user_id": word} for word in spellings(users)]
+    listed = frame_of(tables.spark, words, TABLES["users"].schema).select(F.col("user_id").alias("word"))
+    rows = tables.read("quarantine").where("raw IS NOT NULL")
+    has = F.expr(spelled("raw", "word", config.clean.fold_case))
+    return rows.join(F.broadcast(listed), on=has, how="left_semi")
 
 
-def _blank_lines(tables: LakeTables, ids: DataFrame) -> int:
+def _blank_lines(tables: LakeTables, users: list[str], config: Config) -> int:
     """Remove the lines of those rows; the rows stay, so that a day's counts still add up."""
-    found = _in_lines(tables, ids).select("ds", "source", "raw").distinct()
+    found = _in_lines(tables, users, config).select("ds", "source", "raw").distinct()
     same = "t.ds = s.ds AND t.source = s.source AND t.raw = s.raw"
     clause = "WHEN MATCHED THEN UPDATE SET raw = NULL, raw_bytes = NULL"
     return retry_conflicts("blank quarantine", lambda: tables.merge("quarantine", found, same, clause)["updated"])
 
 
-def _blank_runs(tables: LakeTables, ids: DataFrame) -> int:
-    """Take the users out of the settings and reasons of runs; returns the number of runs that named one."""
-    users = frozenset(row["user_id"] for row in ids.collect())
-    changed = []
-    for row in tables.read("runs").select("run_id", "config", "reason").collect():
-        config, reason = json.loads(row["config"]), row["reason"]
-        listed = config.get("topk", {}).get("users", [])
-        if users.intersection(listed):
-            config["topk"]["users"] = [BLANK if user in users else user for user in listed]
-        for user in users if reason else ():
-            for quoted in (repr(user), f'"{user}"'):
-                reason = reason.replace(quoted, BLANK)
-        new = {"run_id": row["run_id"], "config": json.dumps(config, sort_keys=True), "reason": reason}
-        if (new["config"], reason) != (row["config"], row["reason"]):
-            changed.append(new)
-    if changed:
-        schema = StructType([TABLES["runs"].schema[name] for name in ("run_id", "config", "reason")])
-        source = frame_of(tables.spark, changed, schema)
-        clause = "WHEN MATCHED THEN UPDATE SET config = s.config, reason = s.reason"
-        retry_conflicts("blank runs", lambda: tables.merge("runs", source, "t.run_id = s.run_id", clause))
-    return len(changed)
+def _register(tables: LakeTables, ids: DataFrame, found: dict[str, dict[str, int]], run: Run) -> str:
+    """Write the users' hashes, indices and counts into `forgotten`; returns the lake's salt.
 
-
-def _register(tables: LakeTables, ids: DataFrame, salt: str, found: dict[str, dict[str, int]], run: Run) -> None:
-    """Write the users' hashes, indices and counts into `forgotten`; a user who is there already stays as they are."""
+    A user who is there already may have been given another index since, by a load that ran beside the forget.
+    """
     counts: dict[str, dict[str, int]] = {}
     for name, by_user in found.items():
         for user, n in by_user.items():
             counts.setdefault(user, {})[name] = n
     of_user = F.from_json(F.lit(json.dumps(counts)), "map<string,map<string,bigint>>")
     none = F.from_json(F.lit("{}"), "map<string,bigint>")
-    known = tables.read("users").select("user_id", "user_idx")
-    rows = ids.join(known, on="user_id", how="left").select(
-        Forgotten(salt, ids).hash(F.col("user_id")).alias("hash"),
-        F.lit(salt).alias("salt"),
-        "user_idx",
-        F.lit(f"{dt.datetime.now(dt.UTC):%Y-%m-%dT%H:%M:%S}Z").cast("timestamp").alias("forgotten_at"),
-        F.lit(user_name()).alias("forgotten_by"),
-        F.lit(run.run_id).alias("run_id"),
-        F.coalesce(of_user[F.col("user_id")], none).alias("counts"),
-        F.lit(None).cast("map<string,bigint>").alias("sealed"),
-        F.lit(None).cast("timestamp").alias("purged_at"),
-    )
 
-    def merge() -> None:
+    def merge() -> str:
         tables.create("forgotten")
-        tables.merge("forgotten", rows, "t.hash = s.hash", "WHEN NOT MATCHED THEN INSERT *")
+        known = forgotten_users(tables)  # read again in every try: another job may have drawn the salt
+        salt = known.salt if known else new_salt()
+        indexed = tables.read("users").select("user_id", "user_idx")
+        rows = ids.join(indexed, on="user_id", how="left").select(
+            Forgotten(salt, ids).hash(F.col("user_id")).alias("hash"),
+            F.lit(salt).alias("salt"),
+            "user_idx",
+            F.lit(f"{dt.datetime.now(dt.UTC):%Y-%m-%dT%H:%M:%S}Z").cast("timestamp").alias("forgotten_at"),
+            F.lit(user_name()).alias("forgotten_by"),
+            F.lit(run.run_id).alias("run_id"),
+            F.coalesce(of_user[F.col("user_id")], none).alias("counts"),
+            F.lit(None).cast("map<string,bigint>").alias("sealed"),
+            F.lit(None).cast("timestamp").alias("sealed_at"),
+            F.lit(None).cast("timestamp").alias("purged_at"),
+        )
+        known_again = "WHEN MATCHED THEN UPDATE SET user_idx = greatest(t.user_idx, s.user_idx), sealed_at = NULL"
+        tables.merge("forgotten", rows, "t.hash = s.hash", known_again, "WHEN NOT MATCHED THEN INSERT *")
+        return salt
 
-    retry_conflicts("register forgotten users", merge)
+    return retry_conflicts("register forgotten users", merge)
 
 
-def _note_sealed(tables: LakeTables, ids: DataFrame, salt: str, sealed: dict[str, int]) -> None:
-    """Note from which version of each table on no row is theirs; their files are to be removed (again)."""
-    hashes = ids.select(Forgotten(salt, ids).hash(F.col("user_id")).alias("hash"))
-    versions = F.from_json(F.lit(json.dumps(sealed)), "map<string,bigint>")
-    source = hashes.withColumn("sealed", versions)
-    clause = "WHEN MATCHED THEN UPDATE SET sealed = s.sealed, purged_at = NULL"
-    retry_conflicts("note the versions", lambda: tables.merge("forgotten", source, "t.hash = s.hash", clause))
+def _drop_progress(tables: LakeTables, config: Config) -> None:
+    """Checkpoints hold vectors of the users by their indices; a training in progress saves again."""
+    try:
+        drop_progress(progress_root(config, tables.root), dt.datetime.now(dt.UTC))
+    except ConfigError as error:  # an address that Arrow cannot write, where there are no checkpoints either
+        say(f"  note: no checkpoints removed: {error}")
+
+
+def _traces(tables: LakeTables, users: list[str], config: Config) -> Traces:
+    try:
+        return find_traces(tables, users, config.clean.fold_case)
+    except ConfigError as error:  # an address that Arrow cannot read
+        say(f"  note: files are not searched: {error}", "warning")
+        return Traces(users, searched=False)
 
 
 def _trained_with(tables: LakeTables) -> list[str]:

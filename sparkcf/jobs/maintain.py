@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import datetime as dt
-import json
 from typing import Any
 
 from pyspark.sql import SparkSession
@@ -11,14 +10,13 @@ from pyspark.sql import functions as F
 
 from sparkcf.config.root import Config
 from sparkcf.errors import ConfigError, ConflictError
-from sparkcf.jobs.forget import remove
 from sparkcf.jobs.train import progress_root
 from sparkcf.lake.forgotten import Forgotten, forgotten_users
+from sparkcf.lake.removal import blank_runs, note_sealed, remove_rows, seal_tables
 from sparkcf.lake.retention import (
-    KeptRun,
     drop_packed_rows,
     drop_progress,
-    drop_runs_except,
+    drop_runs,
     hours_needed,
     kept_runs,
     read_published,
@@ -27,9 +25,11 @@ from sparkcf.lake.retention import (
 from sparkcf.lake.runs import recorded_run
 from sparkcf.lake.schemas import PER_USER, TABLES
 from sparkcf.lake.tables import LakeTables
-from sparkcf.lake.upkeep import COMPACTED, compact, drop_damaged, drop_log_before, seal, stored_bytes, vacuum
+from sparkcf.lake.upkeep import COMPACTED, compact, drop_damaged, drop_log_before, stored_bytes, vacuum
 from sparkcf.progress import say, step
 
+SAFE_HOURS = 24  # no job takes longer
+MOST_HOURS = 30 * 24.0  # Delta forgets removed files then (delta.deletedFileRetentionDuration)
 SPARE_HOURS = 1.0  # between the start of the oldest kept run and the files that go
 
 
@@ -43,7 +43,7 @@ def maintain(spark: SparkSession, config: Config) -> dict[str, Any]:
     dict
         `counts` (expired_runs, packed_rows, checkpoints, joined_files, purged_users), `bytes` before and after.
 
-    Raises ConflictError if `maintain.purge_hours` is less than the age of a run in progress that began before a forget.
+    Raises ConflictError if files of forgotten users are to go at once, or soon, and a run is in progress.
     """
     tables = LakeTables(spark, config.lake.root)
     now = dt.datetime.now(dt.UTC)
@@ -55,7 +55,7 @@ def maintain(spark: SparkSession, config: Config) -> dict[str, Any]:
         kept = kept_runs(runs, read_published(tables), young, config.maintain.keep_published)
         with step("remove old runs, packed rows and checkpoints", spark) as progress:
             counts = {
-                "expired_runs": len(drop_runs_except(tables, kept)),
+                "expired_runs": len(drop_runs(tables, runs, kept, config.maintain.keep_published)),
                 "packed_rows": drop_packed_rows(tables, config.ds - dt.timedelta(days=config.maintain.keep_days)),
                 "checkpoints": _drop_progress(tables, config, now),
             }
@@ -64,9 +64,9 @@ def maintain(spark: SparkSession, config: Config) -> dict[str, Any]:
             counts["joined_files"] = sum(compact(tables, name) for name in COMPACTED if name in names)
             progress.note = f"{counts['joined_files']:,} files fewer"
         needed = hours_needed(runs, kept, now) + SPARE_HOURS
-        hours = max(config.maintain.vacuum_hours, needed)
+        hours = min(max(config.maintain.vacuum_hours, needed), MOST_HOURS)
         with step("vacuum", spark) as progress:
-            counts["purged_users"], purged = _purge(tables, config, runs, now)
+            counts["purged_users"], purged = _purge(tables, config, run.run_id, now)
             for name in names:
                 if name not in purged:
                     vacuum(tables, name, hours)
@@ -87,49 +87,65 @@ def _drop_progress(tables: LakeTables, config: Config, now: dt.datetime) -> int:
         return 0
 
 
-def _purge(tables: LakeTables, config: Config, runs: dict[str, KeptRun], now: dt.datetime) -> tuple[int, set[str]]:
+def _purge(tables: LakeTables, config: Config, own_run: str, now: dt.datetime) -> tuple[int, set[str]]:
     """Remove the files and logs of versions that name forgotten users; returns the users and the vacuumed tables.
 
-    A night that ran beside the forget may have written rows of theirs since: they are removed first.
+    A job that ran beside the forget may have written rows of theirs since: they are removed first, and the files with
+    them go `purge_hours` later, as those of a new forget.
     """
     known = forgotten_users(tables)
-    purge_hours = config.maintain.purge_hours
-    until = int(now.timestamp()) - 3600 * purge_hours
-    due = f"purged_at IS NULL AND forgotten_at <= timestamp_seconds({until})"
-    rows = tables.read("forgotten").where(due)
-    if known is None or not (users := rows.count()):
+    if known is None:
         return 0, set()
-    _check_idle(config, runs, now)
+    hours = config.maintain.purge_hours
+    if _remove_again(tables, known) or not tables.read("forgotten").where("sealed_at IS NULL").isEmpty():
+        note_sealed(tables, seal_tables(tables))
+    until = int(dt.datetime.now(dt.UTC).timestamp()) - 3600 * hours
+    due = f"purged_at IS NULL AND sealed_at <= timestamp_seconds({until})"
+    rows = tables.read("forgotten").where(due)
+    users = rows.count()
+    if not users:
+        return 0, set()
+    _check_idle(tables, config, own_run)
     sealed = rows.select(F.explode("sealed").alias("name", "version")).groupBy("name").agg(F.max("version"))
-    versions: dict[str, int] = {name: version for name, version in sealed.collect()}
-    again = [name for name in PER_USER if tables.exists(name) and _remove_again(tables, name, known)]
-    for name in again:
-        versions[name] = seal(tables, name)
+    versions = {name: version for name, version in sealed.collect()}
     for name, version in sorted(versions.items()):
-        vacuum(tables, name, purge_hours)
+        vacuum(tables, name, hours)
         drop_log_before(tables, name, version)
         drop_damaged(tables, name)
-    done = {"sealed": F.from_json(F.lit(json.dumps(versions)), "map<string,bigint>")}
-    if not (again and purge_hours):  # else the files of these go the next time
-        done["purged_at"] = F.lit(f"{now:%Y-%m-%dT%H:%M:%S}Z")
-    tables.update("forgotten", due, done)
-    return users if "purged_at" in done else 0, set(versions)
+    tables.update("forgotten", due, {"purged_at": F.lit(f"{now:%Y-%m-%dT%H:%M:%S}Z")})
+    return users, set(versions)
 
 
-def _check_idle(config: Config, runs: dict[str, KeptRun], now: dt.datetime) -> None:
+def _check_idle(tables: LakeTables, config: Config, own_run: str) -> None:
     """Raise ConflictError if a run in progress may still read or write files that would go."""
-    limit = now - dt.timedelta(hours=max(config.maintain.purge_hours, 24))
-    busy = [run.run_id for run in runs.values() if run.state == "running" and run.started_at > limit]
-    if busy and config.maintain.purge_hours < 24:
+    if config.maintain.purge_hours >= SAFE_HOURS:
+        return
+    busy = tables.read("runs").where(F.col("state") == "running").where(F.col("run_id") != own_run)
+    if row := busy.orderBy("run_id").select("run_id").first():
         raise ConflictError(
-            f"run {busy[0]} is in progress, maintain.purge_hours={config.maintain.purge_hours} would remove its files: "
-            "wait for its end, or set maintain.purge_hours=24"
+            f"run {row['run_id']} is in progress, maintain.purge_hours={config.maintain.purge_hours} would remove its "
+            f"files: wait for its end, or set maintain.purge_hours={SAFE_HOURS}"
         )
 
 
-def _remove_again(tables: LakeTables, name: str, known: Forgotten) -> int:
-    back = known.among(tables.read(name).select("user_id").distinct())
-    return 0 if back.isEmpty() else remove(tables, name, back)
+def _remove_again(tables: LakeTables, known: Forgotten) -> bool:
+    """Remove what was written of forgotten users since; whether there was anything."""
+    found = blank_runs(tables, known.ids_among) > 0
+    for name in PER_USER:
+        if not tables.exists(name):
+            continue
+        back = known.among(tables.read(name).select("user_id").distinct())
+        if back.isEmpty():
+            continue
+        found = True
+        if name == "users":  # their indices are never given again
+            given = known.among(tables.read("users")).select(
+                known.hash(F.col("user_id")).alias("hash"), F.col("user_idx").alias("given")
+            )
+            clause = "WHEN MATCHED THEN UPDATE SET user_idx = greatest(t.user_idx, s.given)"
+            tables.merge("forgotten", given, "t.hash = s.hash", clause)
+        remove_rows(tables, name, back)
+    return found
 
 
 def _size(n: float) -> str:

@@ -16,6 +16,7 @@ from sparkcf.data.pairs import row_lists
 from sparkcf.errors import ConfigError
 from sparkcf.jobs.base import base_run, read_fitted, training_data
 from sparkcf.lake.factors import replace_of_run
+from sparkcf.lake.forgotten import forgotten_users
 from sparkcf.lake.frames import one_row
 from sparkcf.lake.tables import LakeTables
 from sparkcf.models.contract import Fitted, Model, TrainingData
@@ -60,6 +61,10 @@ def predict_pairs(spark: SparkSession, config: Config) -> dict[str, Any]:
     fitted = read_fitted(tables, model, run, data, of_run)
     with step("predict", spark) as progress:
         pairs = requested.where("user_id IS NOT NULL AND item_id IS NOT NULL").distinct()
+        of_forgotten = 0
+        if forgotten := forgotten_users(tables):
+            of_forgotten = forgotten.among(pairs).count()
+            pairs = forgotten.without(pairs)
         pairs = pairs.withColumn("context", F.map_from_entries("context"))
         whole = _with_vectors(pairs, inputs, model, data, fitted)
         kept = ("user_id", "item_id", "own_ts", "own_context", "unknown", "known_user")
@@ -80,7 +85,9 @@ def predict_pairs(spark: SparkSession, config: Config) -> dict[str, Any]:
         finally:
             values.unpersist()
         read, usable = one_row(requested.agg(F.count(F.lit(1)), F.count(F.concat("user_id", "item_id"))))
-        counts |= {"without_id": int(read - usable), "duplicates": int(usable) - counts["pairs"]}
+        duplicates = int(usable) - counts["pairs"] - of_forgotten
+        counts |= {"without_id": int(read - usable), "duplicates": duplicates}
+        counts |= {"forgotten": of_forgotten} if of_forgotten else {}
         progress.note = ", ".join(f"{n:,} {name.replace('_', ' ')}" for name, n in counts.items())
     run.record({"predictions": counts["pairs"]})
     return {"run_id": run.run_id, "counts": counts}

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 
 import numpy as np
 from numpy.typing import NDArray
@@ -125,7 +125,7 @@ def rank_block(
     scorable = np.isfinite(user_vectors).all(axis=1)
     width = min(m, slice_items)
     buffer = np.empty((max(1, min(n, score_bytes // (4 * max(width, 1)))), width), dtype=np.float32)
-    lists = []
+    best: tuple[Int32, Float32] | None = None
     for start in range(0, m, slice_items):
         part = slice(start, min(start + slice_items, m))
         vectors = item_vectors[part]
@@ -138,21 +138,20 @@ def rank_block(
                 return np.dot(user_vectors[users], vectors.T, out=scores)
             return np.dot(user_vectors[users], vectors.T)  # the last slice: its rows are not contiguous in the buffer
 
-        lists.append(_rank(score_block, scorable, len(vectors), offset, *seen, k, len(buffer)))
-        lists[-1][0][lists[-1][0] >= 0] += start
-    if len(lists) > 1:
-        return merge_lists(lists, k)
-    return lists[0] if lists else _padding(n, k)
+        found = _rank(score_block, scorable, len(vectors), offset, *seen, k, len(buffer))
+        found[0][found[0] >= 0] += start
+        best = found if best is None else merge_lists(best, found, k)
+    return best or _padding(n, k)
 
 
-def merge_lists(lists: Sequence[tuple[Int32, Float32]], k: int) -> tuple[Int32, Float32]:
-    """Merge lists of the same users over ascending ranges of items: of each user the k best, ties by the smaller index.
+def merge_lists(first: tuple[Int32, Float32], second: tuple[Int32, Float32], k: int) -> tuple[Int32, Float32]:
+    """Merge lists of the same users, the second of items after those of the first: the k best of each user.
 
     Parameters
     ----------
-    lists : (items, scores) as `rank_block` gives them, int32 and float32 arrays (n, any); at least one.
+    first, second : (items, scores) as `rank_block` gives them, int32 and float32 arrays (n, any).
     """
-    items, scores = (np.concatenate(arrays, axis=1) for arrays in zip(*lists, strict=True))
+    items, scores = (np.concatenate(arrays, axis=1) for arrays in zip(first, second, strict=True))
     places, best = select_top(scores, k)  # of equal scores the first place, which has the smaller index
     return np.where(places >= 0, np.take_along_axis(items, np.maximum(places, 0), axis=1), -1).astype(np.int32), best
 

@@ -83,8 +83,10 @@ class Folder:
 
     def changed_at(self, name: str) -> dt.datetime | None:
         """When the newest file below an entry was written; None if it has no file."""
-        below = fs.FileSelector(f"{self._path}/{name}", allow_not_found=True, recursive=True)
-        infos = self._files.get_file_info(below)
+        path = f"{self._path}/{name}"
+        info = self._files.get_file_info(path)
+        below = fs.FileSelector(path, allow_not_found=True, recursive=True)
+        infos = [info] if info.type == fs.FileType.File else self._files.get_file_info(below)
         return max((info.mtime for info in infos if info.type == fs.FileType.File), default=None)
 
     def names(self) -> list[str]:

@@ -6,7 +6,9 @@ that can be guessed from whoever reads the lake.
 
 from __future__ import annotations
 
+import hashlib
 import secrets
+from collections.abc import Callable
 from dataclasses import dataclass
 
 from pyspark.sql import Column, DataFrame
@@ -47,13 +49,25 @@ class Forgotten:
         """The rows (with user_id) of users who are not forgotten."""
         return self._hashed(rows).join(F.broadcast(self.hashes), on="hash", how="left_anti").drop("hash")
 
-    def blanked(self, rows: DataFrame, text: str) -> DataFrame:
-        """The rows, with null in place of a text one of whose words is a forgotten user's id."""
+    def blanked(self, rows: DataFrame, text: str, normalized: Callable[[Column], Column]) -> DataFrame:
+        """The rows, with null in place of a text one of whose words, normalized, is a forgotten user's id."""
         words = F.explode(F.array_union(*(F.split(text, between) for between in BETWEEN_WORDS)))
-        named = rows.select(text).distinct().withColumn("user_id", words)
+        named = rows.select(text).distinct().withColumn("word", words)
+        named = named.withColumn("user_id", normalized(F.col("word"))).where("user_id IS NOT NULL")
         named = self.among(named).select(text).distinct().withColumn("named", F.lit(True))
         joined = rows.join(named, on=text, how="left")
         return joined.withColumn(text, F.when(F.col("named").isNull(), F.col(text))).select(*rows.columns)
+
+    def unsealed(self, tables: LakeTables, ids: DataFrame) -> bool:
+        """Whether the job that forgot one of the users (user_id) did not reach its end."""
+        open_rows = tables.read("forgotten").where("sealed_at IS NULL").select("hash")
+        return not self._hashed(ids).join(open_rows, on="hash", how="left_semi").isEmpty()
+
+    def ids_among(self, users: set[str]) -> set[str]:
+        """Those of some ids whose users are forgotten."""
+        by_hash = {hashlib.sha256(f"{self.salt}{user}".encode()).hexdigest(): user for user in users}
+        found = self.hashes.where(F.col("hash").isin(*by_hash)).collect() if by_hash else []
+        return {by_hash[row["hash"]] for row in found}
 
     def _hashed(self, rows: DataFrame) -> DataFrame:
         return rows.withColumn("hash", self.hash(F.col("user_id")))

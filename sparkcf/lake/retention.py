@@ -4,19 +4,23 @@ from __future__ import annotations
 
 import datetime as dt
 import json
+import re
 from collections.abc import Collection, Iterable, Mapping
+from contextlib import suppress
 from dataclasses import dataclass
 from typing import Any
 
 from pyspark.sql import functions as F
 
+from sparkcf.errors import ConfigError
 from sparkcf.lake.folder import Folder
 from sparkcf.lake.runs import FITS
 from sparkcf.lake.schemas import PER_RUN
 from sparkcf.lake.tables import LakeTables, retry_conflicts
 
 MODELS = "_models"  # the folder of runs' arrays
-DONE = ("failed", "expired", "refused")  # states of runs whose inputs nobody reads again
+CHECKPOINTS = re.compile(r"[a-z][a-z0-9_]*-[0-9a-f]{16}(-.*)?|compare-.*")  # folders of a fit, of a comparison
+DONE = ("failed", "expired")  # states of runs whose inputs nobody reads again
 
 
 @dataclass(frozen=True)
@@ -80,28 +84,38 @@ def read_published(tables: LakeTables) -> dict[str, list[str]]:
     return order
 
 
-def drop_runs_except(tables: LakeTables, kept: Collection[str]) -> set[str]:
-    """Remove the rows and arrays of all runs but `kept` and mark them as expired; returns their ids."""
+def drop_runs(tables: LakeTables, runs: Mapping[str, KeptRun], kept: Collection[str], keep_published: int) -> set[str]:
+    """Mark the runs that are not kept as expired, then remove their rows and arrays; returns their ids.
+
+    Only runs of `runs` are removed: one that has begun since stays. A run that was rolled back to meanwhile stays too.
+    """
+    old = {run_id for run_id in runs if run_id not in kept}
+    if not old:
+        return set()
+    expired = {
+        "state": F.lit("expired"),
+        "reason": F.lit("maintain removed its rows: train again, or raise maintain.keep_published or keep_days"),
+    }
+    tables.update("runs", f"state NOT IN ('failed', 'expired') AND run_id IN ({_listed(sorted(old))})", expired)
+    for order in read_published(tables).values():
+        for run_id in list(dict.fromkeys(reversed(order)))[:keep_published]:
+            if run_id in old:
+                tables.update("runs", f"run_id = '{run_id}'", {"state": F.lit("published"), "reason": F.lit(None)})
+                old.remove(run_id)
     dropped: set[str] = set()
     for name in PER_RUN:
         if tables.exists(name):
             partitions = tables.read(name).select("model", "run_id").distinct().collect()
-            old = sorted((row["model"], row["run_id"]) for row in partitions if row["run_id"] not in kept)
-            for model in sorted({model for model, _ in old}):
-                ids = [run_id for of_model, run_id in old if of_model == model]
+            gone = sorted((row["model"], row["run_id"]) for row in partitions if row["run_id"] in old)
+            for model in sorted({model for model, _ in gone}):
+                ids = [run_id for of_model, run_id in gone if of_model == model]
                 _delete(tables, name, f"model = '{model}' AND run_id IN ({_listed(ids)})")
-            dropped.update(run_id for _, run_id in old)
-    folder = Folder(f"{tables.root}/{MODELS}")
-    for run_id in folder.names():
-        if run_id not in kept:
+            dropped.update(run_id for _, run_id in gone)
+    with suppress(ConfigError):  # an address that Arrow cannot write has no arrays
+        folder = Folder(f"{tables.root}/{MODELS}")
+        for run_id in old.intersection(folder.names()):
             folder.delete(run_id)
             dropped.add(run_id)
-    if dropped:
-        expired = {
-            "state": F.lit("expired"),
-            "reason": F.lit("maintain removed its rows: train again, or raise maintain.keep_published or keep_days"),
-        }
-        tables.update("runs", f"state <> 'failed' AND run_id IN ({_listed(sorted(dropped))})", expired)
     return dropped
 
 
@@ -118,9 +132,13 @@ def drop_packed_rows(tables: LakeTables, before: dt.date) -> int:
 
 
 def drop_progress(root: str, before: dt.datetime) -> int:
-    """Remove checkpoints that nothing has changed since a time; returns the number of fits they are of."""
+    """Remove checkpoints that nothing has changed since a time; returns the number of fits they are of.
+
+    The folder may hold other things too: only what has a name of ours is looked at.
+    """
     folder = Folder(root)
-    old = [name for name in folder.names() if (at := folder.changed_at(name)) is not None and at < before]
+    ours = [name for name in folder.names() if CHECKPOINTS.fullmatch(name)]
+    old = [name for name in ours if (at := folder.changed_at(name)) is not None and at < before]
     for name in old:
         folder.delete(name)
     return len(old)

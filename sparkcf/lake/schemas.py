@@ -467,6 +467,7 @@ FORGOTTEN = Table(
             column("run_id", STRING, "run of the job; its counts are in `runs`"),
             column("counts", MapType(STRING, LONG), "the user's rows that were removed, by table"),
             column("sealed", MapType(STRING, LONG), "versions of tables from which on no row is theirs", nullable=True),
+            column("sealed_at", TimestampType(), "when that was so; null: the job did not get there", nullable=True),
             column("purged_at", TimestampType(), "when the files of earlier versions were removed", nullable=True),
         ]
     ),

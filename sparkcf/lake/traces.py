@@ -32,9 +32,17 @@ FILES_A_TASK = 16
 ROWS_A_BATCH = 65_536
 
 
-def bounded(column: str) -> str:
-    """SQL of a regular expression that finds the id in a column as a whole word: no letter or digit beside it."""
-    return f"concat('(?<!{WORD})\\\\Q', {column}, '\\\\E(?!{WORD})')"
+def spellings(ids: Iterable[str]) -> list[str]:
+    """The ids as lines of the input may write them: as they are, escaped in JSON, and with quotes doubled."""
+    return sorted({way for i in ids for way in (i, json.dumps(i)[1:-1], i.replace('"', '""'))})
+
+
+def spelled(text: str, word: str, fold_case: bool) -> str:
+    r"""SQL that finds a column's word in another column's text, as a whole word: no letter or digit beside it."""
+    if fold_case:
+        text, word = f"lower({text})", f"lower({word})"
+    pattern = f"concat('(?<!{WORD})\\\\Q', {word}, '\\\\E(?!{WORD})')"
+    return f"instr({text}, {word}) > 0 AND {text} RLIKE {pattern}"
 
 
 @dataclass
@@ -44,18 +52,24 @@ class Traces:
     A number of few digits is a word of many texts that mean something else: it counts only within the lines of the
     input.
 
+    ids : normalized as a load does.
+    fold_case : upper and lower case are the same id in a line of the input.
     by_table : number of files that name one of them, by table or folder.
+    searched : False if the files cannot be searched.
     """
 
     ids: Iterable[str]
+    fold_case: bool = False
     by_table: dict[str, int] = field(default_factory=dict)
     files: int = 0
+    searched: bool = True
 
     def __post_init__(self) -> None:
         self._ids = frozenset(self.ids)
         self._values = pa.array(sorted(self._ids), pa.string())
-        self._words = _pattern(self._ids)
-        self._rare_words = _pattern(i for i in self._ids if not re.fullmatch(r"[0-9]{1,8}", i))
+        words = spellings(self._ids)
+        self._words = _pattern(words, self.fold_case)
+        self._rare_words = _pattern((i for i in words if not re.fullmatch(r"[0-9]{1,8}", i)), self.fold_case)
 
     def in_text(self, text: str, name: str = "") -> bool:
         """Whether a column's text names one of them. `name` : of the column or key; empty: any text."""
@@ -101,37 +115,39 @@ class Traces:
         return any(self.in_value(text, name) for text in pc.unique(array).to_pylist() if text is not None)
 
     def in_words(self) -> str:
+        if not self.searched:
+            return "the files were not searched"
         if not self.by_table:
             return f"none of {self.files:,} files names one of them"
         named = ", ".join(f"{table} {n:,}" for table, n in sorted(self.by_table.items()))
         return f"{sum(self.by_table.values()):,} of {self.files:,} files still name one of them ({named})"
 
 
-def _pattern(ids: Iterable[str]) -> re.Pattern[str]:
+def _pattern(ids: Iterable[str], fold_case: bool) -> re.Pattern[str]:
     words = "|".join(re.escape(i) for i in sorted(ids, key=len, reverse=True))
-    return re.compile(f"(?<!{WORD})(?:{words})(?!{WORD})" if words else r"(?!)")
+    return re.compile(f"(?<!{WORD})(?:{words})(?!{WORD})" if words else r"(?!)", re.IGNORECASE if fold_case else 0)
 
 
-def find_traces(tables: LakeTables, ids: list[str]) -> Traces:
+def find_traces(tables: LakeTables, ids: list[str], fold_case: bool = False) -> Traces:
     """Search every file below the lake's root, dead ones and logs included.
 
     Packed rows and arrays hold indices of users, no ids.
     """
     files = Folder(tables.root).files()
-    found = Traces(ids, files=len(files))
+    found = Traces(ids, fold_case, files=len(files))
     if not files or not ids:
         return found
     spark: SparkSession = tables.spark
     root = tables.root
     parts = spark.sparkContext.parallelize(files, max(1, -(-len(files) // FILES_A_TASK)))
-    named = parts.mapPartitions(lambda names: _naming(root, ids, names)).collect()
+    named = parts.mapPartitions(lambda names: _naming(root, Traces(ids, fold_case), names)).collect()
     found.by_table = dict(Counter(_table(name) for name in named))
     return found
 
 
-def _naming(root: str, ids: list[str], names: Iterable[str]) -> Iterator[str]:
+def _naming(root: str, traces: Traces, names: Iterable[str]) -> Iterator[str]:
     """The files that name one of the ids."""
-    folder, traces = Folder(root), Traces(ids)
+    folder = Folder(root)
     for name in names:
         try:
             if _names(folder, traces, name):

@@ -88,7 +88,9 @@ class SavedSweeps:
             if sweep.shared:
                 manifest["shared"] = hashlib.sha256(shared).hexdigest()
             problem = self._tried(lambda: self._declare(folder, manifest))
-        return problem if gang.sum(np.array([problem is not None], np.int64))[0] else None
+        if gang.sum(np.array([problem is not None], np.int64))[0]:
+            return problem or "the first worker could not write"
+        return None
 
     @staticmethod
     def _tried(write: Callable[[], None]) -> str | None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import os
+import time
 from collections.abc import Callable
 from pathlib import Path
 
@@ -20,6 +21,7 @@ from sparkcf.jobs.maintain import maintain
 from sparkcf.jobs.nightly import nightly
 from sparkcf.jobs.publish import rollback
 from sparkcf.lake.published import append_published
+from sparkcf.lake.runs import recorded_run, start_run
 from sparkcf.lake.schemas import PER_USER
 from sparkcf.lake.tables import LakeTables
 from sparkcf.lake.traces import Traces
@@ -128,12 +130,20 @@ def test_maintain_waits_for_a_run_in_progress_before_it_removes_files_at_once(sp
     build, folder = lake
     tables = LakeTables(spark, str(folder))
     forget_users(spark, build("forget.users=[u20]"))
-    first = tables.read("runs").where("job = 'train'").orderBy("run_id").first()
-    tables.update("runs", f"run_id = '{first['run_id']}'", {"state": F.lit("running")})
-    with pytest.raises(ConflictError, match=f"run {first['run_id']} is in progress, maintain.purge_hours=0 would"):
+    with (
+        recorded_run(tables, "clean", build(), {}) as busy,
+        pytest.raises(ConflictError, match=f"run {busy.run_id} is in progress, maintain.purge_hours=0 would"),
+    ):
         maintain(spark, build("maintain.purge_hours=0"))
-    tables.update("runs", f"run_id = '{first['run_id']}'", {"state": F.lit("published")})
+    busy.update("cleaned")
+    # A night that ran beside the forget has written the user again: with another index, and named in its settings.
+    row = tables.read("users").where("user_id = 'u1'")
+    tables.append("users", row.withColumns({"user_id": F.lit("u20"), "user_idx": F.lit(77)}))
+    recorded = start_run(tables, "clean", build("topk.users=[u20, u1]"), {})
+    recorded.update("cleaned")
     assert maintain(spark, build("maintain.purge_hours=0"))["counts"]["purged_users"] >= 1
+    assert tables.read("users").where("user_id = 'u20'").isEmpty() and naming(folder, "u20") == []
+    assert tables.read("forgotten").agg(F.max("user_idx")).first()[0] == 77
 
 
 def test_a_request_needs_users() -> None:
@@ -172,11 +182,14 @@ def test_maintain_removes_runs_that_cannot_be_rolled_back_to(spark, lake) -> Non
     of_run = f"run_id = '{old['run_id']}'"
     assert maintain(spark, config)["counts"]["expired_runs"] == 0  # it is the published one
     append_published(tables, "als", config.ds, "another", "publish", 2)
-    (folder / "_progress" / "als-0").mkdir(parents=True)
-    (folder / "_progress" / "als-0" / "sweep.json").write_text("{}")
-    os.utime(folder / "_progress" / "als-0" / "sweep.json", (1e9, 1e9))
+    for name, age in {"als-0123456789abcdef": 1e9, "als-0123456789abcdef-q2": time.time(), "theirs": 1e9}.items():
+        file = folder / "_progress" / name / "sweep.json"
+        file.parent.mkdir(parents=True)
+        file.write_text("{}")
+        os.utime(file, (age, age))
     done = maintain(spark, config)["counts"]
-    assert done["expired_runs"] == 1 and done["checkpoints"] == 0  # its folder is new
+    assert done["expired_runs"] == 1 and done["checkpoints"] == 1
+    assert sorted(path.name for path in (folder / "_progress").iterdir()) == ["als-0123456789abcdef-q2", "theirs"]
     assert (
         tables.read("recommendations").where(of_run).isEmpty() and tables.read("user_factors").where(of_run).isEmpty()
     )
@@ -184,3 +197,9 @@ def test_maintain_removes_runs_that_cannot_be_rolled_back_to(spark, lake) -> Non
     assert tables.read("runs").where(of_run).first()["state"] == "expired"
     with pytest.raises(NotFoundError, match=f"run {old['run_id']} is expired: a run that is published or recommended"):
         rollback(spark, config)
+
+
+def test_an_id_is_found_as_json_escapes_it_and_in_any_case_where_case_is_folded() -> None:
+    assert Traces([WHO]).in_text('{"user": "zo\\u00eb-7f3a@example", "item": 3', "raw")
+    assert Traces([WHO], fold_case=True).in_text("ZOË-7F3A@example,3,bad", "raw")
+    assert not Traces([WHO]).in_text("ZOË-7F3A@example,3,bad", "raw")

@@ -39,6 +39,8 @@ def test_the_runs_that_a_kept_one_was_folded_into_stay() -> None:
 def test_table_versions_stay_for_the_oldest_run_that_may_read_them_again() -> None:
     of_lake = runs(a=9, b=2)
     assert hours_needed(of_lake, {"a", "b"}, NOW) == 9 * 24
+    of_lake["a"] = KeptRun("a", "refused", of_lake["a"].started_at)  # it may still be published
+    assert hours_needed(of_lake, {"a", "b"}, NOW) == 9 * 24
     of_lake["a"] = KeptRun("a", "failed", of_lake["a"].started_at)
     assert hours_needed(of_lake, {"a", "b"}, NOW) == 2 * 24
     assert hours_needed(of_lake, set(), NOW) == 0

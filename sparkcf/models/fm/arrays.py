@@ -75,6 +75,7 @@ def fit_fm_arrays(
     Parameters
     ----------
     fields : all fields in the order of their tables; fields with a `side` read their features from users and items.
+    checkpoint_dir : folder of this fit alone, from whose sweeps it goes on; removed when it is done.
     """
     plan = make_plan(config, fields, n_users, n_items, seed, threads)
     if config.learner == "sgd":
@@ -82,8 +83,10 @@ def fit_fm_arrays(
     key = np.arange(len(data.y), dtype=np.int64)
     rest = (data.y, key, data.ptr, data.feat, data.val)
     rows = [FMRows(data.users, data.items, *rest), FMRows(data.items, data.users, *rest)]
-    saved = SavedSweeps(checkpoint_dir) if checkpoint_dir else None
+    saved = SavedSweeps(checkpoint_dir) if checkpoint_dir and config.save_every else None
     samples, log = train_fm(rows, plan, Alone(on_progress), saved)
+    if saved:
+        saved.clear()
     return FMFit(plan, [(sample.w0, whole_table(sample, plan)) for sample in samples], log)
 
 
