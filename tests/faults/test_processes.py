@@ -277,7 +277,8 @@ def test_exit_codes_and_the_last_line(base: Base, submit: Submits, tmp_path: Pat
     assert "all 2 rows were rejected" in expected[3].told["error"]
     # A refused input leaves the row of its run, which says why, and nothing else.
     assert sorted(path.name for path in tmp_path.iterdir()) == ["c", "none.csv"]
-    assert [path.name for path in (tmp_path / "c").iterdir()] == ["runs"]
+    assert sorted(path.name for path in (tmp_path / "c").iterdir()) == ["_leases", "runs"]
+    assert not list((tmp_path / "c" / "_leases").iterdir())  # the run's lease has ended
     command = [str(BIN / "sparkcf"), "recommend", "--user", "nobody", "--lake", str(base.lake)]
     asked = subprocess.run(command, capture_output=True, text=True, timeout=60)
     assert asked.returncode == 1 and asked.stdout == ""

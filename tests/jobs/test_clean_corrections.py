@@ -11,6 +11,7 @@ from sparkcf.data.inputs import as_of
 from sparkcf.jobs.clean import write_interactions
 from sparkcf.lake.schemas import TABLES
 from sparkcf.lake.tables import LakeTables
+from sparkcf.lake.upgrade import apply, changes
 
 pytestmark = pytest.mark.slow
 
@@ -77,6 +78,7 @@ def test_an_event_that_is_corrected_and_then_absent_has_its_first_value_again(
     old = [field for field in TABLES["interactions"].schema if field.name != "replaced"]
     ddl = ", ".join(f"{field.name} {field.dataType.simpleString()}" for field in old)
     spark.sql(f"CREATE TABLE delta.`{tables.path('interactions')}` ({ddl}) USING delta PARTITIONED BY (ds)")
+    apply(tables, changes(tables))  # as `sparkcf upgrade` does
     load(MON, ann=1, bob=1)
     assert load(TUE, ann=2)["ann"] == (2, "2", TUE, [(MON, 1)])
     again = load(TUE, cy=5)
