@@ -102,7 +102,7 @@ def _forget(tables: LakeTables, ids: DataFrame, users: list[str], config: Config
             counts = {}
             for name in present:
                 if found[name]:
-                    with step("remove them from a table", tables.spark, name) as progress:
+                    with step("remove them from", tables.spark, name) as progress:
                         counts[name] = remove_rows(tables, name, ids)
                         progress.note = f"{counts[name]:,} rows"
             counts["feature_factors"] = remove_parameters(tables, indices)
