@@ -68,6 +68,7 @@ def shared_data() -> Path:
 LONGEST = (
     "faults/test_cluster.py",
     "airflow/test_nightly.py",
+    "jobs/test_forget.py",
     "jobs/test_nightly.py",
     "faults/test_processes.py",
     "bench/test_bench.py",
