@@ -99,8 +99,8 @@ def _purge(tables: LakeTables, config: Config, own_run: str, now: dt.datetime) -
     hours = config.maintain.purge_hours
     if _remove_again(tables, known) or not tables.read("forgotten").where("sealed_at IS NULL").isEmpty():
         note_sealed(tables, seal_tables(tables))
-    until = int(dt.datetime.now(dt.UTC).timestamp()) - 3600 * hours
-    due = f"purged_at IS NULL AND sealed_at <= timestamp_seconds({until})"
+    until = int(1e6 * (dt.datetime.now(dt.UTC) - dt.timedelta(hours=hours)).timestamp())
+    due = f"purged_at IS NULL AND sealed_at <= timestamp_micros({until})"  # to the microsecond, as sealed_at is
     rows = tables.read("forgotten").where(due)
     users = rows.count()
     if not users:
