@@ -20,11 +20,27 @@ WHITE_SPACE = "".join(c for c in map(chr, range(0x10000)) if unicodedata.categor
 ZERO_WIDTH = "\ufeff\u200b\u200c\u200d\u2060\u00ad"
 
 
+def constants(input_config: InputConfig, ds: dt.date) -> dict[str, Column]:
+    """Columns that are the same in every row, since the input has none for them."""
+    columns = input_config.columns
+    found = {
+        "event": F.lit(input_config.default_event),
+        "value": F.lit(1.0),
+        "ts": utc(dt.datetime.combine(ds, dt.time())),
+        "context": F.array().cast("array<string>"),
+    }
+    return {name: column for name, column in found.items() if not getattr(columns, name)}
+
+
 def parse(raw: DataFrame, input_config: InputConfig, config: CleanConfig, ds: dt.date) -> DataFrame:
     """Type the text fields: ids normalised, `value` double, `ts` timestamp; the texts stay as value_text, ts_text."""
-    value = trimmed("value")
-    columns = input_config.columns
-    ts = parsed_timestamp(trimmed("ts"), input_config.ts_formats)
+    value, texts = trimmed("value"), F.transform("context", lambda text: F.nullif(without_white_space(text), F.lit("")))
+    typed = {
+        "event": trimmed("event"),
+        "value": F.when(value.rlike(NUMBER), value.cast("double")),
+        "ts": parsed_timestamp(trimmed("ts"), input_config.ts_formats),
+        "context": texts,
+    } | constants(input_config, ds)
     return raw.select(
         "raw",
         "source",
@@ -35,12 +51,9 @@ def parse(raw: DataFrame, input_config: InputConfig, config: CleanConfig, ds: dt
         "quote",
         normalized_id(F.col("user_id"), config).alias("user_id"),
         normalized_id(F.col("item_id"), config).alias("item_id"),
-        (trimmed("event") if columns.event else F.lit(input_config.default_event)).alias("event"),
-        (value if columns.value else F.lit("1")).alias("value_text"),
-        (F.when(value.rlike(NUMBER), value.cast("double")) if columns.value else F.lit(1.0)).alias("value"),
+        (value if input_config.columns.value else F.lit("1")).alias("value_text"),
         trimmed("ts").alias("ts_text"),
-        (ts if columns.ts else utc(dt.datetime.combine(ds, dt.time()))).alias("ts"),
-        F.transform("context", lambda text: F.nullif(without_white_space(text), F.lit(""))).alias("context"),
+        *(column.alias(name) for name, column in typed.items()),
     )
 
 

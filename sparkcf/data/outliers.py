@@ -50,7 +50,7 @@ class Outliers:
         return rows
 
 
-def find_outliers(events: DataFrame, config: CleanConfig) -> Outliers:
+def find_outliers(events: DataFrame, users: DataFrame, config: CleanConfig) -> Outliers:
     """Find users with too many or too few events, then items with too few, once or until nothing changes.
 
     The rounds of `until_stable` stop after MOST_ROUNDS at the latest, with a note.
@@ -58,10 +58,9 @@ def find_outliers(events: DataFrame, config: CleanConfig) -> Outliers:
     Parameters
     ----------
     events : user_id, item_id and `values`, the number of distinct values of the row's key.
+    users : user_id and `events`, the sum of the user's `values`; read three times.
     """
-    users = events.groupBy("user_id").agg(F.sum("values").alias("events"))
-    users = users.persist(StorageLevel.MEMORY_AND_DISK)  # one row per user, read three times
-    kept, rejected = [users], {"user_id": [], "item_id": []}
+    kept, rejected = [], {"user_id": [], "item_id": []}
     usual = F.percentile_approx("events", 0.99, 10_000).alias("usual")
     stats = users.agg(F.sum("events").alias("events"), F.max("events").alias("most"), usual).first()
     figures, notes = {"largest_user_events": int(stats["most"] or 0)}, []

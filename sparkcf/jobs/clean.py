@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from typing import Any
 
 from pyspark import StorageLevel
@@ -12,7 +13,8 @@ from pyspark.sql.types import ArrayType, MapType, StringType
 
 from sparkcf.config.root import Config
 from sparkcf.data.attributes import read_items, read_users
-from sparkcf.data.clean import KEY, Cleaned, clean
+from sparkcf.data.clean import Cleaned, clean
+from sparkcf.data.duplicates import KEY
 from sparkcf.data.fields import normalized_id
 from sparkcf.data.ingest import decoded, explained, read_raw
 from sparkcf.data.lines import not_utf8, readable
@@ -26,6 +28,7 @@ from sparkcf.lake.sizing import size_queries
 from sparkcf.lake.tables import LakeTables, retry_conflicts, sql_date
 from sparkcf.progress import say, step
 
+ROWS_A_FILE = 500_000  # of a first load
 STATE = ("value", "context", "source", "ds", "replaced")  # columns of interactions that a later load may change
 
 
@@ -67,7 +70,7 @@ def _load(spark: SparkSession, config: Config, tables: LakeTables, run: Run) -> 
             register(tables, "items", _seen("item", cleaned.seen["item"], items, config))
         with step("write quarantine and interactions", spark) as progress:
             write_quarantine(tables, cleaned, config)
-            changes = write_interactions(tables, cleaned.interactions, config)
+            changes = write_interactions(tables, cleaned.interactions, config, (cleaned.counts["clean"], *cleaned.span))
             progress.note = ", ".join(f"{n:,} {name}" for name, n in changes.items())
     finally:
         cleaned.release()
@@ -134,15 +137,20 @@ def write_quarantine(tables: LakeTables, cleaned: Cleaned, config: Config) -> No
         F.when(not_utf8(raw), raw.cast("binary")).alias("raw_bytes"),
         decoded(F.col("source"), config.input_path).alias("source"),
     )
-    tables.replace("quarantine", rows, f"ds = {sql_date(config.ds)}")
-    written = tables.read("quarantine").where(f"ds = {sql_date(config.ds)}").count()
+    of_day = f"ds = {sql_date(config.ds)}"
+    tables.create("quarantine")
+    if cleaned.counts["quarantined"] or not tables.read("quarantine").where(of_day).isEmpty():
+        tables.replace("quarantine", rows, of_day)
+    written = tables.read("quarantine").where(of_day).count()
     if written != cleaned.counts["quarantined"]:
         raise LakeError(
             f"quarantine of {config.ds}: {written:,} rows written, {cleaned.counts['quarantined']:,} expected"
         )
 
 
-def write_interactions(tables: LakeTables, clean_rows: DataFrame, config: Config) -> dict[str, int]:
+def write_interactions(
+    tables: LakeTables, clean_rows: DataFrame, config: Config, size: tuple[int, str, str] | None = None
+) -> dict[str, int]:
     """Merge the day's clean rows into `interactions`; only rows that change are written.
 
     A row has the state of its event in the latest day's load; `replaced` has the states of earlier days.
@@ -156,6 +164,10 @@ def write_interactions(tables: LakeTables, clean_rows: DataFrame, config: Config
     If two days have the same value, the row belongs to only one of them; when that day's load drops the event, the row
     is deleted until the other day is loaded again. A run that changes nothing makes no commit.
 
+    Parameters
+    ----------
+    size : the number of rows, and their first and last times as texts in UTC; None: they are counted here.
+
     Returns
     -------
     dict
@@ -164,14 +176,15 @@ def write_interactions(tables: LakeTables, clean_rows: DataFrame, config: Config
     day = sql_date(config.ds)
     new = clean_rows.withColumn("source", decoded(F.col("source"), config.input_path))
     # As text: a Python datetime would be converted to the host's time zone, where one hour a year is ambiguous.
-    count, *span = one_row(new.agg(F.count(F.lit(1)), F.min("ts").cast("string"), F.max("ts").cast("string")))
+    count, *span = size or one_row(new.agg(F.count(F.lit(1)), F.min("ts").cast("string"), F.max("ts").cast("string")))
 
     def merge() -> dict[str, int]:
         tables.create("interactions")
         old = _near(tables.read("interactions", tables.version("interactions")), span, day)
         if old.isEmpty():  # as in a first load, or for a day that begins after all before it
             counts = {"inserted": count}
-            _merge(tables, _as_inserted(new, day), counts, span)
+            with _without_shuffle(tables.spark):
+                _merge(tables, _as_inserted(new, day).coalesce(-(-count // ROWS_A_FILE)), counts, span)
         else:
             counts = merge_changes(_changes(new, old, day))
         return {name: counts.get(name, 0) for name in ("inserted", "updated", "deleted", "unchanged")}
@@ -191,6 +204,18 @@ def write_interactions(tables: LakeTables, clean_rows: DataFrame, config: Config
         return counts
 
     return retry_conflicts("merge into interactions", merge)
+
+
+@contextmanager
+def _without_shuffle(spark: SparkSession) -> Iterator[None]:
+    """Delta moves what a MERGE writes by the table's partitions: all rows of a day to one task."""
+    key = "spark.databricks.delta.merge.repartitionBeforeWrite.enabled"
+    before = spark.conf.get(key, None)
+    spark.conf.set(key, "false")
+    try:
+        yield
+    finally:
+        spark.conf.unset(key) if before is None else spark.conf.set(key, before)
 
 
 def _merge(tables: LakeTables, changes: DataFrame, counts: dict[str, int], span: Sequence[str]) -> None:

@@ -11,7 +11,7 @@ from pyspark.sql import functions as F
 from sparkcf.config.root import RATING_MEASURES, Config
 from sparkcf.data.inputs import Inputs, newest_versions
 from sparkcf.data.split import time_cut
-from sparkcf.errors import SparkcfError, first_line, interruption
+from sparkcf.errors import NothingNew, SparkcfError, first_line, interruption
 from sparkcf.jobs.base import open_run
 from sparkcf.jobs.checks import check_settings
 from sparkcf.jobs.clean import clean_day
@@ -32,6 +32,8 @@ def nightly(spark: SparkSession, config: Config) -> dict[str, Any]:
 
     A failed step leaves the published run in place and writes the reason into `runs`. Several models are published
     independently: if one fails, the others are still published, and the job ends with the error of the first failure.
+
+    Raises NothingNew if all models' runs of the day are published, of the same events and settings.
     """
     nights = [config.model_copy(update={"model": model}) for model in config.models or (config.model,)]
     check_settings(spark, nights)
@@ -50,9 +52,13 @@ def _nights_of_models(
 ) -> dict[str, Any]:
     done: dict[str, dict[str, Any]] = {}
     failed: dict[str, Exception] = {}
+    unchanged: dict[str, NothingNew] = {}
     for model, night in zip(config.models, nights, strict=True):
         try:
             done[model] = _night_of_model(spark, night, cleaned)
+        except NothingNew as finished:
+            say(f"  {model}: {finished}")
+            unchanged[model] = finished
         except Exception as error:  # any error of one model: go on with the others
             if stop := interruption(error):
                 raise stop from None
@@ -63,6 +69,8 @@ def _nights_of_models(
         published = f"published: {', '.join(done) or 'none'}"
         kind = type(first) if isinstance(first, SparkcfError) else SparkcfError
         raise kind(f"models {', '.join(failed)} failed, {published}; the first error: {first_line(first)}") from first
+    if not done:
+        raise next(iter(unchanged.values()))
     return {"counts": cleaned["counts"], "models": done, "lake": config.lake.root}
 
 

@@ -14,6 +14,7 @@ from sparkcf.data.dictionary import register_texts
 from sparkcf.data.inputs import Inputs, newest_versions
 from sparkcf.errors import ConfigError
 from sparkcf.jobs.base import packing_of, training_data
+from sparkcf.jobs.finished import check_new
 from sparkcf.lake.factors import SIDES, read_factors, write_factors, write_new_run
 from sparkcf.lake.folder import Folder
 from sparkcf.lake.metrics import write_fit_log
@@ -38,10 +39,14 @@ def train_model(spark: SparkSession, config: Config) -> dict[str, Any]:
     """Fit `config.model` on the interactions up to `config.ds` and write its factors as a new run.
 
     Returns the run's id, counts and last objective. A failure is written into `runs`.
+
+    Raises NothingNew if the day's published run was trained from the same.
     """
     tables, model = LakeTables(spark, config.lake.root), model_of(config)
     register_texts(tables, model.reads.texts)
-    with recorded_run(tables, "train", config, newest_versions(tables)) as run:
+    versions = newest_versions(tables)
+    check_new(tables, config, versions)
+    with recorded_run(tables, "train", config, versions) as run:
         inputs = Inputs(tables, run.row["inputs"])
         fitted = _fitted(model, inputs, config)
         try:

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from sparkcf.data import clean
+from sparkcf.data import duplicates
 from sparkcf.data.ingest import read_raw
 from tests.data.inputs import Outcome, clean_frame, clean_input, write_lines
 
@@ -56,11 +56,14 @@ def check(outcome: Outcome) -> None:
     assert outcome.quarantine == [("malformed_line", HEADER)] * 2  # headers after a file's first are rows of no use
 
 
-@pytest.mark.parametrize(("partitions", "most"), [(1, clean.MOST_HASHES), (2, clean.MOST_HASHES), (7, 4), (2, 0)])
+LIMIT = duplicates.MOST_HASHES
+
+
+@pytest.mark.parametrize(("partitions", "most"), [(1, LIMIT), (2, LIMIT), (7, 4), (2, 0)])
 def test_the_last_value_read_wins_however_the_rows_are_spread(
     spark, config, tmp_path: Path, monkeypatch, partitions: int, most: int
 ) -> None:
-    monkeypatch.setattr(clean, "MOST_HASHES", most)  # of repeated keys; beyond, all rows are grouped
+    monkeypatch.setattr(duplicates, "MOST_HASHES", most)  # of repeated keys; beyond, all rows are grouped
     path = write_two_files(tmp_path / "in")
     check(clean_input(spark, config(COLUMNS, path=path), partitions))
 

@@ -17,10 +17,14 @@ def events(spark, rows: list[tuple[str, str, int]]) -> DataFrame:
     return spark.createDataFrame(rows, "user_id string, item_id string, `values` int").coalesce(1)
 
 
+def counted(frame: DataFrame) -> DataFrame:
+    return frame.groupBy("user_id").agg(F.sum("values").alias("events"))
+
+
 def rejected(spark, rows: list[tuple[str, str, int]], **settings: object) -> tuple[dict, list]:
     """The ids that go with their reason, and the (user, item) that stay."""
     frame = events(spark, rows)
-    found = find_outliers(frame, CleanConfig(**settings))
+    found = find_outliers(frame, counted(frame), CleanConfig(**settings))
     reasons = {}
     for part in (found.users, found.items):
         reasons |= {} if part is None else {row[0]: row[1] for row in part.collect()}
@@ -51,7 +55,8 @@ def test_minima_are_applied_once_or_until_all_that_stay_reach_theirs(spark) -> N
 def test_the_rounds_are_bounded(spark, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("sparkcf.data.outliers.MOST_ROUNDS", 1)
     config = CleanConfig(min_events_per_user=2, min_events_per_item=2, minimum="until_stable")
-    found = find_outliers(events(spark, CHAIN), config)
+    frame = events(spark, CHAIN)
+    found = find_outliers(frame, counted(frame), config)
     assert "are left after 1 rounds" in found.notes[-1]
 
 
@@ -69,9 +74,8 @@ def test_by_default_a_bot_is_a_user_far_beyond_the_others(spark) -> None:
 
 
 def test_the_largest_users_are_reported(spark) -> None:
-    found = find_outliers(
-        events(spark, [("ann", "tea", 6), ("bob", "tea", 3), ("cy", "tea", 1), ("dee", "tea", 2)]), CleanConfig()
-    )
+    frame = events(spark, [("ann", "tea", 6), ("bob", "tea", 3), ("cy", "tea", 1), ("dee", "tea", 2)])
+    found = find_outliers(frame, counted(frame), CleanConfig())
     assert found.notes == ("users with most events: 'ann' 6 (50.0%), 'bob' 3 (25.0%), 'dee' 2 (16.7%)",)
     assert found.figures == {"largest_user_events": 6}
 

@@ -20,9 +20,11 @@ import sparkcf
 from sparkcf.cli.main import main as cli
 from sparkcf.config.load import load_config
 from sparkcf.config.root import Config
-from sparkcf.errors import ConflictError, NotFoundError
+from sparkcf.data.inputs import newest_versions
+from sparkcf.errors import ConflictError, NotFoundError, NothingNew
 from sparkcf.jobs.clean import clean_day
 from sparkcf.jobs.evaluate import evaluate_run, with_protocol
+from sparkcf.jobs.finished import check_new
 from sparkcf.jobs.frame import run_job
 from sparkcf.jobs.nightly import nightly
 from sparkcf.jobs.publish import publish_run, rollback
@@ -107,7 +109,8 @@ def second(spark, night: Night, tmp_path_factory: pytest.TempPathFactory) -> Nig
     lake = shutil.copytree(night.lake, tmp_path_factory.mktemp("second") / "lake")
     again = Night(lake, {}, night.inputs)
     cleaned = clean_day(spark, again.config())
-    told = [function(spark, again.config()) for function in (train_model, evaluate_run, recommend_run)]
+    settings = again.config("train.again=true")
+    told = [function(spark, settings) for function in (train_model, evaluate_run, recommend_run)]
     assert len({done["run_id"] for done in told}) == 1
     return replace(again, result=told[0] | told[1] | {"counts": cleaned["counts"] | told[2]["counts"]})
 
@@ -245,6 +248,21 @@ def test_the_day_again_changes_no_row_and_no_version(spark, night: Night, second
         assert sorted(map(str, read(spark, second.lake, name))) == sorted(map(str, read(spark, night.lake, name)))
     counts = second.result["counts"]
     assert counts["unchanged"] == counts["clean"] > counts["inserted"] + counts["updated"] + counts["deleted"] == 0
+
+
+def test_a_finished_day_is_trained_again_only_for_a_reason(spark, night: Night, tmp_path: Path, capsys) -> None:
+    done = Night(shutil.copytree(night.lake, tmp_path / "lake"), night.result, night.inputs)
+    before = versions(spark, done.lake, "interactions", "user_factors", "recommendations", "published")
+    told = job(done, capsys, "nightly", nightly)
+    assert (told["exit_code"], told["status"]) == (5, "NothingNew") and night.result["run_id"] in told["error"]
+    assert versions(spark, done.lake, "interactions", "user_factors", "recommendations", "published") == before
+    tables = LakeTables(spark, str(done.lake))
+    inputs = newest_versions(tables)
+    with pytest.raises(NothingNew):
+        check_new(tables, done.config("gate.max_fall=1", "train.progress=elsewhere", "multvae.hidden=[7]"), inputs)
+    for setting in ("train.again=true", "als.rank=7", "topk.k=4", "seed=1", "train.window_days=9", "ds=2018-09-26"):
+        check_new(tables, done.config(setting), inputs)
+    check_new(tables, done.config(), inputs | {"interactions": inputs["interactions"] + 1})
 
 
 def test_single_jobs_give_what_the_night_gives(spark, night: Night, second: Night) -> None:
