@@ -248,14 +248,14 @@ class Lake:
     ) -> pa.Table:
         """The rows of one partition whose column has one of the wanted values."""
         table = self.open(name)
-        schema = self._schema(name, table, columns)
+        schema = self.schema_of(name, table, columns)
         pieces = [pa.table([pa.nulls(0, f.type) for f in schema], schema=schema)]
         for path in self.files(table, wanted, partition):
-            with self._parquet(name, path) as file:
+            with self.parquet(name, path) as file:
                 pieces += _matching_rows(file, schema, wanted)
         return pa.concat_tables(pieces)
 
-    def _schema(self, name: str, table: DeltaTable, columns: Sequence[str] | None) -> pa.Schema:
+    def schema_of(self, name: str, table: DeltaTable, columns: Sequence[str] | None) -> pa.Schema:
         """The wanted columns as Delta declares them. Partition columns are in the paths, not in the files."""
         declared, partitions = pa.schema(table.schema().to_arrow()), table.metadata().partition_columns
         wanted = columns or COLUMNS.get(name) or [c for c in declared.names if c not in partitions]
@@ -272,7 +272,8 @@ class Lake:
         return [uri.removeprefix(root) for uri in table.file_uris(file_pruning_predicate=filters or None)]
 
     @contextmanager
-    def _parquet(self, name: str, path: str) -> Iterator[pq.ParquetFile]:
+    def parquet(self, name: str, path: str) -> Iterator[pq.ParquetFile]:
+        """Open a file of a table. Raises LakeError if it, or what the block reads of it, cannot be read."""
         try:
             if self.folder:
                 source = os.path.join(self.folder, name, path)
@@ -344,7 +345,7 @@ class Lake:
 
     def _ids(self, column: str, name: str, partition: Partition) -> Iterator[str]:
         for path in self.files(self.open(name), None, partition):
-            with self._parquet(name, path) as file:
+            with self.parquet(name, path) as file:
                 for batch in file.iter_batches(batch_size=SAMPLE, columns=[column]):
                     yield from batch.column(0).to_pylist()
 
