@@ -34,7 +34,9 @@ SETTINGS = {
     "svg.fonttype": "none",
     "svg.hashsalt": "sparkcf",
     "text.parse_math": False,  # a dollar in a name is a dollar
-    "font.size": 10,
+    "font.size": 11,
+    "xtick.labelsize": 10,
+    "ytick.labelsize": 10.5,
     "axes.edgecolor": LINE,
     "axes.labelcolor": MUTED,
     "axes.linewidth": 0.8,
