@@ -50,6 +50,7 @@ PLAIN_FEATURES = {"timestampNtz"}  # reader features that do not change the mean
 Day = str | dt.date | None
 Partition = Mapping[str, str]  # values of partition columns
 Wanted = tuple[str, list[str]]  # a column and its wanted values
+FINE_SEGMENTS = "^(dimension|activity|popularity|category) "  # that `sparkcf metrics` shows if it is asked to
 SAMPLE = 10_000  # rows that are searched for ids similar to an unknown one
 
 
@@ -122,7 +123,8 @@ class Lake:
 
         Parameters
         ----------
-        dimensions : also the KL divergences of a net's latent dimensions, a row for each dimension and epoch.
+        dimensions : also the figures by activity, popularity and category, and the KL divergences of a net's latent
+            dimensions, a row for each dimension and epoch.
         """
         return _frame(self.metric_rows(run_id, model, dimensions))
 
@@ -134,7 +136,7 @@ class Lake:
         model : default: `als` if it is published, else the first published model by name.
         ds : logical date; default: the latest published one. Its newest row wins.
         """
-        day = _day(ds)
+        day = day_of(ds)
         rows = self.read("published").to_pylist()
         if not rows:
             raise NotFoundError(f"nothing is published in lake {self.root} yet: {CURE}")
@@ -193,8 +195,8 @@ class Lake:
         if "segment" not in rows.column_names:  # a lake written before segments were introduced
             rows = rows.append_column("segment", pa.nulls(rows.num_rows, pa.string()))
         if not dimensions:
-            of_dimension = pc.starts_with(rows["segment"].cast(pa.string()), "dimension ")
-            rows = rows.filter(pc.invert(pc.fill_null(of_dimension, False)))
+            fine = pc.match_substring_regex(rows["segment"].cast(pa.string()), FINE_SEGMENTS)
+            rows = rows.filter(pc.invert(pc.fill_null(fine, False)))
         rows = rows.append_column("some", pc.is_valid(rows["segment"]))
         rows = rows.sort_by([(name, "ascending") for name in ("fit", "protocol", "some", "system", "metric", "k")])
         inner = [name for name in ("fit", "some", "settings", "replicates") if name in rows.column_names]
@@ -409,7 +411,8 @@ def _frame(rows: pa.Table) -> pd.DataFrame:
     return frame
 
 
-def _day(ds: Day) -> dt.date | None:
+def day_of(ds: Day) -> dt.date | None:
+    """A logical date; None for None. Raises ConfigError for what is no day."""
     if isinstance(ds, dt.date):
         return dt.date(ds.year, ds.month, ds.day)
     try:

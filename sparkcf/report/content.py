@@ -7,10 +7,24 @@ from typing import Any
 
 import numpy as np
 
+from sparkcf.config.models import SECTIONS
 from sparkcf.report import charts
 from sparkcf.report.counts import Events, gini, held_by_top
 from sparkcf.report.gather import Gathered, Shown
-from sparkcf.report.parts import Cell, Concepts, Drawn, Figures, Heading, Legend, Part, Section, Users, Words, drawn, table
+from sparkcf.report.parts import (
+    Cell,
+    Concepts,
+    Drawn,
+    Figures,
+    Heading,
+    Legend,
+    Part,
+    Section,
+    Users,
+    Words,
+    drawn,
+    table,
+)
 from sparkcf.report.quality import share_of_warm
 from sparkcf.report.svg import INK, OTHER, SERIES
 from sparkcf.report.words import named, number, percent, seconds, size
@@ -37,7 +51,8 @@ def rows(found: Gathered) -> Section:
         }
         kept = {name: counts.get(key, 0) for key, name in kinds.items()}
         whole = max(counts["read"], 1)
-        body = [[name, f"{n:,}", Cell(percent(n / whole, 2), bar=n / whole)] for name, n in kept.items()]
+        body: list[list[Cell | str]] = []
+        body += [[name, f"{n:,}", Cell(percent(n / whole, 2), bar=n / whole)] for name, n in kept.items()]
         total = sum(kept.values())
         equal = "✓ equal to the rows read" if total == counts["read"] else f"✕ {counts['read']:,} rows were read"
         body.append([Cell("sum"), f"{total:,}", Cell(equal, "better" if total == counts["read"] else "worse")])
@@ -46,8 +61,9 @@ def rows(found: Gathered) -> Section:
     if reasons:
         most = max(reasons.values()) or 1
         ordered = sorted(reasons.items(), key=lambda pair: (-pair[1], pair[0]))
-        body = [[name.replace("_", " "), f"{n:,}", Cell("", bar=n / most)] for name, n in ordered]
-        parts += [Heading("Reasons of quarantine"), table(["reason", "rows", ""], body)]
+        listed: list[list[Cell | str]] = []
+        listed += [[name.replace("_", " "), f"{n:,}", Cell("", bar=n / most)] for name, n in ordered]
+        parts += [Heading("Reasons of quarantine"), table(["reason", "rows", ""], listed)]
     else:
         parts.append(Words("No row was quarantined."))
     largest = counts.get("largest_user_events")
@@ -97,9 +113,7 @@ def _cold(found: Gathered, events: Events) -> list[list[Cell | str]]:
         if counts.get("users"):
             name = f"users with the popularity fallback from {one.run.model}"
             found_rows.append((name, counts.get("users_fallback", 0), counts["users"]))
-    return [
-        [name, f"{n:,} of {of:,}", Cell(percent(n / max(of, 1)), bar=n / max(of, 1))] for name, n, of in found_rows
-    ]
+    return [[name, f"{n:,} of {of:,}", Cell(percent(n / max(of, 1)), bar=n / max(of, 1))] for name, n, of in found_rows]
 
 
 def lists(found: Gathered) -> Section:
@@ -172,7 +186,7 @@ def maps(found: Gathered) -> Section:
             continue
         title = f"{one.run.model}: {len(shown.points):,} of {shown.items:,} items"
         svg = charts.plane(f"map-{place}", title, shown.points, shown.group)
-        note = f"Both components have {shown.explained:.1%} of the variance."
+        note = f"The plane holds {shown.explained:.1%} of the variance."
         names = tuple((name, f"s{number_}") for number_, name in enumerate(shown.groups, 1))
         pictures.append(drawn(title, svg, note))
         if list(names) != entries:
@@ -224,19 +238,24 @@ def versions(found: Gathered) -> Section:
         body.append([run.model, run.run_id, run.row["code_version"], str(run.row["seed"]), read or "–"])
     parts: list[Part] = [table(["model", "run", "sparkcf", "seed", "versions of the tables read"], body, left=5)]
     for run in runs:
+        changes = [change for change in run.changes if _concerns(change[0], run.model)]
         if run.earlier is None:
             parts.append(Words(f"{run.model}: the first run of this model, so no settings to compare with."))
-        elif not run.changes:
+        elif not changes:
             parts.append(Words(f"{run.model}: the same settings as run {run.earlier}."))
         else:
-            changed = [[key, _value(then), _value(now)] for key, then, now in run.changes[:MOST_CHANGES]]
-            more = len(run.changes) - len(changed)
+            changed = [[key, _value(then), _value(now)] for key, then, now in changes[:MOST_CHANGES]]
+            more = len(changes) - len(changed)
             caption = f"{run.model}: settings that differ from run {run.earlier}" + (f"; {more} more" if more else "")
             parts.append(table(["key", "before", "now"], changed, left=3, caption=caption))
     return Section("versions", "Versions and settings", parts)
 
 
+def _concerns(key: str, model: str) -> bool:
+    """Whether a setting may matter to a model: it is not in the section of another one."""
+    section = key.partition(".")[0]
+    return section == model or section not in SECTIONS
+
+
 def _value(value: Any) -> str:
     return named(value if isinstance(value, str) else json.dumps(value, ensure_ascii=False))
-
-

@@ -119,7 +119,9 @@ def _distances(user_ids: pa.ChunkedArray, codes: NDArray[np.int64], catalogue: C
     member = catalogue.member[codes[known]].astype(np.float32)
     member /= np.sqrt(member.sum(axis=1, keepdims=True))
     n = np.bincount(user).astype(np.float64)
-    squares = sum(np.bincount(user, weights=member[:, c]) ** 2 for c in range(member.shape[1]))
+    squares = np.zeros(len(n))
+    for c in range(member.shape[1]):
+        squares += np.bincount(user, weights=member[:, c]) ** 2
     some = n > 1
     cosine = (squares[some] - n[some]) / (n[some] * (n[some] - 1))
     return float((1 - cosine).sum()), int(some.sum())
@@ -199,5 +201,3 @@ def _by_user(lake: Lake, rows: pa.Table, note: Any) -> dict[str, list[Place]]:
     for row in lake.with_titles(rows).to_pylist():
         found.setdefault(row["user_id"], []).append(Place(row["item_id"], row["title"], note(row)))
     return found
-
-

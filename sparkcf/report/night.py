@@ -109,8 +109,8 @@ class NightRun:
         new, old = self.figures.as_measured(), self.old.as_measured()
         if not new.tests_like(old):
             return None
-        found = (figures.get(measure, segment=segment) for figures in (self.figures, self.old))
-        return _difference(*found, new.draws_like(old))
+        mine, before = self.figures.get(measure, segment=segment), self.old.get(measure, segment=segment)
+        return _difference(mine, before, new.draws_like(old))
 
 
 @dataclass(frozen=True)
@@ -160,7 +160,9 @@ def _named(lake: Lake, rows: Sequence[Row], run_ids: Sequence[str]) -> list[Row]
 
 def _newest(lake: Lake, fits: Sequence[Row], ds: dt.date | None, models: Sequence[str]) -> list[Row]:
     if not fits:
-        raise NotFoundError(f"no model was trained in lake {lake.root} yet: run `make nightly` or jobs/nightly.py first")
+        raise NotFoundError(
+            f"no model was trained in lake {lake.root} yet: run `make nightly` or jobs/nightly.py first"
+        )
     of_models = [row for row in fits if not models or row["model"] in models]
     if not of_models:
         known = ", ".join(sorted({row["model"] for row in fits}))
@@ -232,8 +234,8 @@ def _by_protocol(run_id: str, rows: Sequence[Row]) -> dict[str, Figures]:
     found = {}
     for protocol in protocols:
         of_it = [row for row in rows if row["protocol"] == protocol]
-        figures = [Figure(*(row.get(name) for name in Figure._fields)) for row in of_it]
-        settings = next((json.loads(row["settings"]) for row in of_it if row.get("settings")), {})
+        figures = [Figure._make(row.get(name) for name in Figure._fields) for row in of_it]
+        settings: dict[str, Any] = next((json.loads(row["settings"]) for row in of_it if row.get("settings")), {})
         by = {(f.system, f.metric, f.k, f.segment): f for f in figures}
         found[protocol] = Figures(run_id, protocol, settings, by)
     return found

@@ -18,7 +18,7 @@ from sparkcf.redact import redacted
 from sparkcf.report import content, quality
 from sparkcf.report.gather import Gathered, gather
 from sparkcf.report.parts import Section
-from sparkcf.report.words import FAILED, OPEN, PUBLISHED, REFUSED, CONTROLS, checks, named, number, short, verdict
+from sparkcf.report.words import CONTROLS, FAILED, OPEN, PUBLISHED, REFUSED, checks, named, number, short, verdict
 
 LABELS = {PUBLISHED: "published", REFUSED: "refused", FAILED: "failed", OPEN: "not published"}
 
@@ -70,7 +70,10 @@ def render(root: str, found: Gathered) -> str:
     folder = files("sparkcf.report")
     template = folder.joinpath("page.html").read_text(encoding="utf-8")
     environment = Environment(
-        loader=DictLoader({"page.html": template}), autoescape=True, undefined=StrictUndefined, keep_trailing_newline=True
+        loader=DictLoader({"page.html": template}),
+        autoescape=True,
+        undefined=StrictUndefined,
+        keep_trailing_newline=True,
     )
     environment.filters |= {"named": named, "clean": lambda text: str(text).translate(CONTROLS)}
     verdicts = []

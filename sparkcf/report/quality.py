@@ -63,13 +63,15 @@ def _overview(measure: Measure, runs: Sequence[NightRun]) -> list[Part]:
             name = f"forest-{measure[0]}-{measure[1] or 0}-{system}"
             axis = "less is better" if less else "more is better"
             pictures.append(drawn(title, charts.forest(name, title, rows, axis, less)))
+    body: list[list[Cell | str]] = []
     heads = ["model", short(measure), "popularity", "to popularity", "before", "to the run before", "users"]
-    rows = []
     for run in runs:
-        mine, baseline = (run.figures.get(measure, system) if run.figures else None for system in ("model", "popularity"))
+        mine, baseline = (
+            run.figures.get(measure, system) if run.figures else None for system in ("model", "popularity")
+        )
         old = run.old.get(measure) if run.old else None
         apart, since = run.to_popularity(measure), run.to_old(measure)
-        rows.append(
+        body.append(
             [
                 run.model,
                 bounded(mine),
@@ -82,7 +84,7 @@ def _overview(measure: Measure, runs: Sequence[NightRun]) -> list[Part]:
         )
     protocols = sorted({run.figures.protocol for run in runs if run.figures})
     caption = f"The gate's measure by {', '.join(protocols)}" + ("; less is better" if less else "")
-    return [Figures(pictures), table(heads, rows, caption=caption)]
+    return [Figures(pictures), table(heads, body, caption=caption)]
 
 
 def _measures(run: NightRun) -> Part:
@@ -90,7 +92,7 @@ def _measures(run: NightRun) -> Part:
     figures, at = run.figures, run.gate_measure()[1]
     assert figures is not None
     measures = [key[1:3] for key in figures.by if key[0] == "model" and key[3] is None]
-    rows = []
+    rows: list[list[Cell | str]] = []
     for measure in sorted(m for m in dict.fromkeys(measures) if m[1] in (None, at)):
         mine, baseline = figures.get(measure), figures.get(measure, "popularity")
         apart, since = run.to_popularity(measure), run.to_old(measure)
@@ -128,7 +130,7 @@ def comparison(found: Comparison | None) -> Section | None:
         return None
     measure = (found.metric, found.at)
     reference = found.reference
-    rows = []
+    rows: list[list[Cell | str]] = []
     for one in found.models:
         figure, costs = one.figures.get(("model", *measure)), one.costs
         other = reference.figures.get(("model", *measure)) if reference else None
@@ -197,21 +199,20 @@ def _segmented(run: NightRun, beginnings: tuple[str, ...]) -> list[Measure]:
     """The one measure that is drawn by these segments: the gate's, else the first one that has them."""
     assert run.figures is not None
     found = [
-        key[1:3]
-        for key in run.figures.by
-        if key[0] == "model" and key[3] is not None and key[3].startswith(beginnings)
+        key[1:3] for key in run.figures.by if key[0] == "model" and key[3] is not None and key[3].startswith(beginnings)
     ]
     gate = run.gate_measure()
     return [gate] if gate in found else sorted(dict.fromkeys(found))[:1]
 
 
-def _by_segment(run: NightRun, measure: Measure, beginnings: tuple[str, ...]) -> tuple[list[str], dict[str, np.ndarray]]:
+def _by_segment(
+    run: NightRun, measure: Measure, beginnings: tuple[str, ...]
+) -> tuple[list[str], dict[str, np.ndarray]]:
     assert run.figures is not None
     keys = [key[3] for key in run.figures.by if key[0] == "model" and key[1:3] == measure]
     named = [key for key in keys if key is not None and key.startswith(beginnings)]
-    order: list[str | None] = sorted(named, key=_natural)
-    if "all" in beginnings:
-        order = [None, *order]
+    order: list[str | None] = [None] if "all" in beginnings else []
+    order += sorted(named, key=_natural)
     values = {}
     for system in ("model", "popularity"):
         figures = [run.figures.get(measure, system, segment) for segment in order]
@@ -221,9 +222,9 @@ def _by_segment(run: NightRun, measure: Measure, beginnings: tuple[str, ...]) ->
     return names, values
 
 
-def _natural(name: str) -> tuple[str, float, str]:
+def _natural(name: str | None) -> tuple[str, float, str]:
     """Numbers in a name by their size."""
-    head, _, tail = name.partition(" ")
+    head, _, tail = (name or "").partition(" ")
     digits = tail.partition(" ")[0]
     return head, float(digits) if digits.isdigit() else 0.0, tail
 
@@ -246,15 +247,23 @@ def calibration(found: Gathered) -> Section:
         measured = [(s, f) for s, f in zip(SHARES, figures, strict=False) if f is not None]
         if measured:
             nominal, held = np.array([s for s, _ in measured]), np.array([f.value for _, f in measured])
-            pairs = [(f.value if f.lower is None else f.lower, f.value if f.upper is None else f.upper) for _, f in measured]
+            pairs = [
+                (f.value if f.lower is None else f.lower, f.value if f.upper is None else f.upper) for _, f in measured
+            ]
             title = f"{run.model}: central intervals of held-out ratings"
             svg = charts.calibration(f"calibration-{place}", title, nominal, held, np.array(pairs))
             worst = max(measured, key=lambda pair: abs(pair[1].value - pair[0]))
-            note = f"Below the dashed line intervals are too narrow. Furthest: {worst[0]:.0%} holds {worst[1].value:.1%}."
+            note = (
+                f"Below the dashed line intervals are too narrow. Furthest: {worst[0]:.0%} holds {worst[1].value:.1%}."
+            )
             pictures.append(drawn(title, svg, note))
         if one.intervals is not None:
             wide = one.intervals
-            levels = "± 1.96 standard deviations" if wide.levels is None else "quantiles {:.0%} to {:.0%}".format(*wide.levels)
+            levels = (
+                "± 1.96 standard deviations"
+                if wide.levels is None
+                else "quantiles {:.0%} to {:.0%}".format(*wide.levels)
+            )
             title = f"{run.model}: predictions with {levels}"
             svg = charts.intervals(f"intervals-{place}", title, wide.middle, wide.low, wide.high)
             pictures.append(drawn(title, svg))

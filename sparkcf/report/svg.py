@@ -1,6 +1,6 @@
 """Matplotlib figures as inline SVG: no script, no address, the same bytes for the same data, colours of the page.
 
-A chart is drawn in stand-in colours, which become the page's CSS variables, so that it follows its light or dark scheme.
+A chart is drawn in stand-in colours, which become the page's CSS variables, so that it is light or dark as the page.
 It is as wide as a phone, so that its text keeps its size there; on a wide screen charts stand side by side.
 """
 
@@ -11,6 +11,7 @@ import re
 import warnings
 from collections.abc import Callable
 from html import escape
+from typing import Any
 
 import matplotlib
 from matplotlib.axes import Axes
@@ -30,7 +31,7 @@ VARIABLES = {
     OTHER: "s0",
     **{colour: f"s{number}" for number, colour in enumerate(SERIES, 1)},
 }
-SETTINGS = {
+SETTINGS: dict[Any, Any] = {
     "svg.fonttype": "none",
     "svg.hashsalt": "sparkcf",
     "text.parse_math": False,  # a dollar in a name is a dollar
