@@ -41,7 +41,7 @@ class Categories:
     def of(cls, items: DataFrame, n_items: int) -> Categories:
         """Collect the column `categories` of the table of items; one Spark job."""
         rows = items.select("item_idx", "categories").where("categories IS NOT NULL").toPandas()
-        lists = pa.array(rows["categories"], pa.list_(pa.string()))
+        lists = pa.array(rows["categories"].astype(object), pa.list_(pa.string()))
         names, owner = pc.list_flatten(lists), pc.list_parent_indices(lists)
         counted = [(c["counts"], c["values"]) for c in pc.value_counts(names).to_pylist() if c["values"]]
         kept = tuple(name for _, name in sorted(counted, key=lambda c: (-c[0], c[1]))[:MOST_CATEGORIES])

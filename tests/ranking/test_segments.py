@@ -14,7 +14,7 @@ NAMES = [("ndcg_at_k", K)]
 
 
 def rows(*lists: list[int]) -> tuple[np.ndarray, np.ndarray]:
-    return np.cumsum([0, *map(len, lists)]).astype(np.int64), np.array(sum(lists, []), np.int32)
+    return np.cumsum([0, *map(len, lists)]).astype(np.int64), np.array([i for items in lists for i in items], np.int32)
 
 
 def test_every_number_of_items_is_in_the_bucket_between_its_edges() -> None:
