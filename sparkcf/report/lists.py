@@ -63,13 +63,18 @@ class Place:
 
 @dataclass(frozen=True)
 class UserLists:
-    """A user with the newest events and the first places of both lists; old: None without an earlier run."""
+    """A user with the newest events and the first places of both lists.
+
+    old : None without an earlier run.
+    known : all items of the old list, its further places included.
+    """
 
     user_id: str
     events: int
     history: tuple[Place, ...]
     old: tuple[Place, ...] | None
     new: tuple[Place, ...]
+    known: frozenset[str] = frozenset()
 
 
 def read_lists(lake: Lake, run: NightRun, catalogue: Catalogue, events: Events) -> Lists | None:
@@ -163,8 +168,11 @@ def sample_users(lake: Lake, run: NightRun, lists: Lists, events: Events, ds: dt
         old = _places(lake, chosen, run.before.partition)
     found = []
     for user in chosen:
-        before = tuple(old.get(user, ())) if run.before is not None else None
-        found.append(UserLists(user, active[user], tuple(histories.get(user, ())), before, tuple(new.get(user, ()))))
+        before = old.get(user, [])
+        known = frozenset(place.item_id for place in before)
+        shown = tuple(before[:LISTED]) if run.before is not None else None
+        history, listed = tuple(histories.get(user, ())), tuple(new.get(user, [])[:LISTED])
+        found.append(UserLists(user, active[user], history, shown, listed, known))
     return found
 
 
@@ -180,7 +188,6 @@ def _histories(lake: Lake, users: Sequence[str], ds: dt.date) -> dict[str, list[
 def _places(lake: Lake, users: Sequence[str], partition: Mapping[str, str]) -> dict[str, list[Place]]:
     columns = ("user_id", "position", "item_id", "reason")
     rows = lake.read("recommendations", ("user_id", list(users)), partition, columns)
-    rows = rows.filter(pc.less_equal(rows["position"], LISTED))
     rows = rows.sort_by([("user_id", "ascending"), ("position", "ascending")])
     return _by_user(lake, rows, lambda row: "" if row["reason"] == "model" else str(row["reason"] or ""))
 

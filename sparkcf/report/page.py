@@ -5,6 +5,7 @@ from __future__ import annotations
 import datetime as dt
 import os
 from collections.abc import Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from importlib.resources import files
 from pathlib import Path
@@ -60,7 +61,8 @@ def write_report(
         unfinished.write_bytes(page)
         unfinished.replace(target)
     except OSError as error:
-        unfinished.unlink(missing_ok=True)
+        with suppress(OSError):  # such as a folder that is a file
+            unfinished.unlink(missing_ok=True)
         raise ConfigError(f"the report {path} cannot be written: {error.strerror or error}") from None
     return Written(str(path), len(page), headline(found))
 

@@ -162,7 +162,9 @@ def test_texts_of_charts_are_escaped_and_no_mathematics() -> None:
 def test_the_verdict_and_the_gates_reasons_come_first(page: Page) -> None:
     text = page.text
     assert (
-        text.index("als, model3 published; model2 refused") < text.index("The gate refused") < text.index("Quality by")
+        text.index("als, model3 published; model2 refused")
+        < text.index("The gate refused")
+        < text.index("Every difference has")
     )
     assert "ndcg@10 is not worse than popularity's: 0.3000, popularity 0.2000" in text
 
