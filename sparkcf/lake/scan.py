@@ -26,7 +26,7 @@ class Scan:
     Attributes
     ----------
     total : rows of the partition.
-    read : rows that were read so far.
+    counted : rows that were read so far.
     """
 
     def __init__(
@@ -48,7 +48,7 @@ class Scan:
         rows = zip(actions["path"].to_pylist(), actions["num_records"].to_pylist(), strict=True)
         records = {unquote(path): int(n or 0) for path, n in rows}
         counts = [records.get(unquote(path.lstrip("/")), 0) for path in files]
-        self.total, self.read = sum(counts), 0
+        self.total, self.counted = sum(counts), 0
         step = _step(self.total, most)
         self._files = files[::step]
         self._every = _step(sum(counts[::step]), most)
@@ -61,13 +61,13 @@ class Scan:
                     rows = file.read_row_group(number, columns=present)
                     nulls = pa.nulls(rows.num_rows)  # for a column that an older file lacks
                     arrays = [(rows[f.name] if f.name in present else nulls).cast(f.type) for f in self._schema]
-                    self.read += rows.num_rows
+                    self.counted += rows.num_rows
                     yield pa.table(arrays, schema=self._schema)
 
     @property
     def share(self) -> float:
         """Share of the rows that were read; 1 for an empty partition."""
-        return min(self.read / self.total, 1.0) if self.total else 1.0
+        return min(self.counted / self.total, 1.0) if self.total else 1.0
 
 
 def _step(rows: int, most: int | None) -> int:

@@ -103,7 +103,7 @@ def count_events(lake: Lake, up_to: dt.date, catalogue: Catalogue) -> Events | N
         days.add(pc.cast(piece["ts"], pa.date32()))
         codes = catalogue.codes(piece["item_id"])
         by_item += np.bincount(codes[codes >= 0], minlength=len(by_item))
-    if not scan.read:
+    if not scan.counted:
         return None
     by_day = days.result().sort_by("day")
     return Events(

@@ -12,7 +12,7 @@ from sparkcf.lake.compared import Comparison, newest_comparison
 from sparkcf.lake.query import Lake
 from sparkcf.report.counts import Catalogue, Events, count_events, read_catalogue
 from sparkcf.report.lists import Lists, UserLists, read_lists, sample_users
-from sparkcf.report.night import Night, NightRun, read_night
+from sparkcf.report.night import BASELINE, Night, NightRun, read_night
 from sparkcf.report.vectors import Intervals, ItemMap, read_concepts, read_intervals, read_map
 
 MAP_POINTS = 5_000  # of all maps of a page together; an item is about 50 bytes
@@ -67,7 +67,7 @@ def gather(
     events = count_events(lake, night.ds, catalogue) if catalogue else None
     most = min(MOST_OF_MAP, MAP_POINTS // len(night.runs))
     shown = tuple(_shown(lake, run, catalogue, events, most) for run in night.runs)
-    lead = max((one for one in shown if one.lists), key=_gain, default=None)
+    lead = max((one for one in shown if one.lists), key=lambda one: gain(one.run), default=None)
     sampled: list[UserLists] = []
     if lead and lead.lists and events:
         sampled = sample_users(lake, lead.run, lead.lists, events, night.ds, users)
@@ -87,15 +87,15 @@ def _shown(lake: Lake, run: NightRun, catalogue: Catalogue | None, events: Event
     )
 
 
-def _gain(one: Shown) -> float:
+def gain(run: NightRun) -> float:
     """What the run gains on popularity, as a share of it; 0: unknown."""
-    measure = one.run.gate_measure()
-    apart = one.run.to_popularity(measure)
-    baseline = one.run.figures.get(measure, "popularity") if one.run.figures else None
+    measure = run.gate_measure()
+    apart = run.to_popularity(measure)
+    baseline = run.figures.get(measure, BASELINE) if run.figures else None
     if apart is None or baseline is None or not baseline.value:
         return 0.0
-    gain = apart.value / abs(baseline.value)
-    return gain if measure[1] else -gain
+    share = apart.value / abs(baseline.value)
+    return share if measure[1] else -share
 
 
 def _comparison(lake: Lake, ds: dt.date) -> Comparison | None:

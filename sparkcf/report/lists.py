@@ -92,7 +92,7 @@ def read_lists(lake: Lake, run: NightRun, catalogue: Catalogue, events: Events) 
         if sum(part.num_rows for part in sample) < MOST_PAIRED:
             sample.append(piece.slice(0, MOST_PAIRED))
             paired.append(_distances(sample[-1]["user_id"], codes[:MOST_PAIRED], catalogue))
-    if not scan.read:
+    if not scan.counted:
         return None
     users = pa.concat_tables(sample)["user_id"].unique().sort()
     places = max(int(exposure.sum()), 1)

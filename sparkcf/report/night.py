@@ -19,6 +19,7 @@ from sparkcf.ranking.gate import Measured, difference_of
 
 FITS = ("train", "fold_in")  # jobs whose runs have a model
 RATING_PROTOCOL = "q3"
+BASELINE = "popularity"  # the system that every model is compared with
 Measure = tuple[str, int | None]
 
 
@@ -100,7 +101,7 @@ class NightRun:
         """The measure minus that of the baseline on the same users."""
         if self.figures is None:
             return None
-        return _difference(self.figures.get(measure), self.figures.get(measure, "popularity"), True)
+        return _difference(self.figures.get(measure), self.figures.get(measure, BASELINE), True)
 
     def to_old(self, measure: Measure, segment: str | None = None) -> Difference | None:
         """The measure minus that of the run before; None: they were not measured alike."""

@@ -12,12 +12,13 @@ from sparkcf.lake.compared import Comparison
 from sparkcf.lake.figures import Figure
 from sparkcf.ranking.gate import difference_of
 from sparkcf.report import charts
-from sparkcf.report.gather import Gathered
-from sparkcf.report.night import Difference, Measure, NightRun
+from sparkcf.report.gather import Gathered, gain
+from sparkcf.report.night import BASELINE, Difference, Measure, NightRun
 from sparkcf.report.parts import Cell, Drawn, Figures, Heading, Legend, Part, Section, Words, drawn, table
 from sparkcf.report.svg import SERIES
 from sparkcf.report.words import judged, number, percent, seconds, short, signed, size
 
+SEGMENTED = 5  # models whose quality by segment is drawn: a page stays below a megabyte
 CURVES = 2  # charts of training for each model
 LEAST_INTEREST = 2  # of a figure of a fit that is neither of validation nor the objective
 UNINTERESTING = ("seconds", "rows", "learning_rate", "kl_weight")  # of a fit's log
@@ -52,23 +53,20 @@ def quality(found: Gathered) -> Section:
 def _overview(measure: Measure, runs: Sequence[NightRun]) -> list[Part]:
     less = measure[0] in RATING_MEASURES
     pictures: list[Drawn] = []
-    for system, differences in (
-        ("popularity", [(run.model, run.to_popularity(measure)) for run in runs]),
-        ("yesterday", [(run.model, run.to_old(measure)) for run in runs]),
+    for other, differences in (
+        ("popularity's", [(run.model, run.to_popularity(measure)) for run in runs]),
+        ("the run before's", [(run.model, run.to_old(measure)) for run in runs]),
     ):
         rows = [(model, d.value, d.lower, d.upper) for model, d in differences if d is not None and finite(d)]
         if rows:
-            before = "popularity" if system == "popularity" else "the run before"
-            title = f"{short(measure)} minus {before}'s"
-            name = f"forest-{measure[0]}-{measure[1] or 0}-{system}"
+            title = f"{short(measure)} minus {other}"
+            name = f"forest-{measure[0]}-{measure[1] or 0}-{len(pictures)}"
             axis = "less is better" if less else "more is better"
             pictures.append(drawn(title, charts.forest(name, title, rows, axis, less)))
     body: list[list[Cell | str]] = []
     heads = ["model", short(measure), "popularity", "to popularity", "before", "to the run before", "users"]
     for run in runs:
-        mine, baseline = (
-            run.figures.get(measure, system) if run.figures else None for system in ("model", "popularity")
-        )
+        mine, baseline = (run.figures.get(measure, system) if run.figures else None for system in ("model", BASELINE))
         old = run.old.get(measure) if run.old else None
         apart, since = run.to_popularity(measure), run.to_old(measure)
         body.append(
@@ -94,7 +92,7 @@ def _measures(run: NightRun) -> Part:
     measures = [key[1:3] for key in figures.by if key[0] == "model" and key[3] is None]
     rows: list[list[Cell | str]] = []
     for measure in sorted(m for m in dict.fromkeys(measures) if m[1] in (None, at)):
-        mine, baseline = figures.get(measure), figures.get(measure, "popularity")
+        mine, baseline = figures.get(measure), figures.get(measure, BASELINE)
         apart, since = run.to_popularity(measure), run.to_old(measure)
         bounds = mine is not None and mine.lower is not None
         judge = judged if bounds and not measure[0].startswith("novelty") else lambda *_: ""
@@ -179,20 +177,22 @@ def _interest(log: tuple[str, list[float], list[float]]) -> tuple[int, str]:
 def segments(found: Gathered) -> Section:
     """The gate's measure, or recall for items, by segment of users and items."""
     pictures = []
-    for place, run in enumerate(found.night.runs):
-        if run.figures is None:
-            continue
+    measured = [run for run in found.night.runs if run.figures is not None]
+    shown = sorted(measured, key=lambda run: -gain(run))[:SEGMENTED]  # of equal gains the first ones
+    for place, run in enumerate(run for run in measured if run in shown):
         for kind, (title, beginnings) in enumerate(KINDS):
             for measure in _segmented(run, beginnings):
                 names, values = _by_segment(run, measure, beginnings)
                 heading = f"{run.model}: {short(measure)}, {title}"
-                systems = [(SERIES[0], values["model"]), (SERIES[1], values["popularity"])]
+                systems = [(SERIES[0], values["model"]), (SERIES[1], values[BASELINE])]
                 svg = charts.segments(f"segment-{place}-{kind}", heading, names, systems, short(measure))
                 pictures.append(drawn(heading, svg))
     if not pictures:
         return Section("segments", "Quality by segment", [Words("The runs have no measures by segment.")])
-    legend = Legend([("the model", "s1"), ("popularity", "s2")])
-    return Section("segments", "Quality by segment", [legend, Figures(pictures)])
+    parts: list[Part] = [Legend([("the model", "s1"), ("popularity", "s2")]), Figures(pictures)]
+    if len(measured) > SEGMENTED:
+        parts.append(Words(f"Of {len(measured)} models the {SEGMENTED} that gain most on popularity."))
+    return Section("segments", "Quality by segment", parts)
 
 
 def _segmented(run: NightRun, beginnings: tuple[str, ...]) -> list[Measure]:
@@ -214,7 +214,7 @@ def _by_segment(
     order: list[str | None] = [None] if "all" in beginnings else []
     order += sorted(named, key=_natural)
     values = {}
-    for system in ("model", "popularity"):
+    for system in ("model", BASELINE):
         figures = [run.figures.get(measure, system, segment) for segment in order]
         rows = [(f.value, f.lower, f.upper) if f else (None, None, None) for f in figures]
         values[system] = np.array(rows, np.float64).reshape(-1, 3)

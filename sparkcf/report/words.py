@@ -9,7 +9,7 @@ from typing import Any
 
 from sparkcf.config.root import RATING_MEASURES
 from sparkcf.ranking.gate import margin_of
-from sparkcf.report.night import Difference, Measure, NightRun
+from sparkcf.report.night import BASELINE, Difference, Measure, NightRun
 
 LONGEST = 160  # letters of a title or a name
 PUBLISHED, REFUSED, FAILED, OPEN = "published", "refused", "failed", "open"
@@ -107,7 +107,7 @@ def _quality_checks(run: NightRun, gate: Mapping[str, Any]) -> list[Check]:
         return [Check(f"{short(measure)} is not worse than popularity's", "not measured", None)]
     found = []
     less = measure[0] in RATING_MEASURES
-    if (baseline := run.figures.get(measure, "popularity")) is not None:
+    if (baseline := run.figures.get(measure, BASELINE)) is not None:
         holds = mine.value <= baseline.value if less else mine.value >= baseline.value
         allowed = gate.get("allow_below_popularity", False)
         condition = f"{short(measure)} is not worse than popularity's" + (" (not required)" if allowed else "")

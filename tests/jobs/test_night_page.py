@@ -39,7 +39,7 @@ def test_the_page_is_of_the_nights_day_and_models(lake: Path, tmp_path: Path, ca
 
 
 def test_a_refused_night_has_a_page_and_stays_refused(lake: Path, tmp_path: Path) -> None:
-    config = night(lake, "models=[model2]", f"report.path={tmp_path}/page.html")
+    config = night(lake, f"report.path={tmp_path}/page.html").model_copy(update={"models": ("model2",)})
     with pytest.raises(GateRefused, match="worse"), reported(config):
         raise GateRefused("ndcg is worse")
     assert "model2 refused" in (tmp_path / "page.html").read_text(encoding="utf-8")

@@ -20,6 +20,11 @@ MARKUP = '<script>alert("x")</script> & <b>bold</b> $x_{1}$'
 ARABIC, EMOJI, OVERRIDE = "فيلم عن البحر", "🎬 Film 👩‍👩‍👧", "abc\u202edef\x1b[31m\x00"
 HOSTILE = (MARKUP, ARABIC, EMOJI, OVERRIDE)
 CATEGORIES = ("Drama", "<i>Comedy</i>", "درама", "$_x^", "_under")
+SEGMENTS = (
+    *(f"activity {n} {10 * n}-{10 * n + 9} items" for n in range(1, 11)),
+    *(f"popularity {n} fifth {n}, {n} items" for n in range(1, 7)),
+    *(f"category {name}" for name in (*CATEGORIES, *"abcdefg")),
+)
 METRICS = ("ndcg_at_k", "recall_at_k", "map_at_k")
 
 
@@ -133,7 +138,7 @@ def write_measures(root: Path, run_id: str, draw: np.random.Generator, level: fl
     rows: list[tuple[Any, ...]] = []
     for system, value in (("model", level), ("popularity", 0.2)):
         for metric in METRICS:
-            for segment in (None, "warm", "activity 1 1-5 items", "activity 2 6-20 items", "category <i>Comedy</i>"):
+            for segment in (None, "warm", *SEGMENTS):
                 drawn = (value + 0.01 * draw.normal(size=REPLICATES)).tolist()
                 rows.append((system, "q2", metric, 10, value, value - 0.02, value + 0.02, 40, segment, drawn))
     rows += [("model", "fit", "objective", n, 100 / n, None, None, None, None, None) for n in range(1, 9)]
