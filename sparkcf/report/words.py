@@ -25,10 +25,10 @@ class Check:
     passed: bool | None
 
 
-def named(text: object) -> str:
+def named(text: object, longest: int = LONGEST) -> str:
     """Data as text of one line: without control characters and lone surrogates, cut if it is very long."""
     plain = str(text).translate(CONTROLS).encode("utf-8", "replace").decode("utf-8")
-    return plain if len(plain) <= LONGEST else plain[: LONGEST - 1] + "…"
+    return plain if len(plain) <= longest else plain[: longest - 1] + "…"
 
 
 def short(measure: Measure) -> str:
