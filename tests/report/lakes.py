@@ -44,14 +44,15 @@ def write_night(
     events: int = 600,
     refused: bool = True,
     points: int = RANK,
+    days: tuple[dt.date, ...] = (YESTERDAY, TODAY),
 ) -> Path:
     """Two days: yesterday every model was published; today the second one (of more than one) is refused."""
-    draw = np.random.default_rng(3)
     user_ids = pa.array([f"u{n}" for n in range(users)])
     item_ids = pa.array([f"i{n}" for n in range(items)])
     write_catalogue(root, user_ids, item_ids)
     spread = events // 2
-    for day in (YESTERDAY, TODAY):
+    for day in days:
+        draw = np.random.default_rng(day.day)
         moments = np.datetime64(day, "us") - draw.integers(0, 30 * 86_400, spread).astype("timedelta64[s]")
         columns = {
             "user_id": user_ids.take(pa.array(draw.integers(0, users, spread))),
@@ -64,10 +65,12 @@ def write_night(
         }
         write(root, "interactions", columns, ["ds"])
     counts = {"read": spread + 9, "clean": spread, "exact_duplicates": 4, "superseded": 0, "quarantined": 5}
-    write_run(root, "clean-2", "clean", None, TODAY, "cleaned", 1, counts | {"reason:missing_user_id": 5})
+    if TODAY in days:
+        write_run(root, "clean-2", "clean", None, TODAY, "cleaned", 1, counts | {"reason:missing_user_id": 5})
     names = ["als"] + [f"model{n}" for n in range(2, models + 1)]
     for place, model in enumerate(names):
-        for day, number in ((YESTERDAY, 1), (TODAY, 2)):
+        for number, day in enumerate(days, 1):
+            draw = np.random.default_rng([day.day, place])
             run_id = f"{model}-{number}"
             fails = refused and place == 1 and day == TODAY
             state, reason = ("refused", f"{MARKUP} is worse") if fails else ("published", None)
