@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from sparkcf.errors import SparkcfError
+from sparkcf.errors import NotFoundError
 from sparkcf.lake.compared import Comparison, newest_comparison
 from sparkcf.lake.query import Lake
 from sparkcf.report.counts import Catalogue, Events, count_events, read_catalogue
@@ -99,11 +99,11 @@ def gain(run: NightRun) -> float:
 
 
 def _comparison(lake: Lake, ds: dt.date) -> Comparison | None:
-    """The newest comparison, unless it is of a later day or cannot be read."""
+    """The newest comparison, unless there is none or it is of a later day."""
     if not lake.has("comparisons"):
         return None
     try:
         found = newest_comparison(lake)
-    except SparkcfError:  # such as an empty table
+    except NotFoundError:  # an empty table
         return None
     return found if found.ds <= ds else None

@@ -114,7 +114,7 @@ def write_run(
     reason: str | None = None,
 ) -> None:
     config = {"gate": {"at": 10, "metric": "auto", "max_fall": 0.1, "min_user_coverage": 0.5}, "seed": 42}
-    config |= {"als": {"rank": ds.day}, "evaluation": {"protocol": "q2"}}
+    config |= {"als": {"rank": ds.day, "temperature": 0.1}, "evaluation": {"protocol": "q2"}}
     columns = {
         "run_id": [run_id],
         "job": [job],
@@ -217,3 +217,19 @@ def write_predictions(root: Path, model: str, run_id: str, n: int = 50) -> None:
         "run_id": [run_id] * n,
     }
     write(root, "predictions", columns, ["model", "run_id"])
+
+
+def write_concepts(root: Path, model: str, run_id: str, items: int = ITEMS) -> None:
+    """Two concepts: that of the even and that of the odd items."""
+    number = np.tile([0, 1], items)
+    item = np.repeat(np.arange(items), 2)
+    columns = {
+        "item_idx": pa.array(item, pa.int32()),
+        "item_id": [f"i{k}" for k in item],
+        "concept": pa.array(number, pa.int32()),
+        "probability": pa.array(np.where(item % 2 == number, 0.9, 0.1), pa.float32()),
+        "users": pa.array(items - item, pa.int32()),
+        "model": [model] * (2 * items),
+        "run_id": [run_id] * (2 * items),
+    }
+    write(root, "item_concepts", columns, ["model", "run_id"])

@@ -24,7 +24,7 @@ from sparkcf.report.night import read_night
 from sparkcf.report.page import render, write_report
 from sparkcf.report.vectors import principal_plane, read_intervals
 from sparkcf.report.words import checks, verdict
-from tests.report.lakes import ARABIC, EMOJI, TODAY, YESTERDAY, write_night, write_predictions
+from tests.report.lakes import ARABIC, EMOJI, TODAY, YESTERDAY, write_concepts, write_night, write_predictions
 
 VOID = {"meta", "link", "br", "img", "input", "hr"}
 SVG = {"path", "use", "rect", "g", "defs", "text", "clippath"}
@@ -273,6 +273,15 @@ def test_intervals_are_the_outermost_quantiles(root: Path, tmp_path: Path) -> No
     assert found.levels == (0.1, 0.9) and (np.diff(found.middle) >= 0).all()
     assert ((found.low < found.middle) & (found.middle < found.high)).all()
     assert "als: predictions with quantiles 10% to 90%" in Page(render("lake", gather(lake))).text
+
+
+def test_concepts_have_cards_with_their_most_common_items(root: Path, tmp_path: Path) -> None:
+    shutil.copytree(root, tmp_path / "lake")
+    write_concepts(tmp_path / "lake", "als", "als-2")
+    text = Page(render("lake", gather(Lake(tmp_path / "lake")))).text
+    assert "Concept 0 30 items" in text and "Concept 1 30 items" in text
+    first = text.index("Concept 0")
+    assert '<script>alert("x")</script>' in text[first : text.index("Concept 1", first)]  # the title of item 0
 
 
 # Less than everything, and nothing.
