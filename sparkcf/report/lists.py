@@ -177,9 +177,9 @@ def sample_users(lake: Lake, run: NightRun, lists: Lists, events: Events, ds: dt
 
 
 def _histories(lake: Lake, users: Sequence[str], ds: dt.date) -> dict[str, list[Place]]:
-    rows = lake.read("interactions", ("user_id", list(users)), None, ("user_id", "item_id", "event", "value", "ts"))
-    end = pa.scalar(dt.datetime(ds.year, ds.month, ds.day, tzinfo=dt.UTC) + dt.timedelta(days=1), rows["ts"].type)
-    rows = rows.filter(pc.less(rows["ts"], end))
+    scan = Scan(lake, "interactions", ("user_id", "item_id", "event", "value", "ts"), up_to=ds)
+    wanted = pa.array(users, pa.string())
+    rows = pa.concat_tables([piece.filter(pc.is_in(piece["user_id"], value_set=wanted)) for piece in scan])
     order = [("user_id", "ascending"), ("ts", "descending"), ("item_id", "ascending"), ("event", "ascending")]
     rows = _first(rows.sort_by(order), SEEN)
     return _by_user(lake, rows, lambda row: f"{row['event']} {row['value']:g} · {row['ts']:%Y-%m-%d}")
