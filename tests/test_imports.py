@@ -23,9 +23,24 @@ LIBRARY = {
 }
 JOBS = {path.stem: path for path in sorted((ROOT / "jobs").glob("*.py"))}
 KERNELS = [name for name in LIBRARY if name.startswith("sparkcf.kernels")]
-ROOMS = ("cli", "jobs", "ranking", "models", "training", "data", "lake", "config", "kernels")  # arrows go down only
+ROOMS = (
+    "cli",
+    "jobs",
+    "report",
+    "ranking",
+    "models",
+    "training",
+    "data",
+    "lake",
+    "config",
+    "kernels",
+)  # arrows go down only
 CONTRACT = ("sparkcf.models.contract", "sparkcf.models.registry")  # all that jobs and ranking know of the models
-QUICK = ("sparkcf.lake.query", "sparkcf.cli.main")  # they answer on machines without Java, in a blink
+QUICK = (
+    "sparkcf.lake.query",
+    "sparkcf.cli.main",
+    "sparkcf.report.page",
+)  # they answer on machines without Java, in a blink
 HEAVY = {"pyspark", "torch", "numba", "delta"}
 MATHEMATICS = {"numpy", "scipy", "pandas", "pyarrow", *HEAVY}
 NETS_ON_SPARK = {

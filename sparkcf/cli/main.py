@@ -208,7 +208,7 @@ def metrics(
     context: typer.Context,
     run_id: Annotated[str | None, typer.Option("--run-id", help="A run; by default the published one.")] = None,
     model: ModelOption = None,
-    dimensions: Annotated[bool, typer.Option("--dimensions", help="Also a net's figures by latent dimension.")] = False,
+    dimensions: Annotated[bool, typer.Option("--dimensions", help="Also by segment and latent dimension.")] = False,
     form: FormatOption = "table",
     lake: LakeOption = None,
 ) -> None:
@@ -277,6 +277,28 @@ def compare(
     else:
         as_utf8(form)
         print(shown.as_json(found) if form == "json" else shown.markdown(found, chosen))
+
+
+@app.command()
+def report(
+    context: typer.Context,
+    run_ids: Annotated[
+        list[str] | None, typer.Argument(metavar="[RUN_ID]...", help="Runs; by default those of the newest night.")
+    ] = None,
+    output: Annotated[str, typer.Option("--output", metavar="FILE.html", help="The page.")] = "report.html",
+    model: Annotated[list[str] | None, typer.Option("--model", help="Only this model; may be repeated.")] = None,
+    ds: Annotated[
+        str | None, typer.Option("--ds", metavar="YYYY-MM-DD", help="The night of this logical date.")
+    ] = None,
+    users: Annotated[int, typer.Option("--users", min=0, max=50, help="Users to show with their lists.")] = 10,
+    lake: LakeOption = None,
+) -> None:
+    """Write a page about a night: verdict, quality, data, lists and users. One HTML file that needs nothing else."""
+    from sparkcf.lake.query import day_of
+    from sparkcf.report.page import write_report
+
+    written = write_report(_open(context, lake), output, run_ids or (), day_of(ds), model or (), users)
+    print_lines([written.headline, f"{written.path}: {written.size / 1000:,.0f} kB"])
 
 
 @app.command()

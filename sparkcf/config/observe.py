@@ -16,6 +16,13 @@ class LogConfig(Section):
     format: Literal["text", "json"] = "text"  # form of the messages on standard error; json: one object a line
 
 
+class ReportConfig(Section):
+    # file of the page about a night, on the driver's machine; {ds} is replaced by the logical date; null: none
+    path: Annotated[str, Field(min_length=1)] | None = None
+    # users whose histories and lists the page shows; 0: none, and no user's id is in it
+    users: Annotated[int, Field(ge=0, le=50)] = 10
+
+
 class FailureConfig(Section):
     """Hooks that are called after a job that ends with another exit code than 0 or 5."""
 

@@ -10,7 +10,7 @@ from typing import Annotated, Any, Literal, Self
 from pydantic import Field, field_validator, model_validator
 
 from sparkcf.config.input import CleanConfig, InputConfig, PreferenceConfig
-from sparkcf.config.observe import LogConfig, ObserveConfig
+from sparkcf.config.observe import LogConfig, ObserveConfig, ReportConfig
 from sparkcf.config.section import ModelSection, Positive, Section, Share
 from sparkcf.errors import ConfigError
 from sparkcf.redact import redacted_values
@@ -148,6 +148,7 @@ class Config(Section):
     spark: SparkConfig = SparkConfig()
     log: LogConfig = LogConfig()
     observe: ObserveConfig = ObserveConfig()
+    report: ReportConfig = ReportConfig()
 
     @field_validator("ds", mode="before")
     @classmethod

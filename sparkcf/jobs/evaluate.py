@@ -46,7 +46,7 @@ def _evaluate(spark: SparkSession, tables: LakeTables, opened: OpenRun, config: 
         folder = progress_folder(inputs, config, split=split)
         fit_run = FitRun(on_progress=progress_of(progress, model.rounds), checkpoint_dir=folder)
         try:
-            result = evaluate(events, model, data, config, fit_run)
+            result = evaluate(events, model, data, config, fit_run, inputs.read("items"))
         finally:
             packing.drop()
         progress.note = headline(result, config)

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import shlex
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any
 
 from pyspark.sql import SparkSession
@@ -37,6 +39,11 @@ def nightly(spark: SparkSession, config: Config) -> dict[str, Any]:
     """
     nights = [config.model_copy(update={"model": model}) for model in config.models or (config.model,)]
     check_settings(spark, nights)
+    with reported(config):
+        return _whole_night(spark, config, nights)
+
+
+def _whole_night(spark: SparkSession, config: Config, nights: list[Config]) -> dict[str, Any]:
     cleaned = clean_day(spark, config)
     tables = LakeTables(spark, config.lake.root)
     inputs = Inputs(tables, newest_versions(tables))
@@ -45,6 +52,35 @@ def nightly(spark: SparkSession, config: Config) -> dict[str, Any]:
         if not config.models:
             return _night_of_model(spark, nights[0], cleaned)
         return _nights_of_models(spark, config, nights, cleaned)
+
+
+@contextmanager
+def reported(config: Config) -> Iterator[None]:
+    """Write the page `report.path` after the block, also if a run in it was refused or failed."""
+    try:
+        yield
+    except Exception as error:
+        if interruption(error) is None:
+            write_page(config)
+        raise
+    write_page(config)
+
+
+def write_page(config: Config) -> None:
+    """Write the page about the night; if that fails, a line says so and the night goes on."""
+    if config.report.path is None:
+        return
+    from sparkcf.lake.query import Lake
+    from sparkcf.report.page import write_report
+
+    path = config.report.path.replace("{ds}", config.ds.isoformat())
+    try:
+        models = config.models or (config.model,)
+        written = write_report(Lake(config.lake.root), path, (), config.ds, models, config.report.users)
+    except Exception as error:  # whatever a table, a chart or a file system does: the night is as it is
+        say(f"  note: report.path={path}: no report was written: {first_line(error)}", "warning")
+        return
+    say(f"Report: {written.path} ({written.size / 1000:,.0f} kB)")
 
 
 def _nights_of_models(

@@ -57,7 +57,11 @@ class Concepts:
         NotFoundError, LakeError
             As in `Lake.published`.
         """
-        run = lake.published(model, ds)
+        return cls.of_run(lake, lake.published(model, ds))
+
+    @classmethod
+    def of_run(cls, lake: Lake, run: PublishedRun) -> Concepts:
+        """Read the concepts of a run that is or was published. Raises as `read`."""
         rows = lake.read("item_concepts", None, run.partition) if lake.has("item_concepts") else None
         if rows is None or not rows.num_rows:
             raise ConfigError(f"{run} has no concepts: name a model with concepts, such as --model macridvae")

@@ -50,6 +50,7 @@ PLAIN_FEATURES = {"timestampNtz"}  # reader features that do not change the mean
 Day = str | dt.date | None
 Partition = Mapping[str, str]  # values of partition columns
 Wanted = tuple[str, list[str]]  # a column and its wanted values
+FINE_SEGMENTS = "^(dimension|activity|popularity|category) "  # that `sparkcf metrics` shows if it is asked to
 SAMPLE = 10_000  # rows that are searched for ids similar to an unknown one
 
 
@@ -122,7 +123,8 @@ class Lake:
 
         Parameters
         ----------
-        dimensions : also the KL divergences of a net's latent dimensions, a row for each dimension and epoch.
+        dimensions : also the figures by activity, popularity and category, and the KL divergences of a net's latent
+            dimensions, a row for each dimension and epoch.
         """
         return _frame(self.metric_rows(run_id, model, dimensions))
 
@@ -134,7 +136,7 @@ class Lake:
         model : default: `als` if it is published, else the first published model by name.
         ds : logical date; default: the latest published one. Its newest row wins.
         """
-        day = _day(ds)
+        day = day_of(ds)
         rows = self.read("published").to_pylist()
         if not rows:
             raise NotFoundError(f"nothing is published in lake {self.root} yet: {CURE}")
@@ -193,8 +195,8 @@ class Lake:
         if "segment" not in rows.column_names:  # a lake written before segments were introduced
             rows = rows.append_column("segment", pa.nulls(rows.num_rows, pa.string()))
         if not dimensions:
-            of_dimension = pc.starts_with(rows["segment"].cast(pa.string()), "dimension ")
-            rows = rows.filter(pc.invert(pc.fill_null(of_dimension, False)))
+            fine = pc.match_substring_regex(rows["segment"].cast(pa.string()), FINE_SEGMENTS)
+            rows = rows.filter(pc.invert(pc.fill_null(fine, False)))
         rows = rows.append_column("some", pc.is_valid(rows["segment"]))
         rows = rows.sort_by([(name, "ascending") for name in ("fit", "protocol", "some", "system", "metric", "k")])
         inner = [name for name in ("fit", "some", "settings", "replicates") if name in rows.column_names]
@@ -248,14 +250,14 @@ class Lake:
     ) -> pa.Table:
         """The rows of one partition whose column has one of the wanted values."""
         table = self.open(name)
-        schema = self._schema(name, table, columns)
+        schema = self.schema_of(name, table, columns)
         pieces = [pa.table([pa.nulls(0, f.type) for f in schema], schema=schema)]
         for path in self.files(table, wanted, partition):
-            with self._parquet(name, path) as file:
+            with self.parquet(name, path) as file:
                 pieces += _matching_rows(file, schema, wanted)
         return pa.concat_tables(pieces)
 
-    def _schema(self, name: str, table: DeltaTable, columns: Sequence[str] | None) -> pa.Schema:
+    def schema_of(self, name: str, table: DeltaTable, columns: Sequence[str] | None) -> pa.Schema:
         """The wanted columns as Delta declares them. Partition columns are in the paths, not in the files."""
         declared, partitions = pa.schema(table.schema().to_arrow()), table.metadata().partition_columns
         wanted = columns or COLUMNS.get(name) or [c for c in declared.names if c not in partitions]
@@ -272,7 +274,8 @@ class Lake:
         return [uri.removeprefix(root) for uri in table.file_uris(file_pruning_predicate=filters or None)]
 
     @contextmanager
-    def _parquet(self, name: str, path: str) -> Iterator[pq.ParquetFile]:
+    def parquet(self, name: str, path: str) -> Iterator[pq.ParquetFile]:
+        """Open a file of a table. Raises LakeError if it, or what the block reads of it, cannot be read."""
         try:
             if self.folder:
                 source = os.path.join(self.folder, name, path)
@@ -344,7 +347,7 @@ class Lake:
 
     def _ids(self, column: str, name: str, partition: Partition) -> Iterator[str]:
         for path in self.files(self.open(name), None, partition):
-            with self._parquet(name, path) as file:
+            with self.parquet(name, path) as file:
                 for batch in file.iter_batches(batch_size=SAMPLE, columns=[column]):
                     yield from batch.column(0).to_pylist()
 
@@ -408,7 +411,8 @@ def _frame(rows: pa.Table) -> pd.DataFrame:
     return frame
 
 
-def _day(ds: Day) -> dt.date | None:
+def day_of(ds: Day) -> dt.date | None:
+    """A logical date; None for None. Raises ConfigError for what is no day."""
     if isinstance(ds, dt.date):
         return dt.date(ds.year, ds.month, ds.day)
     try:

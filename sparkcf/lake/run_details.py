@@ -48,14 +48,14 @@ def read_run(lake: Lake, run_id: str) -> RunDetails:
     LakeError
         There is no lake, or one of its tables cannot be read.
     """
-    rows = [_row(row) for row in lake.run_rows(limit=2**31).to_pylist()]  # newest first
+    rows = [plain_row(row) for row in lake.run_rows(limit=2**31).to_pylist()]  # newest first
     row = next((row for row in rows if row["run_id"] == run_id), None)
     if row is None:
         newest = ", ".join(row["run_id"] for row in rows[:3]) or "none"
         raise NotFoundError(f"no run {run_id!r} in lake {lake.root}: the newest are {newest}")
     earlier = (other for other in rows if _alike(other, row) and other["started_at"] < row["started_at"])
     before = next(earlier, None)
-    return RunDetails(row, tuple(_figures(lake, run_id)), before, tuple(_changes(before, row)) if before else ())
+    return RunDetails(row, tuple(_figures(lake, run_id)), before, tuple(changes_between(before, row)) if before else ())
 
 
 def seconds_of(row: Row, now: dt.datetime) -> float | None:
@@ -72,7 +72,8 @@ def seconds_of(row: Row, now: dt.datetime) -> float | None:
     return float((end - row["started_at"]).total_seconds())
 
 
-def _row(row: Row) -> Row:
+def plain_row(row: Row) -> Row:
+    """A row of `runs` with its maps as dictionaries, and the columns that older tables lack."""
     found = {**LATER, **row}
     return {**found, **{name: dict(found[name] or {}) for name in MAPS}}
 
@@ -92,7 +93,8 @@ def _figures(lake: Lake, run_id: str) -> Iterator[Row]:
             yield {name: row[name] for name in columns}
 
 
-def _changes(before: Row, row: Row) -> Iterator[tuple[str, Any, Any]]:
+def changes_between(before: Row, row: Row) -> Iterator[tuple[str, Any, Any]]:
+    """(key, value before, value now) of each setting in which two runs differ."""
     then, now = (dict(_flat(json.loads(one["config"] or "{}"))) for one in (before, row))
     for key in sorted({*then, *now} - set(NOT_COMPARED)):
         if then.get(key) != now.get(key):

@@ -28,6 +28,7 @@ from sparkcf.lake.frames import kept
 from sparkcf.models.contract import FitRun, Fitted, Model, TrainingData
 from sparkcf.ranking.predict import predicted
 from sparkcf.ranking.scorers import rows_of, saved_of, share_scorer, user_block
+from sparkcf.ranking.segments import Categories, Segments
 from sparkcf.ranking.topk import Catalogue, share_ranker
 
 SYSTEMS = ("model", "popularity")
@@ -77,7 +78,12 @@ def check_protocol(model: Model[Any], config: Config) -> None:
 
 
 def evaluate(
-    events: DataFrame, model: Model[Any], data: TrainingData, config: Config, run: FitRun | None = None
+    events: DataFrame,
+    model: Model[Any],
+    data: TrainingData,
+    config: Config,
+    run: FitRun | None = None,
+    items: DataFrame | None = None,
 ) -> Evaluation:
     """Split, fit, rank and measure.
 
@@ -85,6 +91,7 @@ def evaluate(
     ----------
     events : indexed interactions: user_idx, item_idx, event, value, ts.
     data : the model's other inputs; its pairs are replaced by those of the split.
+    items : table of items, of which lists are also measured by category; None: they are not.
 
     Raises
     ------
@@ -98,7 +105,7 @@ def evaluate(
         data = replace(data, pairs=parts.train)
         fitted = model.fit(data, run or FitRun())
         try:
-            figures = measured(parts, model, data, fitted, config)
+            figures = measured(parts, model, data, fitted, config, items)
         finally:
             fitted.release()
     return Evaluation(config.evaluation.protocol, parts.note, figures)
@@ -114,10 +121,19 @@ def persisted_split(events: DataFrame, model: Model[Any], config: Config) -> Ite
             yield parts
 
 
-def measured(parts: Split, model: Model[Any], data: TrainingData, fitted: Fitted, config: Config) -> list[Figure]:
-    """Figures of a fit of the train part, and of the baseline, on the held-out part."""
-    measure = _rating_figures if config.evaluation.protocol == "q3" else _ranking_figures
-    return measure(parts, model, data, fitted, config)
+def measured(
+    parts: Split,
+    model: Model[Any],
+    data: TrainingData,
+    fitted: Fitted,
+    config: Config,
+    items: DataFrame | None = None,
+) -> list[Figure]:
+    """Figures of a fit of the train part, and of the baseline, on the held-out part. `items` : see `evaluate`."""
+    if config.evaluation.protocol == "q3":
+        return _rating_figures(parts, model, data, fitted, config)
+    categories = Categories.of(items, data.n_items) if items is not None else None
+    return _ranking_figures(parts, model, data, fitted, config, categories)
 
 
 def _check_split(parts: Split, config: Config) -> None:
@@ -133,7 +149,12 @@ def _check_split(parts: Split, config: Config) -> None:
 
 
 def _ranking_figures(
-    parts: Split, model: Model[Any], data: TrainingData, fitted: Fitted, config: Config
+    parts: Split,
+    model: Model[Any],
+    data: TrainingData,
+    fitted: Fitted,
+    config: Config,
+    categories: Categories | None,
 ) -> list[Figure]:
     folded = config.evaluation.protocol == "q1"
     spark = parts.train.sparkSession
@@ -145,6 +166,10 @@ def _ranking_figures(
     trained = parts.train.select("user_idx").distinct().count()
     evaluation, seed, width = config.evaluation, config.seed, model.width
     depth = max(evaluation.ks)
+    names = _names(config)
+    metric, at = config.gate_measure()
+    assert at is not None  # a measure of lists
+    segments = Segments.of(names, (metric, at), catalogue.popularity, categories)
 
     def work(batches: Iterable[Any]) -> Iterator[Any]:
         import pyarrow as pa
@@ -167,7 +192,8 @@ def _ranking_figures(
                     ranked, _ = ranker.rank(block, seen, depth)
                     values = ranking_measures(ranked, *held, evaluation.ks, share)[1]
                     known = tested.known.astype(np.float64)  # for the baseline too: the same users
-                    values = np.column_stack([values, values * known[:, None], known])
+                    by_segment = segments.columns(values, seen, held, ranked)
+                    values = np.column_stack([values, values * known[:, None], known, by_segment])
                     packed = summarize(values, users, seed, evaluation.bootstrap).pack()
                     listed = np.stack([_listed(ranked[:, :k], len(share)) for k in evaluation.ks])
                     sent = [[system], [packed.tobytes()], [listed.tobytes()]]
@@ -176,7 +202,7 @@ def _ranking_figures(
                     yield pa.RecordBatch.from_arrays(columns, names=["system", "summary", "listed"])
 
     rows = users.mapInArrow(work, "system string, summary binary, listed binary").toLocalIterator()
-    return _merged(rows, data.n_items, int(saved.item_known.sum()), config)
+    return _merged(rows, data.n_items, int(saved.item_known.sum()), config, segments)
 
 
 def _tested_users(parts: Split, model: Model[Any], data: TrainingData, fitted: Fitted, folded: bool) -> DataFrame:
@@ -198,22 +224,29 @@ def _listed(ranked: Any, n_items: int) -> Any:
     return np.packbits(mask)
 
 
-def _merged(rows: Iterable[Any], n_items: int, n_known: int, config: Config) -> list[Figure]:
-    ks = config.evaluation.ks
+def _names(config: Config) -> list[tuple[str, int]]:
+    """The measures of a user's list."""
     empty = np.empty((0, 1), np.int32)
-    names = ranking_measures(empty, np.zeros(1, np.int64), empty[:, 0], ks, np.ones(1))[0]
+    return ranking_measures(empty, np.zeros(1, np.int64), empty[:, 0], config.evaluation.ks, np.ones(1))[0]
+
+
+def _merged(rows: Iterable[Any], n_items: int, n_known: int, config: Config, segments: Segments) -> list[Figure]:
+    ks, names = config.evaluation.ks, _names(config)
+    empty = np.empty((0, 1), np.int32)
+    which = 2 * len(names)  # the column that tells whether the user is warm; those of the segments follow
     parts: dict[str, list[Any]] = {system: [] for system in SYSTEMS}
     listed = {system: np.zeros((len(ks), len(_listed(empty, n_items))), np.uint8) for system in SYSTEMS}
     for row in rows:
-        summary = unpack(np.frombuffer(row["summary"]), 2 * len(names) + 1, config.evaluation.bootstrap)
+        summary = unpack(np.frombuffer(row["summary"]), which + 1 + segments.width, config.evaluation.bootstrap)
         parts[row["system"]].append(summary)
         listed[row["system"]] |= np.frombuffer(row["listed"], np.uint8).reshape(len(ks), -1)
     figures: list[Figure] = []
     for system in SYSTEMS:
         summary = merge(parts[system])
-        warm = summary.among(-1, slice(len(names), 2 * len(names)))
+        warm = summary.among(which, slice(len(names), which))
         figures += _figures(system, names, summary)
         figures += _figures(system, names, warm, WARM) if warm.counted else []
+        figures += segments.figures(system, summary, which + 1)
         if system == "model":
             share = warm.counted / max(summary.counted, 1)
             figures.append(Figure(system, "warm_users", None, share, None, None, summary.counted))
