@@ -77,7 +77,7 @@ class EASE(Model[EASEConfig]):
         """
         if run.warm_start:
             run.on_progress({"note": "train.warm_start is ignored: ease is solved exactly"})
-        items = _items(data.pairs)
+        items = items_of(data.pairs)
         if not len(items):
             raise TrainingError("no positive interaction to train on: is preference.positive_from too high?")
         if len(items) > self.params.max_items:
@@ -96,7 +96,7 @@ class EASE(Model[EASEConfig]):
         slices = max(spark.sparkContext.defaultParallelism, -(-8 * m * m // SLICE_BYTES))
         height = -(-m // slices)
         places = spark.createDataFrame(enumerate(items.tolist()), "place int, item_idx int")
-        placed = _capped(pairs, self.params.max_history, self.seed).join(places, on="item_idx", how="inner")
+        placed = capped(pairs, self.params.max_history, self.seed).join(places, on="item_idx", how="inner")
         rows = row_lists(placed.withColumn("item_idx", F.col("place")))
         touched = F.array_distinct(F.transform("row_items", lambda place: (place / height).cast("int")))
         copies = rows.select(F.explode(touched).alias("slice"), "row_items", "row_values")
@@ -185,13 +185,13 @@ class EASEScorer(Scorer):
         return out
 
 
-def _items(pairs: DataFrame) -> I32:
+def items_of(pairs: DataFrame) -> I32:
     """The items of the pairs, ascending."""
     found: Any = pairs.select("item_idx").distinct().toPandas()
     return np.sort(found["item_idx"].to_numpy(np.int32))
 
 
-def _capped(pairs: DataFrame, most: int, seed: int) -> DataFrame:
+def capped(pairs: DataFrame, most: int, seed: int) -> DataFrame:
     """Keep at most `most` pairs of each user, by hash: a user's cost grows with the square of their number."""
     many = pairs.groupBy("user_idx").count().where(F.col("count") > most)
     if many.isEmpty():
