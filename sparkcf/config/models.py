@@ -538,9 +538,7 @@ class MRFConfig(ModelSection):
     # Pairs of items whose correlation is smaller count as 0. It decides what the sparse matrix of pairs holds.
     min_correlation: Annotated[float, Field(ge=0, lt=1)] = 0.02
     centred: bool = False  # correlations around the items' means (Pearson's); false: around 0 (cosines)
-    scale_exponent: Annotated[float, Field(ge=0, le=1)] = (
-        0.0  # items' variances are divided by themselves to this power
-    )
+    scale_exponent: Annotated[float, Field(ge=0, le=1)] = 0.0  # variances become their power 1 - this
     user_exponent: Annotated[float, Field(ge=0, le=1)] = 0.3  # b: a user's weight is n^-b: heavy users less
     item_exponent: Annotated[float, Field(ge=0, le=1)] = 0.35  # a: scales B_ij by (n_i / n_j)^a: popular items less
     denoising: Annotated[float, Field(ge=0, lt=1)] = 0.3  # share of a row that a denoising autoencoder drops

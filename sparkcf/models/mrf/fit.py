@@ -28,17 +28,20 @@ from sparkcf.config.models import MRFConfig
 from sparkcf.data.pairs import Reads, row_lists
 from sparkcf.data.partitions import partition_keys
 from sparkcf.data.shared import SharedArrays, share
-from sparkcf.errors import ConfigError, TrainingError
+from sparkcf.errors import TrainingError
+from sparkcf.kernels.csr import build_csr
 from sparkcf.kernels.mrf import multiply_rows
-from sparkcf.lake.arrays import Shapes
+from sparkcf.lake.arrays import Arrays, Shapes
 from sparkcf.lake.frames import kept, one_row
 from sparkcf.models.contract import (
     F32,
     I32,
+    ArrayFit,
     Features,
     FitRun,
     Fitted,
     Model,
+    PairArrays,
     Rows,
     Saved,
     Scorer,
@@ -46,7 +49,17 @@ from sparkcf.models.contract import (
     UserBlock,
 )
 from sparkcf.models.ease import capped, items_of
-from sparkcf.models.mrf.items import Compressed, Found, ItemPairs, ItemSums, correlated, joined, pairs_of, solve_item
+from sparkcf.models.mrf.items import (
+    Compressed,
+    Found,
+    ItemPairs,
+    ItemSums,
+    correlated,
+    item_weights,
+    joined,
+    pairs_of,
+    solve_item,
+)
 
 FOUND = "item int, others binary, numbers binary"
 TASKS_PER_SLOT = 4  # of the solves, which differ in size
@@ -58,6 +71,7 @@ class MRF(Model[MRFConfig]):
 
     section = MRFConfig
     scores_rows = True
+    fits_arrays = True
 
     @property
     def reads(self) -> Reads:
@@ -87,19 +101,19 @@ class MRF(Model[MRFConfig]):
         placed = capped(data.pairs, params.max_history, self.seed).join(places, on="item_idx", how="inner")
         with kept(row_lists(placed.withColumn("item_idx", F.col("place")))) as rows:  # read twice
             sums = _sums(rows, len(items), params)
-            try:
-                pairs = pairs_of(_correlated(rows, sums, params), sums, params)
-            except ValueError as error:
-                raise ConfigError(
-                    f"model=mrf: {error} correlate by mrf.min_correlation={params.min_correlation} or more, which is "
-                    "mrf.max_entries: raise min_correlation, or max_entries if the driver has 8 bytes for each"
-                ) from None
+            pairs = pairs_of(_correlated(rows, sums, params), sums, params)
         columns, raised = _solved(spark, pairs, params)
         if raised:
             run.on_progress({"note": f"{raised:,} items' systems were singular: lower mrf.min_correlation"})
-        indptr, indices, values = joined(columns, len(items))
-        arrays = {"indptr": indptr, "indices": indices, "values": values, "items": items}
-        return Fitted.without_vectors(data.pairs, arrays)
+        return Fitted.without_vectors(data.pairs, _stored(joined(columns, len(items)), items))
+
+    def fit_sweeps(self, pairs: PairArrays, sweeps: int, start: ArrayFit | None, threads: int) -> ArrayFit:
+        """See `Model.fit_sweeps`; all of a user's pairs count, also above `mrf.max_history`."""
+        items, places = np.unique(pairs.items, return_inverse=True)
+        rows = build_csr(pairs.users, places.astype(np.int32), pairs.values, pairs.n_users, len(items))
+        with threadpool_limits(1, user_api="blas"):
+            weights = item_weights(rows, len(items), self.params)
+        return ArrayFit.without_vectors(pairs, _stored(weights, items.astype(np.int32)))
 
     def open(self, saved: Saved) -> MRFScorer:
         return MRFScorer(saved)
@@ -161,6 +175,10 @@ class MRFScorer(Scorer):
         return out
 
 
+def _stored(weights: Compressed, items: I32) -> Arrays:
+    return {"indptr": weights[0], "indices": weights[1], "values": weights[2], "items": items}
+
+
 def _sums(rows: DataFrame, m: int, params: MRFConfig) -> ItemSums:
     weight = F.pow(F.size("row_items").cast("double"), F.lit(-params.user_exponent)).alias("w")
     entry = F.explode(F.arrays_zip("row_items", "row_values")).alias("e")
@@ -169,7 +187,7 @@ def _sums(rows: DataFrame, m: int, params: MRFConfig) -> ItemSums:
     found: Any = by_item.agg(F.count("e"), F.sum(F.col("w") * value), F.sum(F.col("w") * value * value)).toPandas()
     of = np.zeros((3, m))
     of[:, found["item"].to_numpy()] = found.to_numpy(np.float64)[:, 1:].T
-    return ItemSums(*of, float(one_row(rows.agg(F.sum(weight)))[0]))
+    return ItemSums(of[0], of[1], of[2], float(one_row(rows.agg(F.sum(weight)))[0]))
 
 
 def _correlated(rows: DataFrame, sums: ItemSums, params: MRFConfig) -> Iterator[Found]:
@@ -218,10 +236,11 @@ def _solved(spark: SparkSession, pairs: ItemPairs, params: MRFConfig) -> tuple[l
                 for number in batch.column("id").to_pylist():
                     yield from _batches(_solutions(opened, order[number::tasks], params))
 
-    columns, raised = [], 0
-    for item, *column in _collected(spark.range(0, tasks, 1, tasks).mapInArrow(work, FOUND)):
+    columns: list[Found] = []
+    raised = 0
+    for item, others, weights in _collected(spark.range(0, tasks, 1, tasks).mapInArrow(work, FOUND)):
         raised += item < 0
-        columns.append((item if item >= 0 else -item - 1, *column))
+        columns.append((item if item >= 0 else -item - 1, others, weights))
     return columns, raised
 
 
@@ -248,7 +267,7 @@ def _batches(found: Iterator[Found]) -> Iterator[Any]:
 
 def _batch(pa: Any, rows: list[Found]) -> Any:
     items = pa.array([row[0] for row in rows], pa.int32())
-    packed = (pa.array([row[n].tobytes() for row in rows], pa.binary()) for n in (1, 2))
+    packed = [pa.array([row[1].tobytes() for row in rows]), pa.array([row[2].tobytes() for row in rows])]
     return pa.RecordBatch.from_arrays([items, *packed], names=["item", "others", "numbers"])
 
 

@@ -13,6 +13,7 @@ import numpy as np
 from scipy.linalg.lapack import dpotrf, dpotrs
 
 from sparkcf.config.models import MRFConfig
+from sparkcf.errors import ConfigError
 from sparkcf.kernels.csr import build_csr
 from sparkcf.kernels.mrf import add_products, fill_block
 from sparkcf.models.contract import F32, F64, I32, I64
@@ -44,8 +45,10 @@ class ItemSums:
         weights = user_weights(indptr, user_exponent)
         w = np.repeat(weights, np.diff(indptr))
         squares = np.square(values, dtype=np.float64)
-        each = (np.bincount(indices, v, m) for v in (np.ones(len(indices)), w * values, w * squares))
-        return cls(*(s.astype(np.float64) for s in each), float(weights[np.diff(indptr) > 0].sum()))
+        counts, sums, squares = (
+            np.bincount(indices, v, m).astype(np.float64) for v in (np.ones(len(indices)), w * values, w * squares)
+        )
+        return cls(counts, sums, squares, float(weights[np.diff(indptr) > 0].sum()))
 
     def variances(self, centred: bool) -> F64:
         """The diagonal of the Gram matrix, (m,): of items that are constant, 0."""
@@ -118,14 +121,18 @@ def correlated(rows: Compressed, chosen: I32, sums: ItemSums, params: MRFConfig)
 
 
 def pairs_of(found: Iterable[Found], sums: ItemSums, params: MRFConfig) -> ItemPairs:
-    """The sparse matrix, from its rows in any order. Raises ValueError once there are more than `mrf.max_entries`."""
+    """The sparse matrix, from its rows in any order. Raises ConfigError for more entries than `mrf.max_entries`."""
     rows: list[Found] = []
     entries = 0
     for row in found:
         rows.append(row)
         entries += len(row[1])
         if entries > params.max_entries:
-            raise ValueError(f"more than {params.max_entries:,} pairs of items")
+            raise ConfigError(
+                f"model=mrf: more than {params.max_entries:,} pairs of items correlate by mrf.min_correlation="
+                f"{params.min_correlation} or more, which is mrf.max_entries: raise min_correlation, or max_entries "
+                "if the driver has 8 bytes for each"
+            )
     rows.sort(key=lambda row: row[0])
     indptr = np.zeros(len(sums.counts) + 1, np.int64)
     for item, others, _ in rows:
@@ -179,7 +186,7 @@ def joined(columns: Iterable[Found], m: int) -> Compressed:
 
 
 def item_weights(rows: Compressed, m: int, params: MRFConfig) -> Compressed:
-    """B of compressed rows of users, in this process. Raises ValueError as `pairs_of`."""
+    """B of compressed rows of users, in this process. Raises ConfigError as `pairs_of`."""
     sums = ItemSums.of(rows, m, params.user_exponent)
     pairs = pairs_of(correlated(rows, np.arange(m, dtype=np.int32), sums, params), sums, params)
     return joined(((item, *solve_item(pairs, item, params)[:2]) for item in range(m)), m)
