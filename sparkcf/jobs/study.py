@@ -127,7 +127,7 @@ class Study:
                 "seconds": t.user_attrs.get("seconds"),
                 "reason": t.user_attrs.get("reason", ""),
                 "params": {r.key: t.params[r.key] for r in self._space if r.key in t.params},
-                "steps": dict(t.intermediate_values),
+                "steps": {str(step): value for step, value in sorted(t.intermediate_values.items())},
             }
             for t in self._study.get_trials(deepcopy=False)
             if t.state.is_finished()

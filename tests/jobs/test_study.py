@@ -76,7 +76,7 @@ def test_a_pruner_stops_a_trial_below_the_median_and_its_report_may_be_repeated(
     study.record_test({"number": 4, "value": 0.5})
     again = opened(tmp_path, pruner="median", parallel=6)
     row = again.rows()[5]
-    assert (row["state"], row["steps"], row["reason"]) == (PRUNED, {4: 0.05}, "stopped after 4 sweeps")
+    assert (row["state"], row["steps"], row["reason"]) == (PRUNED, {"4": 0.05}, "stopped after 4 sweeps")
     assert again.best() == 4 and again.test == {"number": 4, "value": 0.5}
 
 
