@@ -4,8 +4,8 @@
 
 quality: strong generalisation (q1). Settings were picked on the validation part (`--tune` prints the search), the test
 part is measured here once, beside EASE. Nothing is drawn, so one run tells all. cost: synthetic interactions of a size,
-and as many for half of the items, by three values of `min_correlation`: CPU seconds of both steps, kept entries and their
-memory, in one process. `--quick`: ml-100k-q1 and 50,000 pairs. Needs ../shared/data/splits for quality.
+and as many for half of the items, by three values of `min_correlation`: CPU seconds of both steps, kept entries
+and their memory, in one process. `--quick`: ml-100k-q1 and 50,000 pairs. Needs ../shared/data/splits for quality.
 """
 
 from __future__ import annotations
