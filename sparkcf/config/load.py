@@ -45,7 +45,7 @@ def load_config(files: Iterable[str | Path] = (), overrides: Iterable[str] = ())
             value = parse_yaml(text) if text.strip() else None
         except (yaml.YAMLError, ValueError):  # such as 2024-02-30: the key's own check reports the error
             value = text
-        merge(merged, _nest(key.strip().split("."), value))
+        merge(merged, nest(key.strip().split("."), value))
     return parse_config(merged)
 
 
@@ -100,7 +100,7 @@ def read_yaml(path: Path) -> dict[str, Any]:
     return loaded
 
 
-def _nest(keys: list[str], value: Any) -> dict[str, Any]:
+def nest(keys: list[str], value: Any) -> dict[str, Any]:
     for key in reversed(keys):
         value = {key: value}
     return value

@@ -95,6 +95,19 @@ class CompareConfig(Section):
     files: tuple[Annotated[str, Field(min_length=1)], ...] = ()
 
 
+class TuneConfig(Section):
+    space: str | None = None  # tune: the YAML file of the search space, such as conf/tune/als.yaml
+    trials: Positive = 20  # in all, with those of an interrupted study
+    # Trials that are drawn together, from the results of those before, and run at once as far as there are task slots
+    parallel: Annotated[int, Field(ge=1, le=64)] = 4
+    sampler: Literal["tpe", "random"] = "tpe"  # of Optuna
+    pruner: Literal["none", "median", "halving"] = "median"  # of Optuna; stops trials after part of their sweeps
+    folder: Annotated[str, Field(min_length=1)] = "./studies"  # a local folder of the studies' SQLite files
+    winner: str | None = None  # the YAML file to write the best parameters to; None: tuned-MODEL.yaml
+    overwrite: bool = False  # replace a file of that name
+    max_pairs: Positive = 20_000_000  # most pairs that a trial is fitted to as arrays in one task; more: on Spark
+
+
 class ForgetConfig(Section):
     # ids of the users to forget; neither stored nor printed
     users: Annotated[tuple[str, ...], Field(exclude=True)] = ()
@@ -143,6 +156,7 @@ class Config(Section):
     predict: PredictConfig = PredictConfig()
     gate: GateConfig = GateConfig()
     compare: CompareConfig = CompareConfig()
+    tune: TuneConfig = TuneConfig()
     forget: ForgetConfig = ForgetConfig()
     maintain: MaintainConfig = MaintainConfig()
     spark: SparkConfig = SparkConfig()

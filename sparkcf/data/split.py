@@ -49,6 +49,21 @@ def split(events: DataFrame, reads: Reads, config: Config) -> Split:
     return protocols[config.evaluation.protocol](events, reads, config)
 
 
+def training_events(events: DataFrame, config: Config) -> DataFrame:
+    """The events that `split` does not hold out, for a second split within them. For q1: of the users who train."""
+    evaluation, seed = config.evaluation, config.seed
+    if evaluation.protocol == "q1":
+        is_test = uniform(seed, "q1-user", F.col("user_idx")) < evaluation.holdout_share
+        users = _with_enough(liked_pairs(events, config), evaluation).select("user_idx").distinct()
+        return events.join(users.where(~is_test), on="user_idx", how="left_semi")
+    if evaluation.protocol == "q2":
+        liked = _with_enough(liked_pairs(events, config), evaluation)
+        return _without(events, _share_of_each_user(liked, 1 - evaluation.holdout_share, seed, "q2-item")[1])
+    if evaluation.protocol == "q3":
+        return events.where(uniform(seed, "q3", *map(F.col, PAIR)) >= evaluation.holdout_share)
+    return at_cut(events, time_cut(events, evaluation.holdout_share))[0]
+
+
 def _strong(events: DataFrame, reads: Reads, config: Config) -> Split:
     evaluation = config.evaluation
     liked = _with_enough(liked_pairs(events, config), evaluation)

@@ -20,7 +20,7 @@ from sparkcf.errors import LakeError
 from sparkcf.lake.folder import Folder
 
 Arrays = dict[str, NDArray[Any]]
-Shapes = Mapping[str, tuple[int, ...]]
+Shapes = Mapping[str, tuple[int | None, ...]]  # None: a length that only the arrays themselves tell
 LONGEST_HEADER = 1 << 20
 
 
@@ -69,6 +69,12 @@ def _check_header(folder: Folder, name: str, size: int, shapes: Shapes) -> None:
         header = json.loads(file.read(length))
     header.pop("__metadata__", None)
     have = {key: tuple(entry["shape"]) for key, entry in header.items()}
-    if have != dict(shapes):
-        wrong = sorted(key for key in {*have, *shapes} if have.get(key) != shapes.get(key))[0]
+    if wrong := next((key for key in sorted({*have, *shapes}) if not fits(have.get(key), shapes.get(key))), None):
         raise ValueError(f"array {wrong} is {have.get(wrong)}, expected {shapes.get(wrong)}: another configuration?")
+
+
+def fits(shape: tuple[int, ...] | None, expected: tuple[int | None, ...] | None) -> bool:
+    """Whether an array has the expected shape; None: there is no array, or none is expected."""
+    if shape is None or expected is None:
+        return shape is expected
+    return len(shape) == len(expected) and all(e in (None, n) for n, e in zip(shape, expected, strict=True))

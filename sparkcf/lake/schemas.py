@@ -343,7 +343,7 @@ RUNS = Table(
     StructType(
         [
             column("run_id", STRING, "id of the run: one fit, or one load"),
-            column("job", STRING, "job of the run: clean, prepare, train, fold_in, compare, forget or maintain"),
+            column("job", STRING, "job of the run: clean, prepare, train, fold_in, compare, tune, forget or maintain"),
             column("model", STRING, "model's name", nullable=True),
             column("ds", DateType(), "logical date"),
             column(

@@ -150,6 +150,41 @@ class Saved:
 
 
 @dataclass(frozen=True)
+class PairArrays:
+    """The pairs of a fit in one process.
+
+    users, items : int32 (nnz,).
+    values : (nnz,).
+    weights : (nnz,); None: all are 1.
+    """
+
+    users: I32
+    items: I32
+    values: F32
+    weights: F32 | None
+    n_users: int
+    n_items: int
+
+
+@dataclass(frozen=True)
+class ArrayFit:
+    """A fit in one process. user_vectors: (n_users, width). user_known: bool (n_users,)."""
+
+    saved: Saved
+    user_vectors: F32
+    user_known: NDArray[np.bool_]
+
+    @classmethod
+    def without_vectors(cls, pairs: PairArrays, arrays: Arrays) -> ArrayFit:
+        """A fit whose scores do not come from vectors; it knows every user and item of the pairs."""
+        users, items = np.zeros(pairs.n_users, bool), np.zeros(pairs.n_items, bool)
+        users[pairs.users] = items[pairs.items] = True
+        nothing = np.zeros((pairs.n_items, 0), np.float32)
+        saved = Saved(nothing, np.zeros(pairs.n_items, np.float32), items, arrays)
+        return cls(saved, np.zeros((pairs.n_users, 0), np.float32), users)
+
+
+@dataclass(frozen=True)
 class UserBlock:
     """Input of a scorer: some users.
 
@@ -297,6 +332,7 @@ class Model(ABC, Generic[Params]):
     section : class of its parameters.
     packs_rows : its fit reads the rows that `pack` writes.
     scores_rows : its scorer needs the users' pairs.
+    fits_arrays : `fit_sweeps` fits it in one process.
     tables : tables that it stores besides the factors.
     item_tables : those of `tables` without users; folding in users leaves them unchanged.
     validation_share : share of user rows kept from training, for early stopping.
@@ -305,6 +341,7 @@ class Model(ABC, Generic[Params]):
     section: ClassVar[type[ModelSection]]
     packs_rows: ClassVar[bool] = False
     scores_rows: ClassVar[bool] = False
+    fits_arrays: ClassVar[bool] = False
     tables: ClassVar[tuple[str, ...]] = ()
     item_tables: ClassVar[tuple[str, ...]] = ()
     validation_share: float = 0.0
@@ -357,6 +394,18 @@ class Model(ABC, Generic[Params]):
         TrainingError
             The numbers are not finite, or the data do not suit the model.
         """
+
+    def fit_sweeps(self, pairs: PairArrays, sweeps: int, start: ArrayFit | None, threads: int) -> ArrayFit:
+        """Fit in this process, without Spark.
+
+        Parameters
+        ----------
+        sweeps : sweeps to run, of `rounds`.
+        start : an earlier fit to continue from; None: start from the seed.
+
+        Raises ConfigError or TrainingError as `fit`.
+        """
+        raise NotImplementedError
 
     @abstractmethod
     def open(self, saved: Saved) -> Scorer:

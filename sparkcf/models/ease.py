@@ -30,16 +30,19 @@ from sparkcf.data.pairs import Reads, row_lists
 from sparkcf.data.partitions import partition_keys
 from sparkcf.data.split import uniform
 from sparkcf.errors import ConfigError, TrainingError
+from sparkcf.kernels.csr import build_csr
 from sparkcf.kernels.gram import add_gram
 from sparkcf.lake.arrays import Shapes
 from sparkcf.models.contract import (
     F32,
     F64,
     I32,
+    ArrayFit,
     Features,
     FitRun,
     Fitted,
     Model,
+    PairArrays,
     Rows,
     Saved,
     Scorer,
@@ -56,6 +59,7 @@ class EASE(Model[EASEConfig]):
 
     section = EASEConfig
     scores_rows = True
+    fits_arrays = True
 
     @property
     def reads(self) -> Reads:
@@ -77,18 +81,31 @@ class EASE(Model[EASEConfig]):
         """
         if run.warm_start:
             run.on_progress({"note": "train.warm_start is ignored: ease is solved exactly"})
-        items = _items(data.pairs)
+        items = items_of(data.pairs)
         if not len(items):
             raise TrainingError("no positive interaction to train on: is preference.positive_from too high?")
-        if len(items) > self.params.max_items:
-            memory = 12 * len(items) ** 2 / 1e9  # G in float64, the weights in float32
-            raise ConfigError(
-                f"model=ease: {len(items):,} items, ease.max_items is {self.params.max_items:,}: solving would take "
-                f"{memory:,.1f} GB of the driver's memory; raise ease.max_items if it has that much, or set model=als"
-            )
+        self._check_memory(len(items))
         gram, counts = self._gram(data.pairs, items)
         weights = item_weights(gram, counts, self.params)
         return Fitted.without_vectors(data.pairs, {"weights": weights, "items": items})
+
+    def _check_memory(self, m: int) -> None:
+        if m > self.params.max_items:
+            memory = 12 * m**2 / 1e9  # G in float64, the weights in float32
+            raise ConfigError(
+                f"model=ease: {m:,} items, ease.max_items is {self.params.max_items:,}: solving would take "
+                f"{memory:,.1f} GB of the driver's memory; raise ease.max_items if it has that much, or set model=als"
+            )
+
+    def fit_sweeps(self, pairs: PairArrays, sweeps: int, start: ArrayFit | None, threads: int) -> ArrayFit:
+        """See `Model.fit_sweeps`; all of a user's pairs count, also above `ease.max_history`."""
+        items, places = np.unique(pairs.items, return_inverse=True)
+        self._check_memory(m := len(items))
+        rows = build_csr(pairs.users, places.astype(np.int32), pairs.values, pairs.n_users, m)
+        gram = np.zeros((m, m))
+        add_gram(*rows, np.diff(rows[0]).clip(1).astype(np.float64) ** -self.params.user_exponent, 0, gram)
+        weights = item_weights(gram, np.bincount(rows[1], minlength=m).astype(np.float64), self.params)
+        return ArrayFit.without_vectors(pairs, {"weights": weights, "items": items.astype(np.int32)})
 
     def _gram(self, pairs: DataFrame, items: I32) -> tuple[F64, F64]:
         """G (m, m) in the order of `items`, and the number of users of each item (m,)."""
@@ -96,7 +113,7 @@ class EASE(Model[EASEConfig]):
         slices = max(spark.sparkContext.defaultParallelism, -(-8 * m * m // SLICE_BYTES))
         height = -(-m // slices)
         places = spark.createDataFrame(enumerate(items.tolist()), "place int, item_idx int")
-        placed = _capped(pairs, self.params.max_history, self.seed).join(places, on="item_idx", how="inner")
+        placed = capped(pairs, self.params.max_history, self.seed).join(places, on="item_idx", how="inner")
         rows = row_lists(placed.withColumn("item_idx", F.col("place")))
         touched = F.array_distinct(F.transform("row_items", lambda place: (place / height).cast("int")))
         copies = rows.select(F.explode(touched).alias("slice"), "row_items", "row_values")
@@ -185,13 +202,13 @@ class EASEScorer(Scorer):
         return out
 
 
-def _items(pairs: DataFrame) -> I32:
+def items_of(pairs: DataFrame) -> I32:
     """The items of the pairs, ascending."""
     found: Any = pairs.select("item_idx").distinct().toPandas()
     return np.sort(found["item_idx"].to_numpy(np.int32))
 
 
-def _capped(pairs: DataFrame, most: int, seed: int) -> DataFrame:
+def capped(pairs: DataFrame, most: int, seed: int) -> DataFrame:
     """Keep at most `most` pairs of each user, by hash: a user's cost grows with the square of their number."""
     many = pairs.groupBy("user_idx").count().where(F.col("count") > most)
     if many.isEmpty():

@@ -102,7 +102,7 @@ def test_scores_and_reasons_and_likeness_are_those_of_the_weights(pairs) -> None
 
 
 def test_of_a_long_history_the_same_pairs_count_whatever_the_partitions(pairs) -> None:
-    counted = [module._capped(pairs.repartition(n), 3, 1) for n in (1, 5)]
+    counted = [module.capped(pairs.repartition(n), 3, 1) for n in (1, 5)]
     rows = [sorted(tuple(row) for row in frame.collect()) for frame in counted]
     assert rows[0] == rows[1]
     per_user = np.bincount([row[0] for row in rows[0]], minlength=N)

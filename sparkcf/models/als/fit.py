@@ -28,7 +28,18 @@ from sparkcf.kernels.als import gramian, work_order
 from sparkcf.lake.frames import one_row
 from sparkcf.models.als.objective import Objective
 from sparkcf.models.als.sweeps import NOTHING, Plan, Side, solve_rows, train
-from sparkcf.models.contract import Features, FitRun, Fitted, InnerProduct, Model, Rows, Saved, TrainingData
+from sparkcf.models.contract import (
+    ArrayFit,
+    Features,
+    FitRun,
+    Fitted,
+    InnerProduct,
+    Model,
+    PairArrays,
+    Rows,
+    Saved,
+    TrainingData,
+)
 from sparkcf.training.blocks import ITEM, KINDS, NO_WEIGHTS, USER, Parts, positive_counts, row_ids
 from sparkcf.training.gang import Alone, Gang, check_slots, worker_threads
 from sparkcf.training.gang_stage import gang_result, text_rows, value_rows
@@ -57,6 +68,8 @@ class Factors:
 class Factorization(Model[Configured]):
     """Matrix factorization by alternating row solves: base of ALS and HALS."""
 
+    fits_arrays = True
+
     @property
     def reads(self) -> Reads:
         return Reads("values" if self.params.mode == "explicit" else "positives")
@@ -80,6 +93,28 @@ class Factorization(Model[Configured]):
         average = float(one_row(data.pairs.agg(F.avg("value")))[0] or 0.0) if explicit else 0.0
         fitted = fit(data.pairs, *sizes, self.params, self.seed, warm_start, run.on_progress, run.checkpoint_dir)
         return replace(fitted, average=average)
+
+    def fit_sweeps(self, pairs: PairArrays, sweeps: int, start: ArrayFit | None, threads: int) -> ArrayFit:
+        config = self.params.model_copy(update={"iterations": sweeps})
+        plan = Plan(config, pairs.n_users, pairs.n_items, self.seed, threads)
+        weights = NO_WEIGHTS if pairs.weights is None else pairs.weights
+        warm: list[Any] = [None, None]
+        if start is not None:
+            warm = [
+                (np.arange(len(vectors)), _joined(vectors, bias, config))
+                for vectors, bias in (
+                    (start.user_vectors, start.saved.arrays["user_bias"]),
+                    (start.saved.item_vectors, start.saved.item_bias),
+                )
+            ]
+        users, items = pairs.users, pairs.items
+        sides = [(users, items, pairs.values, weights), (items, users, pairs.values, weights)]
+        trained, log = train(Parts(sides, warm), plan, Alone())
+        (user, user_bias), (item, item_bias) = (_split(side.factors, config) for side in trained)
+        known = [side.block.counts > 0 for side in trained]
+        average = float(np.average(pairs.values, weights=pairs.weights)) if config.mode == "explicit" else 0.0
+        saved = Saved(item, item_bias, known[ITEM], {"user_bias": user_bias}, log[-1]["mean"], average)
+        return ArrayFit(saved, user, known[USER])
 
     def _warm_start(self, run: FitRun) -> dict[str, DataFrame] | None:
         """The vectors of an earlier run, with biases the bias as last entry; None if the ranks differ."""
@@ -210,6 +245,11 @@ def _split(factors: F32, config: FactorizationConfig) -> tuple[F32, F32]:
     if config.biases:
         return np.ascontiguousarray(factors[:, :-1]), factors[:, -1].copy()
     return factors, np.zeros(len(factors), np.float32)
+
+
+def _joined(vectors: F32, bias: F32, config: FactorizationConfig) -> F32:
+    """The inverse of `_split`."""
+    return np.concatenate([vectors, bias[:, None]], axis=1) if config.biases else vectors
 
 
 def _result(sides: list[Side], log: list[dict[str, Any]], plan: Plan, gang: Gang) -> Iterator[Any]:

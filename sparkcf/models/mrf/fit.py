@@ -1,0 +1,276 @@
+"""MRF: a sparse linear model of items. Every item is an independent small solve over its most correlated items.
+
+Steck (2019), "Markov random fields for collaborative filtering", NeurIPS, section 3, with one item a solve (r = 0):
+
+    G = X^T D_u^-b X, centred by the items' means if `centred`          c_ij = G_ij / sqrt(G_ii G_jj)
+    N(j) = the `max_neighbours` items of largest |c_ij| >= `min_correlation`; other entries of G count as 0
+    B_Nj = (G_NN + D_N)^-1 G_Nj,  D = lambda + p / (1 - p) n_i         B_ij (n_i / n_j)^a
+
+With `scale_exponent` e, G and B are those of the items divided by G_ii^(e/2) (the paper's alpha; 0.75 there). Without
+it and without centring, an N(j) of all items gives the weights of EASE. Unlike in the paper, an entry of G_NN below
+`min_correlation` is 0: so the sparse matrix is all that is needed, and no dense square matrix is built anywhere.
+
+    pairs ──a copy of a user's row for every slice that has one of its items──▶ rows of G, sparse ──driver, shared──▶
+        a small solve for every item ──driver──▶ B, sparse
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator
+from typing import Any
+
+import numpy as np
+from pyspark.sql import DataFrame, SparkSession
+from pyspark.sql import functions as F
+from threadpoolctl import threadpool_limits
+
+from sparkcf.config.models import MRFConfig
+from sparkcf.data.pairs import Reads, row_lists
+from sparkcf.data.partitions import partition_keys
+from sparkcf.data.shared import SharedArrays, share
+from sparkcf.errors import TrainingError
+from sparkcf.kernels.csr import build_csr
+from sparkcf.kernels.mrf import multiply_rows
+from sparkcf.lake.arrays import Arrays, Shapes
+from sparkcf.lake.frames import kept, one_row
+from sparkcf.models.contract import (
+    F32,
+    I32,
+    ArrayFit,
+    Features,
+    FitRun,
+    Fitted,
+    Model,
+    PairArrays,
+    Rows,
+    Saved,
+    Scorer,
+    TrainingData,
+    UserBlock,
+)
+from sparkcf.models.ease import capped, items_of
+from sparkcf.models.mrf.items import (
+    Compressed,
+    Found,
+    ItemPairs,
+    ItemSums,
+    correlated,
+    item_weights,
+    joined,
+    pairs_of,
+    solve_item,
+)
+
+FOUND = "item int, others binary, numbers binary"
+TASKS_PER_SLOT = 4  # of the solves, which differ in size
+ITEMS_PER_BATCH = 500
+
+
+class MRF(Model[MRFConfig]):
+    """MRF: sparse weights between items. Users have no vectors; they are scored by their rows."""
+
+    section = MRFConfig
+    scores_rows = True
+    fits_arrays = True
+
+    @property
+    def reads(self) -> Reads:
+        return Reads("positives")
+
+    @property
+    def width(self) -> int:
+        return 0
+
+    def fit(self, data: TrainingData, run: FitRun) -> Fitted:
+        """Find the correlated pairs of items on the executors, then solve every item there.
+
+        Raises
+        ------
+        ConfigError
+            There are more pairs than `mrf.max_entries`.
+        TrainingError
+            There is no pair of a user and an item.
+        """
+        if run.warm_start:
+            run.on_progress({"note": "train.warm_start is ignored: mrf is solved exactly"})
+        items = items_of(data.pairs)
+        if not len(items):
+            raise TrainingError("no positive interaction to train on: is preference.positive_from too high?")
+        spark, params = data.pairs.sparkSession, self.params
+        places = spark.createDataFrame(enumerate(items.tolist()), "place int, item_idx int")
+        placed = capped(data.pairs, params.max_history, self.seed).join(places, on="item_idx", how="inner")
+        with kept(row_lists(placed.withColumn("item_idx", F.col("place")))) as rows:  # read twice
+            sums = _sums(rows, len(items), params)
+            pairs = pairs_of(_correlated(rows, sums, params), sums, params)
+        columns, raised = _solved(spark, pairs, params)
+        if raised:
+            run.on_progress({"note": f"{raised:,} items' systems were singular: lower mrf.min_correlation"})
+        return Fitted.without_vectors(data.pairs, _stored(joined(columns, len(items)), items))
+
+    def fit_sweeps(self, pairs: PairArrays, sweeps: int, start: ArrayFit | None, threads: int) -> ArrayFit:
+        """See `Model.fit_sweeps`; all of a user's pairs count, also above `mrf.max_history`."""
+        items, places = np.unique(pairs.items, return_inverse=True)
+        rows = build_csr(pairs.users, places.astype(np.int32), pairs.values, pairs.n_users, len(items))
+        with threadpool_limits(1, user_api="blas"):
+            weights = item_weights(rows, len(items), self.params)
+        return ArrayFit.without_vectors(pairs, _stored(weights, items.astype(np.int32)))
+
+    def open(self, saved: Saved) -> MRFScorer:
+        return MRFScorer(saved)
+
+    def shapes(self, data: TrainingData) -> Shapes:
+        m = data.pairs.select("item_idx").distinct().count()
+        return {"indptr": (m + 1,), "indices": (None,), "values": (None,), "items": (m,)}
+
+
+class MRFScorer(Scorer):
+    """Scores users by their rows; folding in a new user needs no solve."""
+
+    def __init__(self, saved: Saved) -> None:
+        self.known_items = saved.item_known
+        self.items: I32 = saved.arrays["items"]
+        self.weights: Compressed = (saved.arrays["indptr"], saved.arrays["indices"], saved.arrays["values"])
+        self._place = np.full(len(saved.item_known), -1, np.int32)
+        self._place[self.items] = np.arange(len(self.items), dtype=np.int32)
+
+    def score_block(self, users: UserBlock) -> F32:
+        assert users.rows is not None
+        indptr, indices, values, _ = users.rows
+        return self._everywhere(indptr, self._place[indices], values)
+
+    def fold_in(self, rows: Rows, features: Features | None = None) -> tuple[F32, F32]:
+        n = len(rows[0]) - 1
+        return np.zeros((n, 0), np.float32), np.zeros(n, np.float32)
+
+    def similar_block(self, items: I32) -> F32:
+        """The weights from an item to all others."""
+        one_each = np.arange(len(items) + 1, dtype=np.int64)
+        return self._everywhere(one_each, self._place[items], np.ones(len(items), np.float32))
+
+    def explain(self, rows: Rows, item: int) -> F32:
+        parts: F32 = np.zeros(len(rows[1]), np.float32)
+        target = self._place[item]
+        if target >= 0:
+            to_item = self._weights_to(int(target))
+            place = self._place[rows[1]]
+            parts = np.where(place >= 0, rows[2] * to_item[place], 0).astype(np.float32)
+        return parts
+
+    def _weights_to(self, target: int) -> F32:
+        """The column of B of an item, dense (m,)."""
+        indptr, indices, values = self.weights
+        at = np.flatnonzero(indices == target)
+        column = np.zeros(len(self.items), np.float32)
+        column[np.searchsorted(indptr, at, side="right") - 1] = values[at]
+        return column
+
+    def _everywhere(self, indptr: Any, places: I32, values: F32) -> F32:
+        """Scores of rows for all items, (n, m); an item without weights scores 0."""
+        scores = np.zeros((len(indptr) - 1, len(self.items)), np.float32)
+        multiply_rows(indptr, places, values.astype(np.float32), *self.weights, scores)
+        if len(self.items) == len(self.known_items):
+            return scores
+        out = np.zeros((len(scores), len(self.known_items)), np.float32)
+        out[:, self.items] = scores
+        return out
+
+
+def _stored(weights: Compressed, items: I32) -> Arrays:
+    return {"indptr": weights[0], "indices": weights[1], "values": weights[2], "items": items}
+
+
+def _sums(rows: DataFrame, m: int, params: MRFConfig) -> ItemSums:
+    weight = F.pow(F.size("row_items").cast("double"), F.lit(-params.user_exponent)).alias("w")
+    entry = F.explode(F.arrays_zip("row_items", "row_values")).alias("e")
+    value = F.col("e.row_values").cast("double")
+    by_item = rows.select(weight, entry).groupBy(F.col("e.row_items").alias("item"))
+    found: Any = by_item.agg(F.count("e"), F.sum(F.col("w") * value), F.sum(F.col("w") * value * value)).toPandas()
+    of = np.zeros((3, m))
+    of[:, found["item"].to_numpy()] = found.to_numpy(np.float64)[:, 1:].T
+    return ItemSums(of[0], of[1], of[2], float(one_row(rows.agg(F.sum(weight)))[0]))
+
+
+def _correlated(rows: DataFrame, sums: ItemSums, params: MRFConfig) -> Iterator[Found]:
+    """The sparse rows of G. Each task has the items of one slice, and the rows of their users."""
+    slices, m = rows.sparkSession.sparkContext.defaultParallelism, len(sums.counts)
+    touched = F.array_distinct(F.transform("row_items", lambda place: place % slices))
+    copies = rows.select(F.explode(touched).alias("slice"), "user_idx", "row_items", "row_values")
+    by_slice = copies.repartition(slices, F.array(*map(F.lit, partition_keys(slices)))[F.col("slice")])
+
+    def work(batches: Iterable[Any]) -> Iterator[Any]:
+        import pyarrow as pa
+
+        from sparkcf.data.arrow import csr_of
+
+        full = [batch for batch in batches if batch.num_rows]
+        if not full:
+            return
+        number = full[0].column("slice")[0].as_py()
+        table = pa.Table.from_batches(full).combine_chunks()
+        indptr, places = csr_of(table.column("row_items").combine_chunks())
+        values = table.column("row_values").combine_chunks().flatten().to_numpy(zero_copy_only=False)
+        chosen = np.arange(number, m, slices, dtype=np.int32)
+        yield from _batches(correlated((indptr, places, values.astype(np.float32)), chosen, sums, params))
+
+    ordered = by_slice.sortWithinPartitions("user_idx")  # sums of float64 depend on their order in the last digits
+    return _collected(ordered.mapInArrow(work, FOUND))
+
+
+def _solved(spark: SparkSession, pairs: ItemPairs, params: MRFConfig) -> tuple[list[Found], int]:
+    """The columns of B, and the number of systems that were singular."""
+    tasks = spark.sparkContext.defaultParallelism * TASKS_PER_SLOT
+    shared: SharedArrays = share(
+        spark,
+        indptr=pairs.indptr,
+        indices=pairs.indices,
+        values=pairs.values,
+        variances=pairs.variances,
+        counts=pairs.counts,
+    )
+    order = np.argsort(-np.diff(pairs.indptr), kind="stable").astype(np.int32)  # every task gets some large ones
+
+    def work(batches: Iterable[Any]) -> Iterator[Any]:
+        opened = ItemPairs(*shared.open())
+        with threadpool_limits(1, user_api="blas"):
+            for batch in batches:
+                for number in batch.column("id").to_pylist():
+                    yield from _batches(_solutions(opened, order[number::tasks], params))
+
+    columns: list[Found] = []
+    raised = 0
+    for item, others, weights in _collected(spark.range(0, tasks, 1, tasks).mapInArrow(work, FOUND)):
+        raised += item < 0
+        columns.append((item if item >= 0 else -item - 1, others, weights))
+    return columns, raised
+
+
+def _solutions(pairs: ItemPairs, items: I32, params: MRFConfig) -> Iterator[Found]:
+    """Columns of B; of a system that was singular the item's number is -item - 1."""
+    for item in items.tolist():
+        others, weights, raised = solve_item(pairs, item, params)
+        yield -item - 1 if raised else item, others, weights
+
+
+def _batches(found: Iterator[Found]) -> Iterator[Any]:
+    """Arrow batches of FOUND."""
+    import pyarrow as pa
+
+    rows: list[Found] = []
+    for row in found:
+        rows.append(row)
+        if len(rows) == ITEMS_PER_BATCH:
+            yield _batch(pa, rows)
+            rows = []
+    if rows:
+        yield _batch(pa, rows)
+
+
+def _batch(pa: Any, rows: list[Found]) -> Any:
+    items = pa.array([row[0] for row in rows], pa.int32())
+    packed = [pa.array([row[1].tobytes() for row in rows]), pa.array([row[2].tobytes() for row in rows])]
+    return pa.RecordBatch.from_arrays([items, *packed], names=["item", "others", "numbers"])
+
+
+def _collected(frame: DataFrame) -> Iterator[Found]:
+    for row in frame.toLocalIterator():
+        yield row["item"], np.frombuffer(row["others"], np.int32), np.frombuffer(row["numbers"], np.float32)
