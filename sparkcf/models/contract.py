@@ -24,6 +24,7 @@ from sparkcf.kernels.csr import take_rows
 from sparkcf.kernels.mixture import Mixture
 from sparkcf.kernels.vectors import unit_rows
 from sparkcf.lake.arrays import Arrays, Shapes
+from sparkcf.models.explanation import Explanation, nearest, nearest_had
 
 if TYPE_CHECKING:
     from pyspark.sql import DataFrame
@@ -235,9 +236,36 @@ class Scorer(ABC):
         """Names of the components of `mixture`."""
         return ()
 
-    def explain(self, rows: Rows, item: int) -> F32:
-        """Contribution of each of the users' pairs to the score of an item, (nnz,)."""
-        raise NotImplementedError
+    def explain(self, user: UserBlock, item: int) -> Explanation:
+        """What the score of one user and an item is made of; default: the user's items nearest to the item.
+
+        Parameters
+        ----------
+        user : a block of one known user, with its rows.
+        """
+        assert user.rows is not None
+        had = user.rows[1]
+        cosines = self.similar_block(np.array([item], np.int32))[0][had]
+        return nearest(float(self.score_block(user)[0, item]), had, cosines)
+
+    def because(self, users: UserBlock, items: I32) -> I32 | None:
+        """The item of each user's rows that is the strongest reason for each listed item, (n, k).
+
+        -1 where there is none; None for a model that cannot name any.
+
+        Parameters
+        ----------
+        users : with their rows.
+        items : (n, k), -1 for none.
+        """
+        if type(self).likeness is Scorer.likeness:
+            return None
+        assert users.rows is not None
+        return nearest_had(*users.rows[:2], items, self._unit_items)
+
+    @cached_property
+    def _unit_items(self) -> F32:
+        return unit_rows(self.likeness())
 
 
 def check_unweighted(pairs: DataFrame, model: str) -> None:

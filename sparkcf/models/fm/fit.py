@@ -36,11 +36,13 @@ from sparkcf.models.contract import (
     UserBlock,
     check_unweighted,
 )
+from sparkcf.models.explanation import Explanation, Part
 from sparkcf.models.fm.factors import (
     fm_state_shapes,
     fold_in_fm,
     sample_count,
     sample_width,
+    terms,
     unknown_vectors,
     without_biases,
 )
@@ -169,6 +171,13 @@ class FMScorer(InnerProduct):
 
     def likeness(self) -> F32:
         return without_biases(self.item_vectors, self.params)
+
+    def explain(self, user: UserBlock, item: int) -> Explanation:
+        """Linear terms, and each product of fields of the user with fields of the item; see `factors.terms`."""
+        found = terms(user.vectors[0], self.item_vectors[item], self.params)
+        parts = [Part("fields", name, None, value) for name, value in found]
+        score = float(user.vectors[0].astype(np.float64) @ self.item_vectors[item])
+        return Explanation.summing(score, parts)
 
     def predict(self, users: UserBlock, items: I32) -> tuple[F64, F64]:
         unknown_user, unknown_item = unknown_vectors(self._state["w0"], self.params)
