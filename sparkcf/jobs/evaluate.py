@@ -18,7 +18,7 @@ from sparkcf.lake.tables import LakeTables
 from sparkcf.models.contract import FitRun
 from sparkcf.models.registry import model_of
 from sparkcf.progress import say, step
-from sparkcf.ranking.evaluate import Evaluation, evaluate, settings_of
+from sparkcf.ranking.evaluate import SYSTEMS, Evaluation, evaluate, settings_of
 
 
 def evaluate_run(spark: SparkSession, config: Config, opened: OpenRun | None = None) -> dict[str, Any]:
@@ -46,7 +46,7 @@ def _evaluate(spark: SparkSession, tables: LakeTables, opened: OpenRun, config: 
         folder = progress_folder(inputs, config, split=split)
         fit_run = FitRun(on_progress=progress_of(progress, model.rounds), checkpoint_dir=folder)
         try:
-            result = evaluate(events, model, data, config, fit_run)
+            result = evaluate(events, model, data, config, fit_run, inputs.read("items"))
         finally:
             packing.drop()
         progress.note = headline(result, config)
@@ -84,7 +84,7 @@ def headline(result: Evaluation, config: Config) -> str:
     metric, k = config.gate_measure()
     shown = []
     for f in result.figures:
-        if (f.metric, f.k, f.segment) == (metric, k, None):
+        if f.system in SYSTEMS and (f.metric, f.k, f.segment) == (metric, k, None):
             bounds = "" if f.lower is None else f" [{f.lower:.4f}, {f.upper:.4f}]"
             shown.append(f"{config.model if f.system == 'model' else f.system} {f.value:.4f}{bounds}")
     name = metric.replace("_at_k", f"@{k}") if k else metric
