@@ -209,6 +209,11 @@ class Scorer(ABC):
         """
         return None
 
+    @property
+    def has_likeness(self) -> bool:
+        """Whether items have vectors to compare."""
+        return type(self).likeness is not Scorer.likeness
+
     def likeness(self) -> F32:
         """Vectors (m, any) whose cosine is the similarity of items. A model without them overrides `similar_block`."""
         raise NotImplementedError
@@ -258,7 +263,7 @@ class Scorer(ABC):
         users : with their rows.
         items : (n, k), -1 for none.
         """
-        if type(self).likeness is Scorer.likeness:
+        if not self.has_likeness:
             return None
         assert users.rows is not None
         return nearest_had(*users.rows[:2], items, self._unit_items)

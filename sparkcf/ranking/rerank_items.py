@@ -142,7 +142,7 @@ def _vectors(rerank: RerankConfig, categories: list[list[str]], scorer: Scorer) 
     """Unit vectors whose cosine is the similarity of items."""
     if rerank.similarity == "categories":
         return unit_rows(indicators(categories))
-    if type(scorer).likeness is Scorer.likeness:
+    if not scorer.has_likeness:
         if rerank.diversity:
             raise ConfigError(
                 "rerank.similarity=vectors: the model has no item vectors: set rerank.similarity=categories"

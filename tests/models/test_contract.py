@@ -89,6 +89,15 @@ CASES = {
     ),
     "ease": ("model=ease", "ease.regularization=1"),
     "popularity": ("model=popularity",),
+    "blend": (
+        "model=blend",
+        "blend.members=[{model: als, params: {rank: 2, workers: 1}}, {model: ease}, {model: popularity}]",
+    ),
+    "blend, weights given": (
+        "model=blend",
+        "blend.members=[{model: hals, params: {rank: 2, iterations: 4, workers: 1}}, {model: ease}]",
+        "blend.weights=[0.7, 0.3]",
+    ),
 }
 SMALL = ("rank=2", "iterations=4", "regularization=0.1", "workers=1")
 BASE = ("ds=2024-01-31", "input.path=none", *(f"{section}.{key}" for section in ("als", "fm", "hals") for key in SMALL))
