@@ -178,6 +178,19 @@ class UserBlock:
         return UserBlock(self.vectors[chosen], self.bias[chosen], self.known[chosen], rows)
 
 
+@dataclass(frozen=True)
+class Described:
+    """Attributes of one user and one item, for explanations.
+
+    user, item : rows of the lake's tables `users` and `items`.
+    texts : numbers of texts by their field in the dictionary, as `data.dictionary.numbered` gives them.
+    """
+
+    user: Mapping[str, Any]
+    item: Mapping[str, Any]
+    texts: Mapping[str, Mapping[str, int]]
+
+
 class Scorer(ABC):
     """A fitted model in one process: numpy in, numpy out. `known_items`: bool (m,), the items that it can score."""
 
@@ -252,6 +265,10 @@ class Scorer(ABC):
         had = user.rows[1]
         cosines = self.similar_block(np.array([item], np.int32))[0][had]
         return nearest(float(self.score_block(user)[0, item]), had, cosines)
+
+    def explain_described(self, user: UserBlock, item: int, described: Described) -> Explanation:
+        """`explain`, for a model that can say more where it knows the attributes of the user and the item."""
+        return self.explain(user, item)
 
     def because(self, users: UserBlock, items: I32) -> I32 | None:
         """The item of each user's rows that is the strongest reason for each listed item, (n, k).

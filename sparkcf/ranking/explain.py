@@ -48,8 +48,7 @@ def explain(lake: Lake, user_id: str, item_id: str, model: str | None = None, ds
         There is no lake, or a table or the run's weights cannot be read.
     """
     opened = open_published(lake, model, ds)
-    user, item = opened.user(str(user_id)), opened.item(str(item_id))
-    found = opened.scorer.explain(user, item)
+    found = opened.explain(str(user_id), str(item_id))
     ids = opened.ids([part.item for part in found.parts if part.item is not None])
     titles = lake.titles([*ids.values(), str(item_id)])
     parts = []

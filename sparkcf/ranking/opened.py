@@ -16,7 +16,7 @@ from sparkcf.data.one_user import as_of, user_pairs
 from sparkcf.errors import ConfigError, LakeError, NotFoundError
 from sparkcf.lake.query import Day, Lake, PublishedRun
 from sparkcf.lake.weights import read_all
-from sparkcf.models.contract import F32, Model, Rows, Saved, Scorer, UserBlock
+from sparkcf.models.contract import F32, Described, Explanation, Model, Rows, Saved, Scorer, UserBlock
 from sparkcf.models.registry import model_of
 
 EVENTS = ("user_id", "item_id", "event", "value", "ts", "replaced")
@@ -57,6 +57,23 @@ class OpenedModel:
         if idx >= self.n_items or not self.scorer.known_items[idx]:
             raise NotFoundError(f"item {item_id!r} has no score in {self.run}: the run was trained without this item")
         return idx
+
+    def explain(self, user_id: str, item_id: str) -> Explanation:
+        """Why a user's score of an item is what it is. Raises as `user` and `item`."""
+        user, item = self.user(user_id), self.item(item_id)
+        if not self.model.reads.attributes:
+            return self.scorer.explain(user, item)
+        rows = [
+            self.lake.read(f"{side}s", (f"{side}_id", [key])) for side, key in (("user", user_id), ("item", item_id))
+        ]
+        texts: dict[str, dict[str, int]] = {}
+        wanted = sorted({text.name for text in self.model.reads.texts})
+        if wanted and self.lake.has("features"):
+            known = self.lake.read("features", ("field", wanted)).sort_by("feature_idx").to_pylist()
+            for row in known:
+                of_field = texts.setdefault(row["field"], {})
+                of_field[row["value"]] = len(of_field)
+        return self.scorer.explain_described(user, item, Described(*(row.to_pylist()[0] for row in rows), texts))
 
     def ids(self, items: list[int]) -> dict[int, str]:
         """External ids of items by their index."""

@@ -13,10 +13,11 @@ from sparkcf.config.models import ALSConfig, EASEConfig, FMConfig, FMField, HALS
 from sparkcf.kernels.vectors import unit_rows
 from sparkcf.models.als.explain import contributions
 from sparkcf.models.als.fit import FactorScorer
-from sparkcf.models.contract import InnerProduct, Saved, Scorer, UserBlock
+from sparkcf.models.contract import Described, InnerProduct, Saved, Scorer, UserBlock
 from sparkcf.models.ease import EASEScorer, item_weights
 from sparkcf.models.explanation import Explanation
-from sparkcf.models.fm.factors import parts_of, sample_count, sample_width
+from sparkcf.models.fm.factors import folded as folded_fm
+from sparkcf.models.fm.factors import parts_of, plan_of, sample_count, sample_width
 from sparkcf.models.fm.fit import FMScorer
 from sparkcf.models.nets.concepts import ConceptScorer, MacridVAEModel
 
@@ -169,6 +170,48 @@ def test_terms_of_field_pairs_sum_to_a_factorization_machines_score(seed, item) 
     assert explained.score == pytest.approx(float(user[0] @ items[item]), rel=1e-4, abs=1e-4)
     assert {part.label for part in explained.parts} >= {"user + had × item", "user × genre", "linear: item + genre"}
     assert len(explained.parts) == len(parts_of(config)) + 2
+
+
+@pytest.mark.parametrize("task", ["all pairs", "chosen pairs"])
+def test_single_fields_of_a_factorization_machine_are_told_apart(task: str) -> None:
+    """Vectors are folded from known parameters, and every term is what the parameters say."""
+    fields = (
+        FMField(name="user", of="user"),
+        FMField(name="had", of="history"),
+        FMField(name="age", of="number", column="age", table="users"),
+        FMField(name="item", of="item"),
+        FMField(name="genre", of="categories"),
+    )
+    pairs = None if task == "all pairs" else (("user", "item"), ("had", "item"), ("genre", "user"), ("had", "had"))
+    config = FMConfig(fields=fields, pairs=pairs, rank=3, iterations=6, burn_in=2, samples=4)
+    rng, samples, sizes = np.random.default_rng(2), sample_count(config), (5, M, 1, M, 3)
+    everywhere = rng.normal(size=(samples, M + 1 + 3, 4)).astype(np.float32)
+    own = {side: rng.normal(size=(1, samples, 4)).astype(np.float32) for side in ("user", "item")}
+    state = {"w0": rng.normal(size=samples), "everywhere": everywhere, "sizes": np.array(sizes)}
+    state["scales"] = np.array([[0, 1], [0, 1], [30.0, 10.0], [0, 1], [0, 1]])
+    plan, had, value = plan_of(state, config, M), [2, 7, 11], 1 / np.sqrt(3)
+    of_user = (np.array([0, 4]), np.array([*had, M], np.int32), np.array([value, value, value, 1.5], np.float32))
+    of_item = (np.array([0, 2]), np.array([M + 1, M + 3], np.int32), np.ones(2, np.float32))
+    user = folded_fm(False, own["user"], of_user, state["w0"], everywhere, plan)
+    item = folded_fm(True, own["item"], of_item, state["w0"], everywhere, plan)
+    scorer = FMScorer(known(np.tile(item, (M, 1)), arrays=state), config)
+    block = UserBlock(user, np.zeros(1, np.float32), np.ones(1, bool), rows(had, 0))
+    texts = {"categories": {"a": 0, "b": 1, "c": 2}}
+    described = Described({"numbers": [("age", 45.0)]}, {"categories": ["c", "a", "unheard of"]}, texts)
+    explained = scorer.explain_described(block, 5, described)
+    check_sum(explained)
+    table = np.concatenate([own["user"][0][:, None], everywhere, own["item"][0][:, None]], axis=1).astype(np.float64)
+    x = {"user": {0: 1.0}, "had": {1 + i: value for i in had}, "age": {1 + M: 1.5}}
+    x |= {"item": {M + 5: 1.0}, "genre": {M + 2: 1.0, M + 4: 1.0}}
+    expected = {"w_0": state["w0"].mean()}
+    for number, f in enumerate(fields):
+        expected[f"linear: {f.name}"] = sum(table[:, j, 3].mean() * v for j, v in x[f.name].items())
+        for g in fields[number:]:
+            if config.interacting(f.name, g.name) and (f != g or f.several):
+                crossed = [(i, j, a * b) for i, a in x[f.name].items() for j, b in x[g.name].items() if f != g or i < j]
+                dots = [(table[:, i, :3] * table[:, j, :3]).sum(axis=1).mean() * ab for i, j, ab in crossed]
+                expected[f"{f.name} × {g.name}"] = sum(dots)
+    assert {part.label: part.value for part in explained.parts} == pytest.approx(expected, abs=1e-4)
 
 
 def test_without_parts_the_nearest_items_are_a_hint_and_not_exact() -> None:

@@ -156,7 +156,7 @@ def fold_in_fm(
     """
     indptr, indices, values = rows
     n, k, samples = len(indptr) - 1, config.rank, len(state["w0"])
-    plan = _plan_of(state, config, len(items))
+    plan = plan_of(state, config, len(items))
     entries = features or _histories(indptr, indices, plan)
     everywhere = state["everywhere"].astype(np.float32)
     own = np.zeros((n, samples, k + 1), np.float32)
@@ -188,7 +188,7 @@ def fm_state_shapes(fields: tuple[Field, ...], config: FMConfig) -> dict[str, tu
     return common | of_fields | {"everywhere": (samples, everywhere, width)}
 
 
-def _plan_of(state: dict[str, NDArray[Any]], config: FMConfig, n_items: int) -> FMPlan:
+def plan_of(state: dict[str, NDArray[Any]], config: FMConfig, n_items: int) -> FMPlan:
     fields = tuple(
         Field(f.name, int(size), side={"user": USER, "item": ITEM}.get(f.of), of_item=f.side == "item")
         for f, size in zip(config.fields, state["sizes"], strict=True)
