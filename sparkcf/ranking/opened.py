@@ -63,9 +63,8 @@ class OpenedModel:
         user, item = self.user(user_id), self.item(item_id)
         if not self.model.reads.attributes:
             return self.scorer.explain(user, item)
-        rows = [
-            self.lake.read(f"{side}s", (f"{side}_id", [key])) for side, key in (("user", user_id), ("item", item_id))
-        ]
+        sides = (("user", user_id), ("item", item_id))
+        rows = [self.lake.read(f"{side}s", (f"{side}_id", [key]), None, self._described(side)) for side, key in sides]
         texts: dict[str, dict[str, int]] = {}
         wanted = sorted({text.name for text in self.model.reads.texts})
         if wanted and self.lake.has("features"):
@@ -74,6 +73,11 @@ class OpenedModel:
                 of_field = texts.setdefault(row["field"], {})
                 of_field[row["value"]] = len(of_field)
         return self.scorer.explain_described(user, item, Described(*(row.to_pylist()[0] for row in rows), texts))
+
+    def _described(self, side: str) -> list[str]:
+        """The columns of a side's table that have attributes."""
+        there = self.lake.columns(f"{side}s")
+        return [name for name in (f"{side}_id", "categories", "attributes", "numbers") if name in there]
 
     def ids(self, items: list[int]) -> dict[int, str]:
         """External ids of items by their index."""
