@@ -129,15 +129,24 @@ def lake(spark, tmp_path_factory: pytest.TempPathFactory) -> Path:
     compared = ("c1", 1, "als", "als", "2024-01-02", "measured", "r2", "s", "{}", "0", "q4", "ndcg_at_k", 10)
     costs = {"pairs": "100", "train_seconds": "2.0", "compared_at": "current_timestamp()", "inputs": "map()"}
     fill("comparisons", names, compared, **costs)
+    place = {item: at for at, item in enumerate(("260", "1196", "1210", "2571"))}
+    of_run = {"model": "'als'", "run_id": "'r2'", "bias": "CAST(0 AS float)"}
+    for side, known in (("user", dict(ids)), ("item", place)):
+        vector = f"CAST(array(0.5 + {side}_idx, 1.0) AS array<float>)"
+        fill(f"{side}_factors", f"{side}_id {side}_idx", *known.items(), factor=vector, **of_run)
     made = {
         "started_at": "current_timestamp()",
         "updated_at": "current_timestamp()",
         "inputs": "map()",
         "counts": "map()",
     }
+    stored = load_config((), [*NEEDED, "als.rank=2"]).to_json()
     names = "run_id job model ds state config code_version seed"
     fill(
-        "runs", names, *[(run, "train", "als", "2024-01-02", "published", "{}", "0", 1) for run in ("r1", "r2")], **made
+        "runs",
+        names,
+        *[(run, "train", "als", "2024-01-02", "published", stored, "0", 1) for run in ("r1", "r2")],
+        **made,
     )
     return root
 

@@ -2,6 +2,7 @@
 
     sparkcf recommend --user 1 --k 5
     sparkcf similar --item 50 --model als --format json
+    sparkcf explain --user 1 --item 50
     sparkcf doctor --lake ./lake
 
 Exit codes: 0 done; 1 an unknown user, item, model or run, or a failed check; 2 usage, or an unreadable lake.
@@ -127,6 +128,31 @@ def similar(
     """Show the items nearest to an item."""
     rows = _open(context, lake).similar_rows(item, k, model, ds)
     show(_records(rows), rows.column_names, form, _origin(rows), guarded=_guarded(guard_formulas, form))
+
+
+@app.command()
+def explain(
+    context: typer.Context,
+    user: Annotated[str, typer.Option("--user", help="External id of the user.")],
+    item: Annotated[str, typer.Option("--item", help="External id of the item.")],
+    k: Annotated[int, typer.Option("--k", min=1, help="Parts that a table lists one by one.")] = 10,
+    model: ModelOption = None,
+    ds: DayOption = None,
+    form: Annotated[
+        Literal["table", "json"], typer.Option("--format", help="json prints every part, unrounded.")
+    ] = "table",
+    lake: LakeOption = None,
+) -> None:
+    """Show what a published model's score of an item is made of for a user."""
+    from sparkcf.cli import explain as shown
+    from sparkcf.ranking.explain import explain as explained_by
+
+    found = explained_by(_open(context, lake), user, item, model, ds)
+    if form == "json":
+        as_utf8(form)
+        print_json(shown.as_json(found))
+    else:
+        show(shown.records(found, k), shown.COLUMNS, form, *shown.caption(found))
 
 
 @app.command()

@@ -12,6 +12,7 @@ from sparkcf.cli.show import Record
 from sparkcf.lake.run_details import RunDetails, seconds_of
 
 COLUMNS = ["run_id", "job", "state", "seconds"]
+SYSTEMS = ("model", "popularity")
 ENDED_BADLY = ("failed", "refused")
 
 
@@ -46,7 +47,7 @@ def parts(details: RunDetails) -> list[Part]:
     config = json.loads(row["config"] or "{}")
     at = config.get("gate", {}).get("at")
     caption = f"figures in lists of {at}; `sparkcf metrics --run-id …` shows all"
-    found.append(Part(caption, ["measure", "model", "popularity"], _measures(details, at)))
+    found.append(Part(caption, ["measure", *SYSTEMS], _measures(details, at)))
     if before:
         changes = [{"key": key, "before": _value(then), "now": _value(now)} for key, then, now in details.changes]
         caption = f"settings that differ from run {before['run_id']}" + ("" if changes else ": none")
@@ -89,11 +90,11 @@ def _measures(details: RunDetails, at: int | None) -> list[Record]:
     """A row a measure. `at` : length of the lists; None: all lengths."""
     found: dict[str, Record] = {}
     for figure in details.figures:
-        if at is not None and figure["k"] not in (None, at):
+        if figure["system"] not in SYSTEMS or (at is not None and figure["k"] not in (None, at)):
             continue
         measure = figure["metric"].replace("_at_k", f"@{figure['k']}") if figure["k"] else figure["metric"]
         name = f"{figure['protocol']} {measure}"
-        record = found.setdefault(name, {"measure": name, "model": "", "popularity": ""})
+        record = found.setdefault(name, {"measure": name} | dict.fromkeys(SYSTEMS, ""))
         bounds = "" if figure["lower"] is None else f" [{figure['lower']:.4f}, {figure['upper']:.4f}]"
         record[figure["system"]] = f"{figure['value']:.4f}{bounds}"
     return list(found.values())

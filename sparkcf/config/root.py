@@ -9,8 +9,9 @@ from typing import Annotated, Any, Literal, Self
 
 from pydantic import Field, field_validator, model_validator
 
-from sparkcf.config.input import CleanConfig, InputConfig, PreferenceConfig
+from sparkcf.config.input import CleanConfig, InputConfig, ItemColumns, PreferenceConfig
 from sparkcf.config.observe import LogConfig, ObserveConfig, ReportConfig
+from sparkcf.config.rerank import RerankConfig
 from sparkcf.config.section import ModelSection, Positive, Section, Share
 from sparkcf.errors import ConfigError
 from sparkcf.redact import redacted_values
@@ -57,6 +58,7 @@ class TopKConfig(Section):
     exclude_categories: tuple[str, ...] = ()
     similar_items: Annotated[int, Field(ge=0)] = 20  # neighbours of each item; 0: none
     concepts: bool = False  # name the concept behind an item as its reason, for a model with concepts
+    reasons: bool = False  # say as an item's reason which item of the user, or which concept, speaks most for it
 
     @field_validator("users", mode="before")
     @classmethod
@@ -153,6 +155,7 @@ class Config(Section):
     train: TrainConfig = TrainConfig()
     evaluation: EvaluationConfig = EvaluationConfig()
     topk: TopKConfig = TopKConfig()
+    rerank: RerankConfig = RerankConfig()
     predict: PredictConfig = PredictConfig()
     gate: GateConfig = GateConfig()
     compare: CompareConfig = CompareConfig()
@@ -180,9 +183,27 @@ class Config(Section):
             raise ValueError(f"gate.metric={metric} and evaluation.protocol={protocol}: {others} it; set one of them")
         if protocol != "q3" and self.gate.at not in self.evaluation.ks:
             raise ValueError(f"gate.at={self.gate.at} is not among evaluation.ks={list(self.evaluation.ks)}")
+        if self.input.items is not None:
+            self._check_attributes(self.input.items.columns)
         if len(set(self.models)) < len(self.models):
             raise ValueError(f"models={list(self.models)} names a model twice: name each once")
         return self
+
+    def _check_attributes(self, columns: ItemColumns) -> None:
+        """Refuse rules about attributes of items that the input does not bring."""
+        brought = [*(["categories"] if columns.categories else []), *columns.attributes]
+        for key, name in self.rerank.named():
+            if name not in brought:
+                raise ValueError(
+                    f"{key} reads {name!r}, which input.items.columns does not bring: "
+                    f"there are {', '.join(brought) or 'no texts'}"
+                )
+        times = ["first_event", *columns.attributes, *columns.numbers]
+        if self.rerank.fresh_from not in times:
+            raise ValueError(
+                f"rerank.fresh_from={self.rerank.fresh_from}: input.items.columns brings no such text or number: "
+                f"there are {', '.join(times)}"
+            )
 
     @property
     def params(self) -> ModelSection:

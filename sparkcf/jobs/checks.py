@@ -15,6 +15,7 @@ from sparkcf.jobs.space import scratch_folders
 from sparkcf.jobs.train import progress_root
 from sparkcf.lake.folder import Folder
 from sparkcf.lake.roots import FREE, little_space, local_folder, resolve_root
+from sparkcf.models.contract import Model
 from sparkcf.models.registry import model_of
 from sparkcf.progress import say
 from sparkcf.ranking.evaluate import check_protocol
@@ -28,8 +29,8 @@ def check_settings(spark: SparkSession, nights: list[Config]) -> None:
     Raises
     ------
     ConfigError
-        A protocol that cannot measure a model, a model's own settings, too few task slots, dynamic allocation for a
-        worker group, a folder of `train.progress` that cannot be written.
+        A protocol that cannot measure a model, diversity by vectors that a model lacks, a model's own settings, too few
+        task slots, dynamic allocation for a worker group, a folder of `train.progress` that cannot be written.
     InputError
         `topk.ineligible` cannot be read.
     """
@@ -37,6 +38,7 @@ def check_settings(spark: SparkSession, nights: list[Config]) -> None:
     for night in nights:
         model = model_of(night)
         check_protocol(model, night)
+        _check_similarity(model, night)
         if night.night == "train":
             model.check_settings(pairs(events, model.reads, night))
     if path := nights[0].topk.ineligible:
@@ -44,6 +46,14 @@ def check_settings(spark: SparkSession, nights: list[Config]) -> None:
     if nights[0].train.progress:
         _check_progress(nights[0])
     _warn_of_little_space(spark, nights[0])
+
+
+def _check_similarity(model: Model[Any], config: Config) -> None:
+    """Raise ConfigError for diversity by item vectors with a model that has none."""
+    if config.rerank.diversity and config.rerank.similarity == "vectors" and not model.item_width:
+        raise ConfigError(
+            f"rerank.similarity=vectors: model={model.name} has no item vectors: set rerank.similarity=categories"
+        )
 
 
 def _check_progress(config: Config) -> None:

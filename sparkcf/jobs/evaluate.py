@@ -18,7 +18,8 @@ from sparkcf.lake.tables import LakeTables
 from sparkcf.models.contract import FitRun
 from sparkcf.models.registry import model_of
 from sparkcf.progress import say, step
-from sparkcf.ranking.evaluate import Evaluation, evaluate, settings_of
+from sparkcf.ranking.evaluate import SYSTEMS, Evaluation, evaluate, settings_of
+from sparkcf.ranking.rerank_items import check_attributes
 
 
 def evaluate_run(spark: SparkSession, config: Config, opened: OpenRun | None = None) -> dict[str, Any]:
@@ -39,6 +40,7 @@ def _evaluate(spark: SparkSession, tables: LakeTables, opened: OpenRun, config: 
     model = model_of(config)
     events = inputs.events(config.ds)
     config = with_protocol(tables, events, config)
+    check_attributes(inputs.read("items"), config.rerank)
     with step("evaluate", spark, f"{config.model} by {config.evaluation.protocol}") as progress:
         split = hashlib.sha256(config.evaluation.model_dump_json().encode()).hexdigest()[:12]
         packing = packing_of(model, inputs, config, split)
@@ -84,7 +86,7 @@ def headline(result: Evaluation, config: Config) -> str:
     metric, k = config.gate_measure()
     shown = []
     for f in result.figures:
-        if (f.metric, f.k, f.segment) == (metric, k, None):
+        if f.system in SYSTEMS and (f.metric, f.k, f.segment) == (metric, k, None):
             bounds = "" if f.lower is None else f" [{f.lower:.4f}, {f.upper:.4f}]"
             shown.append(f"{config.model if f.system == 'model' else f.system} {f.value:.4f}{bounds}")
     name = metric.replace("_at_k", f"@{k}") if k else metric

@@ -185,6 +185,14 @@ def _in_words(evaluated: dict[str, Any], config: Config) -> list[str]:
     value, baseline = figures[f"model:{key}"], figures[f"popularity:{key}"]
     better = "less is better" if metric in RATING_MEASURES else "1 would be perfect"
     lines.append(f"    {key.replace('_at_k', '')} {value:.4f} against {baseline:.4f} of popularity ({better})")
+    k = config.topk.k
+    if f"reranked:ndcg_at_k@{k}" in figures:
+        before, after = (
+            [figures[f"{system}:{name}_at_k@{k}"] for name in ("ndcg", "coverage", "intra_list_diversity")]
+            for system in ("plain", "reranked")
+        )
+        changes = [f"{b:.4f} to {a:.4f}" for b, a in zip(before, after, strict=True)]
+        lines.append(f"    re-ranking, lists of {k}: NDCG {changes[0]}, coverage {changes[1]}, diversity {changes[2]}")
     return lines
 
 

@@ -20,6 +20,7 @@ from sparkcf.lake.tables import LakeTables
 from sparkcf.models.contract import Fitted, Model, TrainingData
 from sparkcf.models.registry import model_of
 from sparkcf.progress import step
+from sparkcf.ranking.rerank_items import check_attributes, excluded_items, share_reranker
 from sparkcf.ranking.scorers import saved_of, share_scorer
 from sparkcf.ranking.topk import Catalogue, SharedRanker, share_ranker, share_similarity, similar_items, top_k
 
@@ -51,9 +52,11 @@ def _recommend(spark: SparkSession, tables: LakeTables, opened: OpenRun, config:
     labels = (F.lit(config.ds).alias("ds"),)
     with step("recommend", spark, f"top {config.topk.k}") as progress:
         wanted = wanted_users(users, config).select("user_idx", "user_id")
-        ranker, topk = share_ranker(spark, scorer, catalogue), config.topk
+        rules = share_reranker(spark, config, items, events, data.n_items, model.open(saved))
+        ranker, topk = share_ranker(spark, scorer, catalogue, reranker=rules), config.topk
         known = rankable(wanted, model, fitted, data, events, config)
-        lists = top_k(known, ranker, model.width, topk.k, topk.concepts)
+        reasons = (*(["concepts"] if topk.concepts or topk.reasons else []), *(["because"] if topk.reasons else []))
+        lists = with_reasons(top_k(known, ranker, model.width, topk.k, *reasons), items)
         named = (
             lists.join(wanted, on="user_idx", how="inner")
             .join(items.select("item_idx", "item_id"), on="item_idx", how="inner")
@@ -74,8 +77,22 @@ def _recommend(spark: SparkSession, tables: LakeTables, opened: OpenRun, config:
     return {"run_id": run.run_id, "counts": counts}
 
 
+def with_reasons(lists: DataFrame, items: DataFrame) -> DataFrame:
+    """Lists with a column `because`, if they have one, put into words: "because you had …", "because of concept …"."""
+    if "because" not in lists.columns:
+        return lists
+    had = items.select(F.col("item_idx").alias("because"), F.coalesce("title", "item_id").alias("had"))
+    words = F.when(F.col("reason").startswith("concept "), F.concat(F.lit("because of "), "reason")).otherwise(
+        F.coalesce(F.concat(F.lit("because you had "), "had"), "reason")
+    )
+    return lists.join(had, on="because", how="left").withColumn("reason", words)
+
+
 def banned_items(spark: SparkSession, items: DataFrame, config: Config) -> DataFrame | None:
-    """item_idx of the items that `topk` excludes, by table and by category; None if it excludes none."""
+    """item_idx of the items that `topk` and `rerank.exclude` exclude; None if they exclude none.
+
+    Raises NotFoundError for a category, or an attribute or value of `rerank`, that no item has.
+    """
     banned = []
     if config.topk.ineligible:
         listed = read_listing(spark, "topk.ineligible", config.topk.ineligible, ("item_id",)).distinct()
@@ -88,6 +105,8 @@ def banned_items(spark: SparkSession, items: DataFrame, config: Config) -> DataF
     if config.topk.exclude_categories:
         _check_categories(items, config.topk.exclude_categories, "topk.exclude_categories")
         banned.append(items.where(F.arrays_overlap(has, F.array(*map(F.lit, config.topk.exclude_categories)))))
+    check_attributes(items, config.rerank)
+    banned += excluded_items(items, config.rerank)
     if not banned:
         return None
     whole = banned[0].select("item_idx")
@@ -123,7 +142,7 @@ def rankable(
 ) -> DataFrame:
     """Users (user_idx, …) with what a ranker needs: their factors, null for unknown users; rows if scored; `seen`."""
     known = users.join(fitted.user_factors.withColumnRenamed("idx", "user_idx"), on="user_idx", how="left")
-    if model.scores_rows:
+    if model.scores_rows or config.topk.reasons or config.rerank.calibration:
         known = known.join(row_lists(data.pairs), on="user_idx", how="left")
     return _with_seen(known, events, config)
 

@@ -32,12 +32,12 @@ def write_arrays(folder: Folder, name: str, arrays: Arrays, notes: dict[str, Any
     folder.write(f"{name}.json", json.dumps(manifest).encode())
 
 
-def read_arrays(folder: Folder, name: str, shapes: Shapes) -> tuple[Arrays, dict[str, Any]]:
+def read_arrays(folder: Folder, name: str, shapes: Shapes | None = None) -> tuple[Arrays, dict[str, Any]]:
     """Read the arrays and the manifest's notes.
 
     Parameters
     ----------
-    shapes : name and shape of every expected array.
+    shapes : name and shape of every expected array; None: any.
 
     Raises
     ------
@@ -57,7 +57,7 @@ def read_arrays(folder: Folder, name: str, shapes: Shapes) -> tuple[Arrays, dict
         raise LakeError(f"{path}.safetensors cannot be used: {first}") from None
 
 
-def _check_header(folder: Folder, name: str, size: int, shapes: Shapes) -> None:
+def _check_header(folder: Folder, name: str, size: int, shapes: Shapes | None) -> None:
     """Raise ValueError unless the file's size is the manifest's and its header names arrays of these shapes."""
     found = folder.size(name)
     if found != size:
@@ -69,7 +69,9 @@ def _check_header(folder: Folder, name: str, size: int, shapes: Shapes) -> None:
         header = json.loads(file.read(length))
     header.pop("__metadata__", None)
     have = {key: tuple(entry["shape"]) for key, entry in header.items()}
-    if wrong := next((key for key in sorted({*have, *shapes}) if not fits(have.get(key), shapes.get(key))), None):
+    names = sorted({*have, *(shapes or ())})
+    wrong = next((key for key in names if shapes is not None and not fits(have.get(key), shapes.get(key))), None)
+    if shapes is not None and wrong:
         raise ValueError(f"array {wrong} is {have.get(wrong)}, expected {shapes.get(wrong)}: another configuration?")
 
 

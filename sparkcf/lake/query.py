@@ -166,9 +166,8 @@ class Lake:
     def history_rows(self, user_id: str, limit: int = 20) -> pa.Table:
         user_id, limit = str(user_id), _positive("limit", limit)
         rows = self.read("interactions", ("user_id", [user_id]))
-        if not rows.num_rows and not self.read("users", ("user_id", [user_id])).num_rows:
-            hint = self._examples("user", user_id, "users", {})
-            raise NotFoundError(f"user {_quoted(user_id)} is not in lake {self.root}{hint}")
+        if not rows.num_rows:
+            self.check_known("user", user_id)
         order = [("ts", "descending"), ("item_id", "ascending"), ("event", "ascending")]
         rows = self.with_titles(rows.sort_by(order).slice(0, limit))
         return rows.select(["ts", "item_id", "title", "event", "value"])
@@ -201,6 +200,27 @@ class Lake:
         rows = rows.sort_by([(name, "ascending") for name in ("fit", "protocol", "some", "system", "metric", "k")])
         inner = [name for name in ("fit", "some", "settings", "replicates") if name in rows.column_names]
         return _answered_by(rows.drop(inner), run)
+
+    def check_known(self, kind: str, key: str) -> None:
+        """Raise NotFoundError if there is no such user or item. `kind` : user or item."""
+        if not self.read(f"{kind}s", (f"{kind}_id", [key])).num_rows:
+            hint = self._examples(kind, key, f"{kind}s", {})
+            raise NotFoundError(f"{kind} {_quoted(key)} is not in lake {self.root}{hint}")
+
+    def position(self, run: PublishedRun, user_id: str, item_id: str) -> int | None:
+        """Place of an item in a user's list of a run; None: it is not in it."""
+        rows = self.read("recommendations", ("user_id", [user_id]), run.partition)
+        at = rows.filter(pc.is_in(rows["item_id"], value_set=_strings([item_id])))["position"].to_pylist()
+        return at[0] if at else None
+
+    def titles(self, item_ids: Sequence[str]) -> dict[str, str | None]:
+        """Titles of items by id."""
+        rows = self.read("items", ("item_id", list(item_ids)))
+        return dict(zip(rows["item_id"].to_pylist(), rows["title"].to_pylist(), strict=True))
+
+    def columns(self, name: str) -> list[str]:
+        """The columns of a table."""
+        return list(pa.schema(self.open(name).schema().to_arrow()).names)
 
     def has(self, name: str) -> bool:
         """Whether a table is there."""
@@ -256,6 +276,17 @@ class Lake:
             with self.parquet(name, path) as file:
                 pieces += _matching_rows(file, schema, wanted)
         return pa.concat_tables(pieces)
+
+    def read_by_day(self, name: str, wanted: Wanted, columns: Sequence[str]) -> list[tuple[dt.date, pa.Table]]:
+        """The wanted rows of a table partitioned by `ds`, file by file with the file's day."""
+        table = self.open(name)
+        schema = self.schema_of(name, table, columns)
+        found = []
+        for path in self.files(table, wanted):
+            day = next(part.partition("=")[2] for part in path.split("/") if part.startswith("ds="))
+            with self.parquet(name, path) as file:
+                found += [(dt.date.fromisoformat(day), rows) for rows in _matching_rows(file, schema, wanted)]
+        return found
 
     def schema_of(self, name: str, table: DeltaTable, columns: Sequence[str] | None) -> pa.Schema:
         """The wanted columns as Delta declares them. Partition columns are in the paths, not in the files."""

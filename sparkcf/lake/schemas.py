@@ -286,7 +286,11 @@ RECOMMENDATIONS = Table(
             column("position", INT, "place in the list, from 1"),
             column("item_id", STRING, "external id of the item"),
             column("score", FloatType(), "comparable only inside one list"),
-            column("reason", STRING, "model, its concept where topk.concepts asks for it, or fallback (popularity)"),
+            column(
+                "reason",
+                STRING,
+                "model, exploration or fallback (popularity), or the reason in words: topk.reasons, topk.concepts",
+            ),
             column("model", STRING, "model's name"),
             column("run_id", STRING, "run that wrote the row"),
         ]
@@ -379,7 +383,11 @@ METRICS = Table(
     StructType(
         [
             column("run_id", STRING, "measured run"),
-            column("system", STRING, "model, or popularity: the baseline on the same data"),
+            column(
+                "system",
+                STRING,
+                "model; popularity: the baseline; plain, reranked: lists before and after the rules of rerank",
+            ),
             column("protocol", STRING, "q1 to q4; fit: logged while training"),
             column("metric", STRING, "measure's name"),
             column("k", INT, "length of the list; null: none; for protocol fit the sweep", nullable=True),

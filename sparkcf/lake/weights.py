@@ -26,5 +26,11 @@ def read_state(root: str, run_id: str, shapes: Shapes) -> Arrays:
     return read_arrays(Folder(_address(root, run_id)), NAME, shapes)[0]
 
 
+def read_all(root: str, run_id: str) -> Arrays:
+    """Read a run's weights, whatever their shapes; empty if the run has none. Raises LakeError as `read_state`."""
+    folder = Folder(_address(root, run_id))
+    return read_arrays(folder, NAME)[0] if folder.names() else {}
+
+
 def _address(root: str, run_id: str) -> str:
     return f"{root}/_models/{run_id}"

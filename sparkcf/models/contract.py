@@ -24,6 +24,7 @@ from sparkcf.kernels.csr import take_rows
 from sparkcf.kernels.mixture import Mixture
 from sparkcf.kernels.vectors import unit_rows
 from sparkcf.lake.arrays import Arrays, Shapes
+from sparkcf.models.explanation import Explanation, nearest, nearest_had
 
 if TYPE_CHECKING:
     from pyspark.sql import DataFrame
@@ -212,6 +213,19 @@ class UserBlock:
         return UserBlock(self.vectors[chosen], self.bias[chosen], self.known[chosen], rows)
 
 
+@dataclass(frozen=True)
+class Described:
+    """Attributes of one user and one item, for explanations.
+
+    user, item : rows of the lake's tables `users` and `items`.
+    texts : numbers of texts by their field in the dictionary, as `data.dictionary.numbered` gives them.
+    """
+
+    user: Mapping[str, Any]
+    item: Mapping[str, Any]
+    texts: Mapping[str, Mapping[str, int]]
+
+
 class Scorer(ABC):
     """A fitted model in one process: numpy in, numpy out. `known_items`: bool (m,), the items that it can score."""
 
@@ -243,6 +257,11 @@ class Scorer(ABC):
         """
         return None
 
+    @property
+    def has_likeness(self) -> bool:
+        """Whether items have vectors to compare."""
+        return type(self).likeness is not Scorer.likeness
+
     def likeness(self) -> F32:
         """Vectors (m, any) whose cosine is the similarity of items. A model without them overrides `similar_block`."""
         raise NotImplementedError
@@ -270,9 +289,40 @@ class Scorer(ABC):
         """Names of the components of `mixture`."""
         return ()
 
-    def explain(self, rows: Rows, item: int) -> F32:
-        """Contribution of each of the users' pairs to the score of an item, (nnz,)."""
-        raise NotImplementedError
+    def explain(self, user: UserBlock, item: int) -> Explanation:
+        """What the score of one user and an item is made of; default: the user's items nearest to the item.
+
+        Parameters
+        ----------
+        user : a block of one known user, with its rows.
+        """
+        assert user.rows is not None
+        had = user.rows[1]
+        cosines = self.similar_block(np.array([item], np.int32))[0][had]
+        return nearest(float(self.score_block(user)[0, item]), had, cosines)
+
+    def explain_described(self, user: UserBlock, item: int, described: Described) -> Explanation:
+        """`explain`, for a model that can say more where it knows the attributes of the user and the item."""
+        return self.explain(user, item)
+
+    def because(self, users: UserBlock, items: I32) -> I32 | None:
+        """The item of each user's rows that is the strongest reason for each listed item, (n, k).
+
+        -1 where there is none; None for a model that cannot name any.
+
+        Parameters
+        ----------
+        users : with their rows.
+        items : (n, k), -1 for none.
+        """
+        if not self.has_likeness:
+            return None
+        assert users.rows is not None
+        return nearest_had(*users.rows[:2], items, self._unit_items)
+
+    @cached_property
+    def _unit_items(self) -> F32:
+        return unit_rows(self.likeness())
 
 
 def check_unweighted(pairs: DataFrame, model: str) -> None:

@@ -49,6 +49,7 @@ from sparkcf.models.contract import (
     TrainingData,
     UserBlock,
 )
+from sparkcf.models.explanation import Explanation, largest, of_items
 
 SLICE_BYTES = 256 << 20  # of G in a task, in float64
 GRAM_ROWS = "place int, row binary"
@@ -187,10 +188,28 @@ class EASEScorer(Scorer):
         place = self._place[items]
         return self._everywhere(np.where((place >= 0)[:, None], self.weights[place], np.float32(0)))
 
-    def explain(self, rows: Rows, item: int) -> F32:
-        place, target = self._place[rows[1]], self._place[item]
-        weights = self.weights[place, target]
-        parts: F32 = np.where((place >= 0) & (target >= 0), rows[2] * weights, 0).astype(np.float32)
+    def explain(self, user: UserBlock, item: int) -> Explanation:
+        """The weights from the user's items to the item, times the pairs' values."""
+        assert user.rows is not None
+        had, values = user.rows[1:3]
+        parts = self._brought(had, values, np.array([item], np.int32))[:, 0]
+        return Explanation.summing(float(parts.sum(dtype=np.float64)), of_items(had, parts))
+
+    def because(self, users: UserBlock, items: I32) -> I32:
+        assert users.rows is not None
+        indptr, indices, values, _ = users.rows
+        out = np.full(items.shape, -1, np.int32)
+        for row, listed in enumerate(items):
+            here = slice(indptr[row], indptr[row + 1])
+            if len(had := indices[here]):
+                out[row] = largest(had, listed, self._brought(had, values[here], listed))
+        return out
+
+    def _brought(self, had: I32, values: F32, items: I32) -> F32:
+        """What each item of a user brings to the score of each item, (h, k)."""
+        place, target = self._place[had], self._place[items]
+        weights = self.weights[np.ix_(place, target)] * values[:, None]
+        parts: F32 = np.where((place >= 0)[:, None] & (target >= 0), weights, np.float32(0))
         return parts
 
     def _everywhere(self, scores: F32) -> F32:

@@ -9,7 +9,20 @@ from pyspark.sql import functions as F
 
 from sparkcf.config.models import PopularityConfig
 from sparkcf.data.pairs import Reads, popularity
-from sparkcf.models.contract import F32, Features, FitRun, Fitted, InnerProduct, Model, Rows, Saved, TrainingData
+from sparkcf.models.contract import (
+    F32,
+    I32,
+    Features,
+    FitRun,
+    Fitted,
+    InnerProduct,
+    Model,
+    Rows,
+    Saved,
+    TrainingData,
+    UserBlock,
+)
+from sparkcf.models.explanation import Explanation, Part
 
 
 class Popularity(Model[PopularityConfig]):
@@ -52,3 +65,10 @@ class PopularityScorer(InnerProduct):
     def fold_in(self, rows: Rows, features: Features | None = None) -> tuple[F32, F32]:
         n = len(rows[0]) - 1
         return np.ones((n, 1), np.float32), np.zeros(n, np.float32)
+
+    def explain(self, user: UserBlock, item: int) -> Explanation:
+        score = float(self.item_vectors[item, 0] + self.item_bias[item])
+        return Explanation.summing(score, [Part("popularity", "users who have the item", None, score)])
+
+    def because(self, users: UserBlock, items: I32) -> None:
+        return None

@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
+from functools import reduce
 from typing import Any
 
 import numpy as np
@@ -25,13 +26,16 @@ from sparkcf.kernels.metrics import Summary, mae, merge, ranking_measures, ratin
 from sparkcf.kernels.mixture import CALIBRATION_MEASURES
 from sparkcf.lake.figures import Figure
 from sparkcf.lake.frames import kept
-from sparkcf.models.contract import FitRun, Fitted, Model, TrainingData
+from sparkcf.models.contract import FitRun, Fitted, Model, Saved, TrainingData
 from sparkcf.ranking.predict import predicted
-from sparkcf.ranking.scorers import rows_of, saved_of, share_scorer, user_block
+from sparkcf.ranking.rerank import MEASURES, Lists
+from sparkcf.ranking.rerank_items import excluded_items, share_reranker
+from sparkcf.ranking.scorers import SharedScorer, rows_of, saved_of, share_scorer, user_block
 from sparkcf.ranking.segments import Categories, Segments
-from sparkcf.ranking.topk import Catalogue, share_ranker
+from sparkcf.ranking.topk import Catalogue, SharedRanker, share_ranker
 
 SYSTEMS = ("model", "popularity")
+RERANKED = ("plain", "reranked")  # the model's lists of topk.k before and after the rules of `rerank`
 CALIBRATED = "calibration"  # of the model's distributions
 WARM = "warm"  # segment of the users for whom the model has a vector or a row
 
@@ -77,6 +81,14 @@ def check_protocol(model: Model[Any], config: Config) -> None:
         )
 
 
+@dataclass(frozen=True)
+class ItemInputs:
+    """What lists are measured by beside the held-out part: the lake's items, and the events (item_idx, ts)."""
+
+    items: DataFrame
+    events: DataFrame
+
+
 def evaluate(
     events: DataFrame,
     model: Model[Any],
@@ -91,7 +103,8 @@ def evaluate(
     ----------
     events : indexed interactions: user_idx, item_idx, event, value, ts.
     data : the model's other inputs; its pairs are replaced by those of the split.
-    items : table of items, of which lists are also measured by category; None: they are not.
+    items : the lake's table of items, to measure lists by category and by the rules of `rerank` too; None: they are
+        not.
 
     Raises
     ------
@@ -105,7 +118,8 @@ def evaluate(
         data = replace(data, pairs=parts.train)
         fitted = model.fit(data, run or FitRun())
         try:
-            figures = measured(parts, model, data, fitted, config, items)
+            inputs = None if items is None else ItemInputs(items, events)
+            figures = measured(parts, model, data, fitted, config, inputs)
         finally:
             fitted.release()
     return Evaluation(config.evaluation.protocol, parts.note, figures)
@@ -127,13 +141,15 @@ def measured(
     data: TrainingData,
     fitted: Fitted,
     config: Config,
-    items: DataFrame | None = None,
+    inputs: ItemInputs | None = None,
 ) -> list[Figure]:
-    """Figures of a fit of the train part, and of the baseline, on the held-out part. `items` : see `evaluate`."""
+    """Figures of a fit of the train part, and of the baseline, on the held-out part.
+
+    With `inputs` also by category, and with rules of `rerank` of RERANKED, at lengths up to `topk.k`.
+    """
     if config.evaluation.protocol == "q3":
         return _rating_figures(parts, model, data, fitted, config)
-    categories = Categories.of(items, data.n_items) if items is not None else None
-    return _ranking_figures(parts, model, data, fitted, config, categories)
+    return _ranking_figures(parts, model, data, fitted, config, inputs)
 
 
 def _check_split(parts: Split, config: Config) -> None:
@@ -154,26 +170,27 @@ def _ranking_figures(
     data: TrainingData,
     fitted: Fitted,
     config: Config,
-    categories: Categories | None,
+    inputs: ItemInputs | None,
 ) -> list[Figure]:
     folded = config.evaluation.protocol == "q1"
     spark = parts.train.sparkSession
     saved = saved_of(model, fitted, data.n_items)
-    catalogue = Catalogue.of(popularity(parts.popular), data.n_items)
-    shared = share_ranker(spark, share_scorer(spark, model.open, saved), catalogue)
-    users = _tested_users(parts, model, data, fitted, folded)
+    scorer, popular = share_scorer(spark, model.open, saved), popularity(parts.popular)
+    catalogue = Catalogue.of(popular, data.n_items)
+    shared, by_rules = share_ranker(spark, scorer, catalogue), None
+    if inputs and config.rerank.active:
+        by_rules = _by_rules(inputs, model, saved, scorer, popular, data, config)
+    users = _tested_users(parts, model, data, fitted, config)
     has_features = "features" in users.columns
     trained = parts.train.select("user_idx").distinct().count()
     evaluation, seed, width = config.evaluation, config.seed, model.width
-    depth = max(evaluation.ks)
-    names = _names(config)
+    depth, short, k = max(evaluation.ks), list_lengths(config), config.topk.k
     metric, at = config.gate_measure()
     assert at is not None  # a measure of lists
-    segments = Segments.of(names, (metric, at), catalogue.popularity, categories)
+    categories = Categories.of(inputs.items, data.n_items) if inputs else None
+    segments = Segments.of(names_at(evaluation.ks), (metric, at), catalogue.popularity, categories)
 
     def work(batches: Iterable[Any]) -> Iterator[Any]:
-        import pyarrow as pa
-
         ranker = shared.open()
         share = ranker.catalogue.popularity.astype(np.float64) / max(trained, 1)
         with threadpool_limits(1, user_api="blas"):
@@ -188,30 +205,72 @@ def _ranking_figures(
                     vectors, bias = ranker.scorer.fold_in(rows_of(batch), features)
                     tested = replace(tested, vectors=vectors, bias=bias, known=np.ones(len(users), bool))
                 unknown = replace(tested, known=np.zeros(len(users), bool))
+
+                def packed(
+                    system: str, values: Any, items: Any, ks: Sequence[int], users: Any = users, n: int = len(share)
+                ) -> Any:
+                    summed = summarize(values, users, seed, evaluation.bootstrap).pack()
+                    return _system_batch(system, summed, np.stack([_listed(items[:, :k], n) for k in ks]))
+
                 for system, block in zip(SYSTEMS, (tested, unknown), strict=True):
                     ranked, _ = ranker.rank(block, seen, depth)
                     values = ranking_measures(ranked, *held, evaluation.ks, share)[1]
                     known = tested.known.astype(np.float64)  # for the baseline too: the same users
                     by_segment = segments.columns(values, seen, held, ranked)
                     values = np.column_stack([values, values * known[:, None], known, by_segment])
-                    packed = summarize(values, users, seed, evaluation.bootstrap).pack()
-                    listed = np.stack([_listed(ranked[:, :k], len(share)) for k in evaluation.ks])
-                    sent = [[system], [packed.tobytes()], [listed.tobytes()]]
-                    types = (pa.string(), pa.binary(), pa.binary())
-                    columns = [pa.array(d, t) for d, t in zip(sent, types, strict=True)]
-                    yield pa.RecordBatch.from_arrays(columns, names=["system", "summary", "listed"])
+                    yield packed(system, values, ranked, evaluation.ks)
+                if by_rules is None:
+                    continue
+                chooser = by_rules.open()
+                assert chooser.reranker is not None
+                plain = Lists(*ranker.rank(tested, seen, k))
+                for system, lists in zip(RERANKED, (plain, chooser.lists(tested, users, seen, k)), strict=True):
+                    values = ranking_measures(lists.items, *held, short, share)[1]
+                    more = np.nan_to_num(chooser.reranker.measures(lists, tested, short)[1])
+                    more[np.isnan(values).all(axis=1)] = np.nan  # users who have no held-out item are left out
+                    yield packed(system, np.column_stack([values, more]), lists.items, short)
 
     rows = users.mapInArrow(work, "system string, summary binary, listed binary").toLocalIterator()
-    return _merged(rows, data.n_items, int(saved.item_known.sum()), config, segments)
+    return _merged(rows, data.n_items, int(saved.item_known.sum()), config, segments, by_rules is not None)
 
 
-def _tested_users(parts: Split, model: Model[Any], data: TrainingData, fitted: Fitted, folded: bool) -> DataFrame:
-    """user_idx, heldout, seen, factor; ROW if users are folded in or scored by their rows; features if folded in."""
+def _by_rules(
+    inputs: ItemInputs,
+    model: Model[Any],
+    saved: Saved,
+    scorer: SharedScorer,
+    popular: DataFrame,
+    data: TrainingData,
+    config: Config,
+) -> SharedRanker:
+    """The ranker of lists by the rules of `rerank`."""
+    spark, n_items = inputs.items.sparkSession, data.n_items
+    rules = share_reranker(spark, config, inputs.items, inputs.events, n_items, model.open(saved))
+    excluded = [items.select("item_idx") for items in excluded_items(inputs.items, config.rerank)]
+    banned = reduce(DataFrame.union, excluded).where(F.col("item_idx") < n_items) if excluded else None
+    return share_ranker(spark, scorer, Catalogue.of(popular, n_items, banned), reranker=rules)
+
+
+def list_lengths(config: Config) -> list[int]:
+    """Lengths of the measured lists by the rules of `rerank`: `topk.k`, and those of `evaluation.ks` below it."""
+    return sorted({config.topk.k, *(k for k in config.evaluation.ks if k < config.topk.k)})
+
+
+def _system_batch(system: str, summary: Any, listed: Any) -> Any:
+    import pyarrow as pa
+
+    data = [pa.array([system]), *(pa.array([part.tobytes()], pa.binary()) for part in (summary, listed))]
+    return pa.RecordBatch.from_arrays(data, names=["system", "summary", "listed"])
+
+
+def _tested_users(parts: Split, model: Model[Any], data: TrainingData, fitted: Fitted, config: Config) -> DataFrame:
+    """user_idx, heldout, seen, factor; ROW if users are folded in or their rows are read; features if folded in."""
+    folded = config.evaluation.protocol == "q1"
     heldout = parts.heldout.groupBy("user_idx").agg(F.sort_array(F.collect_list("item_idx")).alias("heldout"))
     seen = parts.seen.groupBy("user_idx").agg(F.sort_array(F.collect_list("item_idx")).alias("seen"))
     factors = fitted.user_factors.select(F.col("idx").alias("user_idx"), "factor")
     users = heldout.join(seen, on="user_idx", how="left").join(factors, on="user_idx", how="left")
-    if folded or model.scores_rows:
+    if folded or model.scores_rows or config.rerank.active:
         users = users.join(row_lists(parts.rows), on="user_idx", how="left")
     features = model.user_features(replace(data, pairs=parts.rows), fitted) if folded else None
     return users if features is None else users.join(features, on="user_idx", how="left")
@@ -224,30 +283,40 @@ def _listed(ranked: Any, n_items: int) -> Any:
     return np.packbits(mask)
 
 
-def _names(config: Config) -> list[tuple[str, int]]:
-    """The measures of a user's list."""
+def names_at(ks: Sequence[int]) -> list[tuple[str, int]]:
+    """The measures of a user's list of these lengths."""
     empty = np.empty((0, 1), np.int32)
-    return ranking_measures(empty, np.zeros(1, np.int64), empty[:, 0], config.evaluation.ks, np.ones(1))[0]
+    return ranking_measures(empty, np.zeros(1, np.int64), empty[:, 0], ks, np.ones(1))[0]
 
 
-def _merged(rows: Iterable[Any], n_items: int, n_known: int, config: Config, segments: Segments) -> list[Figure]:
-    ks, names = config.evaluation.ks, _names(config)
+def _merged(
+    rows: Iterable[Any], n_items: int, n_known: int, config: Config, segments: Segments, by_rules: bool
+) -> list[Figure]:
     empty = np.empty((0, 1), np.int32)
-    which = 2 * len(names)  # the column that tells whether the user is warm; those of the segments follow
-    parts: dict[str, list[Any]] = {system: [] for system in SYSTEMS}
-    listed = {system: np.zeros((len(ks), len(_listed(empty, n_items))), np.uint8) for system in SYSTEMS}
+    short = list_lengths(config)
+    more = [(name, k) for k in short for name in MEASURES]
+    lengths = dict.fromkeys(SYSTEMS, config.evaluation.ks) | (dict.fromkeys(RERANKED, tuple(short)) if by_rules else {})
+    parts: dict[str, list[Any]] = {system: [] for system in lengths}
+    listed = {system: np.zeros((len(ks), len(_listed(empty, n_items))), np.uint8) for system, ks in lengths.items()}
     for row in rows:
-        summary = unpack(np.frombuffer(row["summary"]), which + 1 + segments.width, config.evaluation.bootstrap)
-        parts[row["system"]].append(summary)
-        listed[row["system"]] |= np.frombuffer(row["listed"], np.uint8).reshape(len(ks), -1)
+        system = row["system"]
+        n = len(names_at(lengths[system]))
+        columns = 2 * n + 1 + segments.width if system in SYSTEMS else n + len(more)
+        summary = unpack(np.frombuffer(row["summary"]), columns, config.evaluation.bootstrap)
+        parts[system].append(summary)
+        listed[system] |= np.frombuffer(row["listed"], np.uint8).reshape(len(lengths[system]), -1)
     figures: list[Figure] = []
-    for system in SYSTEMS:
-        summary = merge(parts[system])
-        warm = summary.among(which, slice(len(names), which))
-        figures += _figures(system, names, summary)
-        figures += _figures(system, names, warm, WARM) if warm.counted else []
-        figures += segments.figures(system, summary, which + 1)
-        if system == "model":
+    for system, ks in lengths.items():
+        summary, names = merge(parts[system]), names_at(ks)
+        if system in SYSTEMS:
+            which = 2 * len(names)  # the column that tells whether the user is warm; those of the segments follow
+            warm = summary.among(which, slice(len(names), which))
+            figures += _figures(system, names, summary)
+            figures += _figures(system, names, warm, WARM) if warm.counted else []
+            figures += segments.figures(system, summary, which + 1)
+        else:
+            figures += _figures(system, [*names, *more], summary)
+        if system == SYSTEMS[0]:
             share = warm.counted / max(summary.counted, 1)
             figures.append(Figure(system, "warm_users", None, share, None, None, summary.counted))
         for place, k in enumerate(ks):

@@ -23,9 +23,12 @@ from sparkcf.kernels.csr import take_rows
 from sparkcf.kernels.topk import rank_block, rank_scores
 from sparkcf.kernels.vectors import unit_rows
 from sparkcf.models.contract import F32, InnerProduct, Model, Saved, Scorer, UserBlock
+from sparkcf.ranking.rerank import Lists, Reranker
+from sparkcf.ranking.rerank_items import SharedReranker
 from sparkcf.ranking.scorers import SharedScorer, share_scorer, user_block
 
 LISTS = "user_idx int, items array<int>, scores array<float>, by_model boolean"
+REASONS = {"concepts": "int", "because": "int", "explored": "boolean"}  # columns of reasons, a value for each item
 Seen = tuple[NDArray[np.int64], NDArray[np.int32]]  # compressed rows: items not to list
 
 
@@ -53,11 +56,22 @@ class Catalogue:
 
 @dataclass(frozen=True)
 class Ranker:
-    """Ranks all items for blocks of users, in one process. `fused` : use the fused kernel for an inner product."""
+    """Ranks all items for blocks of users, in one process.
+
+    fused : use the fused kernel for an inner product.
+    reranker : chooses lists from longer ones; None: the best items are the list.
+    """
 
     scorer: Scorer
     catalogue: Catalogue
     fused: bool = True
+    reranker: Reranker | None = None
+
+    def lists(self, users: UserBlock, ids: NDArray[np.int64], seen: Seen, k: int) -> Lists:
+        """Re-ranked lists, or those of `rank` without rules. `ids` : (n,), the users' indices."""
+        if self.reranker is None:
+            return Lists(*self.rank(users, seen, k))
+        return self.reranker.chosen(users, ids, *self.rank(users, seen, k * self.reranker.rules.factor), k)
 
     def rank(self, users: UserBlock, seen: Seen, k: int) -> tuple[NDArray[np.int32], F32]:
         """Item lists, int32 (n, k), padded with -1, and their scores; unknown users are ranked by popularity."""
@@ -124,15 +138,23 @@ class SharedRanker:
     scorer: SharedScorer
     catalogue: SharedArrays
     fused: bool = True
+    reranker: SharedReranker | None = None
 
     def open(self) -> Ranker:
-        return Ranker(self.scorer.open(), Catalogue(*self.catalogue.open()), self.fused)
+        reranker = None if self.reranker is None else self.reranker.open()
+        return Ranker(self.scorer.open(), Catalogue(*self.catalogue.open()), self.fused, reranker)
 
 
-def share_ranker(spark: SparkSession, scorer: SharedScorer, catalogue: Catalogue, fused: bool = True) -> SharedRanker:
+def share_ranker(
+    spark: SparkSession,
+    scorer: SharedScorer,
+    catalogue: Catalogue,
+    fused: bool = True,
+    reranker: SharedReranker | None = None,
+) -> SharedRanker:
     """Share the catalogue with the executors, beside the scorer."""
     arrays = share(spark, eligible=catalogue.eligible, popularity=catalogue.popularity)
-    return SharedRanker(scorer, arrays, fused)
+    return SharedRanker(scorer, arrays, fused, reranker)
 
 
 def share_similarity(spark: SparkSession, model: Model[Any], saved: Saved, scorer: SharedScorer) -> SharedScorer:
@@ -145,40 +167,46 @@ def share_similarity(spark: SparkSession, model: Model[Any], saved: Saved, score
     return share_scorer(spark, Cosine, Saved(unit, np.zeros(len(unit), np.float32), comparable))
 
 
-def top_k(users: DataFrame, shared: SharedRanker, width: int, k: int, concepts: bool = False) -> DataFrame:
+def top_k(users: DataFrame, shared: SharedRanker, width: int, k: int, *reasons: str) -> DataFrame:
     """The lists of `ranked_lists`, one row per item: user_idx, position (from 1), item_idx, score, reason.
 
     Parameters
     ----------
-    concepts : the reason is "concept N", where the model has concepts, instead of "model".
+    reasons : columns of REASONS. With concepts the reason is "concept N", where the model has concepts, instead of
+        "model". With because there is a column `because`: the item_idx of the user's item that is the reason, or null.
     """
-    lists = ranked_lists(users, shared, width, k, concepts)
-    if concepts:  # a model without concepts leaves them null, and zipped with null the lists would be gone
-        none = F.transform("items", lambda item: F.lit(None).cast("int"))
-        lists = lists.withColumn("concepts", F.coalesce("concepts", none))
-    entries = ["items", "scores", *(["concepts"] if concepts else [])]
-    listed = lists.select("user_idx", "by_model", F.posexplode(F.arrays_zip(*entries)).alias("at", "entry"))
-    of_model = F.lit("model")
-    if concepts:
-        of_model = F.coalesce(F.concat(F.lit("concept "), F.col("entry.concepts")), of_model)
+    if shared.reranker is not None:
+        reasons = (*reasons, "explored")
+    lists = ranked_lists(users, shared, width, k, *reasons)
+    entries = F.arrays_zip("items", "scores", *reasons)
+    listed = lists.select("user_idx", "by_model", F.posexplode(entries).alias("at", "entry"))
+    reason = F.lit("model")
+    if "concepts" in reasons:
+        reason = F.coalesce(F.concat(F.lit("concept "), F.col("entry.concepts")), reason)
+    because = F.col("entry.because") if "because" in reasons else F.lit(None).cast("int")
+    if "explored" in reasons:
+        reason = F.when(F.col("entry.explored"), "exploration").otherwise(reason)
+        because = F.when(~F.col("entry.explored"), because)
+    named = [F.when(F.col("by_model"), because).alias("because")] if "because" in reasons else []
     return listed.select(
         "user_idx",
         (F.col("at") + 1).alias("position"),
         F.col("entry.items").alias("item_idx"),
         F.col("entry.scores").alias("score"),
-        F.when(F.col("by_model"), of_model).otherwise("fallback").alias("reason"),
+        F.when(F.col("by_model"), reason).otherwise("fallback").alias("reason"),
+        *named,
     )
 
 
-def ranked_lists(users: DataFrame, shared: SharedRanker, width: int, k: int, concepts: bool = False) -> DataFrame:
+def ranked_lists(users: DataFrame, shared: SharedRanker, width: int, k: int, *reasons: str) -> DataFrame:
     """Lists of at most k items, one row per user (LISTS), which passes from Python to the JVM faster than one per item.
 
     Parameters
     ----------
     users : user_idx; factor, null for a user unknown to the model, who gets popularity with by_model false; seen,
-        array<int> of items not to list, null for none; the columns ROW, if the scorer needs them.
+        array<int> of items not to list, null for none; the columns ROW, if the scorer, a rule or a reason needs them.
     width : length of a factor.
-    concepts : with a column `concepts`, the concept of every item; null where the model has none.
+    reasons : columns of REASONS to add, with null where there is none.
     """
 
     def work(batches: Iterable[Any]) -> Iterator[Any]:
@@ -186,24 +214,34 @@ def ranked_lists(users: DataFrame, shared: SharedRanker, width: int, k: int, con
         with threadpool_limits(1, user_api="blas"):
             for batch in batches:
                 if batch.num_rows:
-                    block = user_block(batch, width)
-                    lists = ranker.rank(block, csr_of(batch.column("seen")), k)
-                    listed = _lists_batch(batch.column("user_idx"), *lists, block.known)
-                    yield _with_concepts(listed, ranker.scorer.concepts(block, lists[0])) if concepts else listed
+                    block, seen = user_block(batch, width), csr_of(batch.column("seen"))
+                    ids = batch.column("user_idx").to_numpy(zero_copy_only=False).astype(np.int64)
+                    lists = ranker.lists(block, ids, seen, k)
+                    listed = _lists_batch(batch.column("user_idx"), lists.items, lists.scores, block.known)
+                    yield _with_reasons(listed, reasons, ranker.scorer, block, lists)
 
     rows = [name for name in ROW if name in users.columns]
-    schema = f"{LISTS}, concepts array<int>" if concepts else LISTS
+    schema = ", ".join([LISTS, *(f"{name} array<{REASONS[name]}>" for name in reasons)])
     return users.select("user_idx", "factor", "seen", *rows).mapInArrow(work, schema)
 
 
-def _with_concepts(lists: Any, concepts: NDArray[np.int32] | None) -> Any:
-    """The lists with their items' concepts (n, k), -1 where there is no item; None: null."""
+def _with_reasons(batch: Any, reasons: tuple[str, ...], scorer: Scorer, users: UserBlock, lists: Lists) -> Any:
+    """The batch of lists with columns of reasons."""
     import pyarrow as pa
 
-    column = pa.nulls(lists.num_rows, pa.list_(pa.int32()))
-    if concepts is not None:
-        column = pa.ListArray.from_arrays(lists.column("items").offsets, pa.array(concepts[concepts >= 0]))
-    return pa.RecordBatch.from_arrays([*lists.columns, column], names=[*lists.schema.names, "concepts"])
+    if not reasons:
+        return batch
+    columns, full = list(batch.columns), lists.items >= 0
+    for name in reasons:
+        if name == "explored":
+            assert lists.explored is not None
+            flat = pa.array(lists.explored[full])
+        else:
+            found = scorer.concepts(users, lists.items) if name == "concepts" else scorer.because(users, lists.items)
+            values = np.full(int(full.sum()), -1, np.int32) if found is None else found[full]
+            flat = pa.array(values, mask=values < 0)
+        columns.append(pa.ListArray.from_arrays(batch.column("items").offsets, flat))
+    return pa.RecordBatch.from_arrays(columns, names=[*batch.schema.names, *reasons])
 
 
 def similar_items(items: DataFrame, shared: SharedRanker, k: int) -> DataFrame:

@@ -32,6 +32,7 @@ WEIGHTS = ("preference.weight=event", "input.events={buy: 2}")
         (["model=fm", *WEIGHTS], "model=fm weighs every rating 1"),
         (["model=mpma", *WEIGHTS], "model=mpma weighs every rating 1"),
         (["model=ncf", "ncf.objective=rating", *WEIGHTS], "ncf.objective=rating weighs every rating 1"),
+        (["model=ease", "rerank.diversity=0.5"], "model=ease has no item vectors: set rerank.similarity=categories"),
         (["train.progress=/proc/none"], "train.progress=/proc/none cannot be written"),
     ],
 )

@@ -98,6 +98,15 @@ CASES = {
         "mrf.max_neighbours=2",
     ),
     "popularity": ("model=popularity",),
+    "blend": (
+        "model=blend",
+        "blend.members=[{model: als, params: {rank: 2, workers: 1}}, {model: ease}, {model: popularity}]",
+    ),
+    "blend, weights given": (
+        "model=blend",
+        "blend.members=[{model: hals, params: {rank: 2, iterations: 4, workers: 1}}, {model: ease}]",
+        "blend.weights=[0.7, 0.3]",
+    ),
 }
 SMALL = ("rank=2", "iterations=4", "regularization=0.1", "workers=1")
 BASE = ("ds=2024-01-31", "input.path=none", *(f"{section}.{key}" for section in ("als", "fm", "hals") for key in SMALL))
@@ -279,11 +288,25 @@ def test_predictions_are_finite_where_a_model_makes_any_whoever_is_unknown(case:
     assert sd is None or ((sd >= 0).all() and np.isfinite(sd).all())
 
 
-def test_what_items_bring_adds_up_to_the_score_where_a_model_explains(case: Case) -> None:
-    try:
-        parts = case.scorer.explain(TRAINED, 1)
-    except NotImplementedError:
-        assert type(case.scorer).explain is Scorer.explain
+def test_an_explanation_sums_to_the_score_or_says_that_it_does_not(case: Case) -> None:
+    for user in USERS:
+        block = case.block().take(np.array([user]))
+        explained = case.scorer.explain(block, 1)
+        score = float(case.scorer.score_block(block)[0, 1])
+        np.testing.assert_allclose(explained.score, score, rtol=1e-4, atol=1e-5)
+        if explained.exact:
+            summed = sum(part.value for part in explained.parts) + explained.remainder
+            np.testing.assert_allclose(summed, explained.total, rtol=1e-4, atol=1e-5)
+        else:
+            assert explained.scale == "cosine" and explained.remainder is None
+            assert [part.item for part in explained.parts] == np.flatnonzero(VALUES[user]).tolist()
+
+
+def test_the_reason_of_a_listed_item_is_an_item_that_the_user_has(case: Case) -> None:
+    block, listed = case.block().take(np.array(USERS)), np.tile(np.array([1, 2, -1], np.int32), (len(USERS), 1))
+    reasons = case.scorer.because(block, listed)
+    if reasons is None:
         return
-    summed = np.add.reduceat(np.append(parts, 0.0), TRAINED[0][:-1]) * (np.diff(TRAINED[0]) > 0)
-    np.testing.assert_allclose(summed[USERS], case.scorer.score_block(case.block())[USERS, 1], atol=1e-4)
+    assert reasons.shape == listed.shape and (reasons[:, 2] == -1).all() and not (reasons[:, :2] == listed[:, :2]).any()
+    for user, row in zip(USERS, reasons, strict=True):
+        assert set(row[row >= 0]) <= set(np.flatnonzero(VALUES[user]))

@@ -93,9 +93,10 @@ def test_scores_and_reasons_and_likeness_are_those_of_the_weights(pairs) -> None
         np.zeros((N, 0), np.float32), np.zeros(N, np.float32), np.ones(N, bool), (indptr, indices, values, values)
     )
     np.testing.assert_allclose(scorer.score_block(block), X @ b, atol=1e-5)
-    parts = scorer.explain((indptr, indices, values, values), 3)
-    user = np.repeat(np.arange(N), np.diff(indptr))
-    np.testing.assert_allclose(np.bincount(user, parts, N), (X @ b)[:, 3], atol=1e-5)
+    explained = scorer.explain(block.take(np.array([1])), 3)
+    assert {part.item: part.value for part in explained.parts} == pytest.approx(
+        {i: X[1, i] * b[i, 3] for i in np.flatnonzero(X[1])}, abs=1e-6
+    )
     np.testing.assert_allclose(scorer.similar_block(np.array([2, 7], np.int32)), b[[2, 7]], atol=1e-7)
     assert not scorer.known_items[7]
     fitted.release()

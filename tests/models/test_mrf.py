@@ -140,9 +140,17 @@ def test_scores_reasons_and_likeness_are_those_of_the_weights() -> None:
     block = UserBlock(np.zeros((60, 0), np.float32), np.zeros(60, np.float32), np.ones(60, bool), rows)
     scores = scorer.score_block(block)
     np.testing.assert_allclose(scores, x @ whole, atol=1e-4)
-    user = np.repeat(np.arange(60), np.diff(indptr))
     for item in (3, 12):
-        np.testing.assert_allclose(np.bincount(user, scorer.explain(rows, item), 60), scores[:, item], atol=1e-4)
+        explained = [scorer.explain(block.take(np.array([user])), item) for user in range(60)]
+        sums = [sum(part.value for part in one.parts) for one in explained]
+        np.testing.assert_allclose(sums, scores[:, item], atol=1e-4)
+        np.testing.assert_allclose([one.score for one in explained], scores[:, item], atol=1e-4)
+    listed = np.tile(np.array([0, 3, 12, -1], np.int32), (60, 1))
+    for user, reasons in enumerate(scorer.because(block, listed)):
+        had = indices[indptr[user] : indptr[user + 1]]
+        for item, reason in zip(listed[user], reasons, strict=True):
+            brought = {} if item < 0 else {h: x[user, h] * whole[h, item] for h in had if h != item}
+            assert reason == max((h for h in brought if brought[h] > 0), key=brought.get, default=-1)
     np.testing.assert_allclose(scorer.similar_block(np.array([2, 12], np.int32)), whole[[2, 12]], atol=1e-6)
 
 

@@ -300,3 +300,20 @@ def test_popularity_has_its_golden_figures(
     for system in ("model", "popularity"):
         names = (("ndcg_at_k", 100), ("ndcg_at_k", 20), ("recall_at_k", 20), ("recall_at_k", 50))
         assert tuple(round(found.value(metric, k, system), 4) for metric, k in names) == expected
+
+
+def test_rules_of_reranking_are_measured_before_and_after(spark: SparkSession, events) -> None:
+    config = settings("q2", "topk.k=10", "rerank={diversity: 0.5, similarity: categories, exploration: 0.2}")
+    rows = [(item, [f"taste {item % 3}"]) for item in range(M)]
+    items = spark.createDataFrame(rows, "item_idx int, categories array<string>")
+    items = items.withColumn("attributes", F.create_map().cast("map<string,string>"))
+    items = items.withColumn("numbers", F.create_map().cast("map<string,double>"))
+    found = module.evaluate(events(2), model_of(config), TrainingData(events(2), N, M), config, items=items)
+    plain, after = ({f.metric: f.value for f in found.figures if (f.system, f.k) == (s, 10)} for s in module.RERANKED)
+    assert plain["exploration_share_at_k"] == 0 and after["exploration_share_at_k"] == pytest.approx(0.2)
+    assert after["intra_list_diversity_at_k"] > plain["intra_list_diversity_at_k"] + 0.05
+    assert 0 < after["ndcg_at_k"] < plain["ndcg_at_k"]
+    assert {f.k for f in found.figures if f.system == "plain"} == {5, 10}
+    assert found.value("ndcg_at_k", 5, "plain") == pytest.approx(
+        found.value("ndcg_at_k", 5)
+    )  # the gate's is the model's

@@ -26,6 +26,7 @@ from sparkcf.data.pairs import Reads
 from sparkcf.errors import ConfigError
 from sparkcf.kernels.als import gramian, work_order
 from sparkcf.lake.frames import one_row
+from sparkcf.models.als.explain import contributions
 from sparkcf.models.als.objective import Objective
 from sparkcf.models.als.sweeps import NOTHING, Plan, Side, solve_rows, train
 from sparkcf.models.contract import (
@@ -39,7 +40,9 @@ from sparkcf.models.contract import (
     Rows,
     Saved,
     TrainingData,
+    UserBlock,
 )
+from sparkcf.models.explanation import Explanation, Part, largest, of_items
 from sparkcf.training.blocks import ITEM, KINDS, NO_WEIGHTS, USER, Parts, positive_counts, row_ids
 from sparkcf.training.gang import Alone, Gang, check_slots, worker_threads
 from sparkcf.training.gang_stage import gang_result, text_rows, value_rows
@@ -159,6 +162,37 @@ class FactorScorer(InnerProduct):
         indptr, indices, values, weights = rows
         items = (self.item_vectors, self.item_bias, self.params, self.n_known_items, self.mean, self._gram)
         return fold_in(indptr, indices, values, *items, weights=weights)
+
+    def explain(self, user: UserBlock, item: int) -> Explanation:
+        """What each item of the history brings; exact for the vector that solves the row with today's items.
+
+        The remainder is how far the stored vector is from that one: training solves the items once more after it, and
+        may stop a solve early.
+        """
+        assert user.rows is not None
+        had, listed = user.rows[1], np.array([item], np.int32)
+        brought = self._brought(user.vectors[0], user.rows, 0, listed)[:, 0]
+        parts = of_items(had, brought)
+        if self.item_bias.any():
+            parts.append(Part("bias", "item", None, float(self.item_bias[item])))
+        score = float(user.vectors[0].astype(np.float64) @ self.item_vectors[item] + self.item_bias[item])
+        return Explanation.summing(score, parts)
+
+    def because(self, users: UserBlock, items: NDArray[np.int32]) -> NDArray[np.int32]:
+        assert users.rows is not None
+        out = np.full(items.shape, -1, np.int32)
+        for row, listed in enumerate(items):
+            had = users.rows[1][users.rows[0][row] : users.rows[0][row + 1]]
+            if len(had):
+                out[row] = largest(had, listed, self._brought(users.vectors[row], users.rows, row, listed))
+        return out
+
+    def _brought(self, vector: F32, rows: Rows, row: int, listed: NDArray[np.int32]) -> NDArray[np.float64]:
+        """What each item of a user's row brings to the score of each listed item, (h, k)."""
+        here = slice(rows[0][row], rows[0][row + 1])
+        items = (self.item_vectors, self.item_bias, self.n_known_items)
+        own = (rows[1][here], rows[2][here], rows[3][here])
+        return contributions(own, listed, items, vector, self._gram, self.mean, self.params)
 
 
 def fit(

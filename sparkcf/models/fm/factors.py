@@ -109,6 +109,29 @@ def unknown_vectors(w0: NDArray[np.float64], config: FMConfig) -> tuple[F32, F32
     return (user / len(w0)).reshape(-1), item.reshape(-1)
 
 
+def terms(user: F32, item: F32, config: FMConfig) -> list[tuple[str, float]]:
+    """The terms of a user's and an item's a(x) by name, means over the samples; they sum to the inner product.
+
+    A pair of fields is a term of its own where no other field of the same side interacts with the same fields of the
+    other side; else the fields of a side are stored as one sum, and are one term. The weights of a side's fields, and
+    the interactions among them, are a term too; w_0 is among the user's.
+
+    Parameters
+    ----------
+    user, item : (samples * sample_width,).
+    """
+    samples, width = sample_count(config), sample_width(config)
+    products = (user.astype(np.float64) * item).reshape(samples, width).sum(axis=0)
+    of_user = [f.name for f in config.fields if f.side != "item"]
+    of_item = [f.name for f in config.fields if f.side == "item"]
+    found = [
+        (f"{' + '.join(users)} × {' + '.join(items)}", float(products[p * config.rank : (p + 1) * config.rank].sum()))
+        for p, (items, users) in enumerate(parts_of(config))
+    ]
+    found.append((f"w_0, linear: {' + '.join(of_user)}", float(products[-2])))
+    return [*found, (f"linear: {' + '.join(of_item)}", float(products[-1]))]
+
+
 def without_biases(vectors: F32, config: FMConfig) -> F32:
     """Vectors (n, samples * sample_width) without their bias entries, for the similarity of items."""
     n, samples, width = len(vectors), sample_count(config), sample_width(config)
@@ -133,7 +156,7 @@ def fold_in_fm(
     """
     indptr, indices, values = rows
     n, k, samples = len(indptr) - 1, config.rank, len(state["w0"])
-    plan = _plan_of(state, config, len(items))
+    plan = plan_of(state, config, len(items))
     entries = features or _histories(indptr, indices, plan)
     everywhere = state["everywhere"].astype(np.float32)
     own = np.zeros((n, samples, k + 1), np.float32)
@@ -165,7 +188,7 @@ def fm_state_shapes(fields: tuple[Field, ...], config: FMConfig) -> dict[str, tu
     return common | of_fields | {"everywhere": (samples, everywhere, width)}
 
 
-def _plan_of(state: dict[str, NDArray[Any]], config: FMConfig, n_items: int) -> FMPlan:
+def plan_of(state: dict[str, NDArray[Any]], config: FMConfig, n_items: int) -> FMPlan:
     fields = tuple(
         Field(f.name, int(size), side={"user": USER, "item": ITEM}.get(f.of), of_item=f.side == "item")
         for f, size in zip(config.fields, state["sizes"], strict=True)

@@ -25,6 +25,7 @@ from sparkcf.models.contract import (
     F32,
     F64,
     I32,
+    Described,
     Features,
     FitRun,
     Fitted,
@@ -36,11 +37,15 @@ from sparkcf.models.contract import (
     UserBlock,
     check_unweighted,
 )
+from sparkcf.models.explanation import Explanation, Part
+from sparkcf.models.fm.explain import entries_of, field_terms
 from sparkcf.models.fm.factors import (
     fm_state_shapes,
     fold_in_fm,
+    plan_of,
     sample_count,
     sample_width,
+    terms,
     unknown_vectors,
     without_biases,
 )
@@ -169,6 +174,26 @@ class FMScorer(InnerProduct):
 
     def likeness(self) -> F32:
         return without_biases(self.item_vectors, self.params)
+
+    def explain(self, user: UserBlock, item: int) -> Explanation:
+        """Linear terms, and each product of fields of the user with fields of the item; see `factors.terms`."""
+        found = terms(user.vectors[0], self.item_vectors[item], self.params)
+        parts = [Part("fields", name, None, value) for name, value in found]
+        score = float(user.vectors[0].astype(np.float64) @ self.item_vectors[item])
+        return Explanation.summing(score, parts)
+
+    def explain_described(self, user: UserBlock, item: int, described: Described) -> Explanation:
+        """Linear terms and pairs of single fields; as `explain` where fields are of the context."""
+        assert user.rows is not None
+        found = None
+        if not self.params.contextual:
+            entries = entries_of(described, user.rows, self.params, self._state["scales"])
+            plan = plan_of(self._state, self.params, len(self.item_vectors))
+            found = field_terms(user.vectors[0], self.item_vectors[item], entries, self._state, plan)
+        if found is None:
+            return self.explain(user, item)
+        score = float(user.vectors[0].astype(np.float64) @ self.item_vectors[item])
+        return Explanation.summing(score, [Part("fields", name, None, value) for name, value in found])
 
     def predict(self, users: UserBlock, items: I32) -> tuple[F64, F64]:
         unknown_user, unknown_item = unknown_vectors(self._state["w0"], self.params)

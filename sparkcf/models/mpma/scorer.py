@@ -12,6 +12,7 @@ from sparkcf.kernels.csr import take_rows
 from sparkcf.kernels.mixture import Mixture, normal_cdf
 from sparkcf.kernels.mpma import entry_means
 from sparkcf.models.contract import F32, F64, I32, I64, Features, Rows, Saved, Scorer, UserBlock
+from sparkcf.models.explanation import Explanation, Part
 from sparkcf.models.mpma.groups import nearest_centre
 from sparkcf.models.mpma.layout import RowState, packed, unpacked
 from sparkcf.models.mpma.state import NO_OFFSETS, applies, with_constant
@@ -61,13 +62,27 @@ class MPMAScorer(Scorer):
             out[chosen] = self._ranked(self._all_items(users.take(chosen))).reshape(len(chosen), m)
         return out
 
+    def explain(self, user: UserBlock, item: int) -> Explanation:
+        """What each component of the mixture brings to the score."""
+        found = self.mixture(user, np.array([item], np.int32))
+        if self.params.rank_by == "lower_bound":  # the spread of a mixture is no sum over its components
+            return super().explain(user, item)
+        alone = found.means[0] if self.params.rank_by == "mean" else self._chances(found)[0]
+        brought = found.weights[0] * alone
+        named = zip(self.params.components, brought, strict=True)
+        parts = [Part("component", name, None, float(value)) for name, value in named]
+        return Explanation.summing(float(self._ranked(found)[0]), parts)
+
+    def _chances(self, found: Mixture) -> F64:
+        """Each component's chance of a value above the threshold, (n, components)."""
+        return normal_cdf((found.means - self.params.threshold) / found.sds)
+
     def _ranked(self, found: Mixture) -> F64:
         if self.params.rank_by == "mean":
             return found.mean()
         if self.params.rank_by == "lower_bound":
             return found.mean() - self.params.lower_bound_sds * found.sd()
-        above = normal_cdf((found.means - self.params.threshold) / found.sds)
-        return np.einsum("nt,nt->n", found.weights, above)
+        return np.einsum("nt,nt->n", found.weights, self._chances(found))
 
     def _all_items(self, users: UserBlock) -> Mixture:
         """Distributions of all items for each user, pairs in order of users."""

@@ -49,6 +49,7 @@ from sparkcf.models.contract import (
     UserBlock,
 )
 from sparkcf.models.ease import capped, items_of
+from sparkcf.models.explanation import Explanation, largest, of_items
 from sparkcf.models.mrf.items import (
     Compressed,
     Found,
@@ -147,22 +148,35 @@ class MRFScorer(Scorer):
         one_each = np.arange(len(items) + 1, dtype=np.int64)
         return self._everywhere(one_each, self._place[items], np.ones(len(items), np.float32))
 
-    def explain(self, rows: Rows, item: int) -> F32:
-        parts: F32 = np.zeros(len(rows[1]), np.float32)
-        target = self._place[item]
-        if target >= 0:
-            to_item = self._weights_to(int(target))
-            place = self._place[rows[1]]
-            parts = np.where(place >= 0, rows[2] * to_item[place], 0).astype(np.float32)
-        return parts
+    def explain(self, user: UserBlock, item: int) -> Explanation:
+        """The weights from the user's items to the item, times the pairs' values."""
+        assert user.rows is not None
+        had, values = user.rows[1:3]
+        parts = self._brought(had, values, np.array([item], np.int32))[:, 0]
+        return Explanation.summing(float(parts.sum(dtype=np.float64)), of_items(had, parts))
 
-    def _weights_to(self, target: int) -> F32:
-        """The column of B of an item, dense (m,)."""
-        indptr, indices, values = self.weights
-        at = np.flatnonzero(indices == target)
-        column = np.zeros(len(self.items), np.float32)
-        column[np.searchsorted(indptr, at, side="right") - 1] = values[at]
-        return column
+    def because(self, users: UserBlock, items: I32) -> I32:
+        assert users.rows is not None
+        indptr, indices, values, _ = users.rows
+        out = np.full(items.shape, -1, np.int32)
+        for row, listed in enumerate(items):
+            here = slice(indptr[row], indptr[row + 1])
+            if len(had := indices[here]):
+                out[row] = largest(had, listed, self._brought(had, values[here], listed))
+        return out
+
+    def _brought(self, had: I32, values: F32, items: I32) -> F32:
+        """What each item of a user brings to the score of each item, (h, k)."""
+        parts = np.zeros((len(had), len(items)), np.float32)
+        indptr, targets, weights = self.weights
+        place, column = self._place[had], np.full(len(self.items), -1)
+        wanted = self._place[items]
+        column[wanted[wanted >= 0]] = np.flatnonzero(wanted >= 0)
+        for row in np.flatnonzero(place >= 0):
+            here = slice(indptr[place[row]], indptr[place[row] + 1])
+            at = column[targets[here]]
+            parts[row, at[at >= 0]] = values[row] * weights[here][at >= 0]
+        return parts
 
     def _everywhere(self, indptr: Any, places: I32, values: F32) -> F32:
         """Scores of rows for all items, (n, m); an item without weights scores 0."""

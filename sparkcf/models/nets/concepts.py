@@ -32,6 +32,7 @@ from sparkcf.models.contract import (
     TrainingData,
     UserBlock,
 )
+from sparkcf.models.explanation import Explanation, Part
 from sparkcf.models.nets.fit import Encoder, NetModel, Retrained, Sizes, item_vectors
 
 STABILITY = "concept_stability"  # mean normalised mutual information of items' concepts over pairs of seeds
@@ -150,6 +151,17 @@ class ConceptScorer(Scorer):
         with np.errstate(divide="ignore"):
             logits = cosines + np.log(self.assigned[at])
         return np.where(items >= 0, logits.argmax(axis=2), -1).astype(np.int32)
+
+    def explain(self, user: UserBlock, item: int) -> Explanation:
+        """What each concept brings to exp(score)."""
+        z, tau = self.of_concepts(user)[0].astype(np.float64), self._model.params.temperature
+        masses = np.exp(z @ self.items[item].astype(np.float64) / tau) * self.assigned[item]
+        parts = [Part("concept", f"concept {k}", None, float(mass)) for k, mass in enumerate(masses)]
+        return Explanation.summing(float(np.log(masses.sum())), parts, "exp(score)")
+
+    def because(self, users: UserBlock, items: I32) -> None:
+        """None: `concepts` names the reason."""
+        return None
 
     def fold_in(self, rows: Rows, features: Features | None = None) -> tuple[F32, F32]:
         vectors = self._encoder.of_rows(rows)
