@@ -23,14 +23,25 @@ LIBRARY = {
 }
 JOBS = {path.stem: path for path in sorted((ROOT / "jobs").glob("*.py"))}
 KERNELS = [name for name in LIBRARY if name.startswith("sparkcf.kernels")]
-ROOMS = ("cli", "jobs", "ranking", "models", "training", "data", "lake", "config", "kernels")  # arrows go down only
+ROOMS = (
+    "cli",
+    "jobs",
+    "local",
+    "ranking",
+    "models",
+    "training",
+    "data",
+    "lake",
+    "config",
+    "kernels",
+)  # arrows go down
 CONTRACT = ("sparkcf.models.contract", "sparkcf.models.registry")  # all that jobs and ranking know of the models
 QUICK = ("sparkcf.lake.query", "sparkcf.cli.main")  # they answer on machines without Java, in a blink
 HEAVY = {"pyspark", "torch", "numba", "delta"}
 MATHEMATICS = {"numpy", "scipy", "pandas", "pyarrow", *HEAVY}
 NETS_ON_SPARK = {
     f"sparkcf.models.nets.{name}"
-    for name in ("fit", "collaborative", "concepts", "disentangled", "two_sided", "side_fields")
+    for name in ("fit", "local", "collaborative", "concepts", "disentangled", "two_sided", "side_fields")
 }
 NETS = [name for name in LIBRARY if name.startswith("sparkcf.models.nets.") and name not in NETS_ON_SPARK]
 NETS.append("sparkcf.models.fm.net")
@@ -193,6 +204,11 @@ def writes(tree: ast.AST) -> list[str]:
     return uses(tree, {"write", "writeStream"}) + [name for name in called if name in methods]
 
 
+def spark(tree: ast.AST) -> list[str]:
+    """PySpark and what stands for it."""
+    return [n for n in imports(tree) if top(n) in {"pyspark", "delta"} or n.startswith("sparkcf.spark.")]
+
+
 def torch(tree: ast.AST) -> list[str]:
     return [name for name in imports(tree) if top(name) in {"torch", "torchvision"}]
 
@@ -224,6 +240,7 @@ def test_the_library_and_the_jobs_are_found() -> None:
         "sparkcf.progress",
         "sparkcf.redact",
         "sparkcf.runtime",
+        "sparkcf.spark",
     }
 
 
@@ -274,6 +291,11 @@ def test_queries_start_without_spark_torch_or_numba(name: str) -> None:
     assert [n for n in imports(LIBRARY[name]) if top(n) in HEAVY] == []
 
 
+@pytest.mark.parametrize("name", [name for name in LIBRARY if room(name) == "local"])
+def test_models_on_frames_need_no_spark(name: str) -> None:
+    assert loaded(name) & {"pyspark", "delta"} == set() and spark(LIBRARY[name]) == []
+
+
 @pytest.mark.parametrize("name", LIBRARY)
 def test_the_library_imports_no_job_and_no_test(name: str) -> None:
     assert [n for n in imports(LIBRARY[name]) if top(n) in {"jobs", "tests", "conftest"}] == []
@@ -287,7 +309,7 @@ def test_nets_know_tensors_only(name: str) -> None:
 
 @pytest.mark.parametrize("name", [name for name in LIBRARY if room(name) == "training" and name not in ON_SPARK])
 def test_the_training_of_one_process_knows_no_spark(name: str) -> None:
-    assert [n for n in imports(LIBRARY[name]) if top(n) in {"pyspark", "delta"}] == []
+    assert spark(LIBRARY[name]) == []
 
 
 @pytest.mark.parametrize("name", LIBRARY)
@@ -325,7 +347,7 @@ def test_every_exception_is_still_needed() -> None:
     assert all(torch(LIBRARY[name]) for name in TORCH)
     assert all(reads(LIBRARY[name]) for name in READERS)
     assert all(writes(LIBRARY[name]) for name in WRITERS)
-    assert all(any(top(n) == "pyspark" for n in imports(LIBRARY[name])) for name in ON_SPARK)
+    assert all(spark(LIBRARY[name]) for name in ON_SPARK)
 
 
 @pytest.mark.parametrize("name", JOBS)
@@ -380,6 +402,7 @@ BREACHES: list[tuple[Callable[..., list[str]], str]] = [
     (writes, "rows.select('a').write.format('delta').save('x')"),
     (writes, "rows.writeTo('t').append()"),
     (writes, "rows.writeStream.start()"),
+    (spark, "from sparkcf.spark import DataFrame"),
     (torch, "def f():\n    import torch.distributed as dist"),
     (logic_of_a_job, "'''Doc.'''\nimport os"),
     (logic_of_a_job, "from sparkcf.jobs.frame import main\ndef f():\n    pass"),

@@ -12,8 +12,6 @@ from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
-from pyspark.sql import DataFrame, SparkSession
-from pyspark.sql import functions as F
 from threadpoolctl import threadpool_limits
 
 from sparkcf.data.arrow import csr_of
@@ -24,6 +22,7 @@ from sparkcf.kernels.topk import rank_block, rank_scores
 from sparkcf.kernels.vectors import unit_rows
 from sparkcf.models.contract import F32, InnerProduct, Model, Saved, Scorer, UserBlock
 from sparkcf.ranking.scorers import SharedScorer, share_scorer, user_block
+from sparkcf.spark import DataFrame, F, SparkSession
 
 LISTS = "user_idx int, items array<int>, scores array<float>, by_model boolean"
 Seen = tuple[NDArray[np.int64], NDArray[np.int32]]  # compressed rows: items not to list
