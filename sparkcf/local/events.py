@@ -39,6 +39,11 @@ class Ids:
     def of(cls, column: pd.Series) -> Ids:
         return cls(np.unique(_comparable(column)))
 
+    @classmethod
+    def in_order(cls, ids: Any) -> Ids:
+        """The given ids, each once, in their order."""
+        return cls(pd.unique(pd.Series(_comparable(pd.Series(ids)))))
+
     def index(self, ids: Any) -> NDArray[np.int64]:
         """Dense indices (n,); -1 for an unknown id."""
         asked = _comparable(pd.Series(ids))

@@ -373,7 +373,7 @@ class Recommender:
 
     def _asked(self, users: Any, history: Data | None) -> NDArray[Any]:
         if users is not None:
-            return np.asarray(_several(users))
+            return Ids.in_order(_several(users)).values
         if history is not None:
             return Ids.of(checked_frame(history, None, "history")["user_id"]).values
         return self.users.values
@@ -441,7 +441,7 @@ class Recommender:
     def _history(self, users: NDArray[Any], history: Data) -> tuple[Events, NDArray[np.bool_]]:
         """Events of the asked users by their places, and which of them are of items of the training."""
         frame = checked_frame(history, None, "history")
-        asked = Ids(np.asarray(users))
+        asked = Ids.in_order(users)
         at = asked.index(frame["user_id"])
         frame, at = frame[at >= 0].reset_index(drop=True), at[at >= 0]
         items = self.items.index(frame["item_id"])
