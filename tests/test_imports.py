@@ -63,6 +63,9 @@ JOB_LINES = 15
 def imports(tree: ast.AST, deep: bool = True) -> Iterator[str]:
     """Dotted names that a module imports; not deep: only what runs when it is imported itself."""
     for node in ast.iter_child_nodes(tree):
+        if not deep and isinstance(node, ast.If) and ast.unparse(node.test) == "TYPE_CHECKING":
+            yield from (name for other in node.orelse for name in imports(other, deep))
+            continue
         if isinstance(node, ast.Import):
             yield from (alias.name for alias in node.names)
         elif isinstance(node, ast.ImportFrom):

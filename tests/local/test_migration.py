@@ -20,9 +20,14 @@ from implicit.cpu.als import AlternatingLeastSquares
 from scipy.sparse import csr_matrix
 users, items, values, rank, regularization, alpha = json.load(sys.stdin)
 rows = csr_matrix((np.array(values, np.float32), (users, items)))
-model = AlternatingLeastSquares(rank, regularization, alpha, iterations=60, use_cg=False, random_state=1, num_threads=1)
-model.fit(rows, show_progress=False)
-print(json.dumps([np.asarray(model.user_factors).tolist(), np.asarray(model.item_factors).tolist()]))
+found = []
+for seed in range(6):
+    model = AlternatingLeastSquares(
+        rank, regularization, alpha, iterations=100, use_cg=False, random_state=seed, num_threads=1
+    )
+    model.fit(rows, show_progress=False)
+    found.append([np.asarray(side).tolist() for side in (model.user_factors, model.item_factors)])
+print(json.dumps(found))
 """
 
 
@@ -34,7 +39,7 @@ def objective(values: np.ndarray, p: np.ndarray, q: np.ndarray) -> float:
 
 def test_implicit_reaches_the_same_objective() -> None:
     if not PEERS.is_file():
-        pytest.skip("make bench-peers has not been run: no environment with implicit")
+        pytest.skip("make bench-peers has not been run: no .bench-peers with implicit")
     rng = np.random.default_rng(5)
     strength = rng.gamma(1.0, 1.0, (40, 2)) @ rng.gamma(1.0, 1.0, (2, 30))
     values = np.where(strength > np.quantile(strength, 0.6), np.ceil(strength), 0.0)
@@ -45,19 +50,22 @@ def test_implicit_reaches_the_same_objective() -> None:
     done = subprocess.run(
         [str(PEERS), "-c", SCRIPT], input=given, capture_output=True, text=True, timeout=120, check=True
     )
-    theirs = objective(values, *map(np.array, json.loads(done.stdout.splitlines()[-1])))
-    model = sparkcf.fit(
-        "als",
-        tuple(entries),
-        preference={"weight": "value"},
-        form="implicit",
-        rank=RANK,
-        regularization=REGULARIZATION,
-        regularization_exponent=0.0,
-        alpha=ALPHA,
-        solver="cholesky",
-        iterations=60,
-    )
-    ours = objective(values, model.factors("user").to_numpy(), model.factors("item").to_numpy())
-    assert ours == pytest.approx(theirs, rel=1e-3)
-    assert model.log[-1]["objective"] == pytest.approx(ours, rel=1e-4)
+    theirs = min(objective(values, *map(np.array, both)) for both in json.loads(done.stdout.splitlines()[-1]))
+    reached = []
+    for seed in range(6):  # there are several minima: the best of a few starts on both sides
+        model = sparkcf.fit(
+            "als",
+            tuple(entries),
+            seed=seed,
+            preference={"weight": "value"},
+            form="implicit",
+            rank=RANK,
+            regularization=REGULARIZATION,
+            regularization_exponent=0.0,
+            alpha=ALPHA,
+            solver="cholesky",
+            iterations=100,
+        )
+        reached.append(objective(values, model.factors("user").to_numpy(), model.factors("item").to_numpy()))
+        assert model.log[-1]["objective"] == pytest.approx(reached[-1], rel=1e-4)
+    assert min(reached) == pytest.approx(theirs, rel=1e-3)
