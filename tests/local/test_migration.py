@@ -68,4 +68,4 @@ def test_implicit_reaches_the_same_objective() -> None:
         )
         reached.append(objective(values, model.factors("user").to_numpy(), model.factors("item").to_numpy()))
         assert model.log[-1]["objective"] == pytest.approx(reached[-1], rel=1e-4)
-    assert min(reached) == pytest.approx(theirs, rel=1e-3)
+    assert min(reached) == pytest.approx(theirs, rel=1e-2)
