@@ -27,6 +27,7 @@ ROOMS = (
     "cli",
     "jobs",
     "report",
+    "local",
     "ranking",
     "models",
     "training",
@@ -45,7 +46,7 @@ HEAVY = {"pyspark", "torch", "numba", "delta"}
 MATHEMATICS = {"numpy", "scipy", "pandas", "pyarrow", *HEAVY}
 NETS_ON_SPARK = {
     f"sparkcf.models.nets.{name}"
-    for name in ("fit", "collaborative", "concepts", "disentangled", "two_sided", "side_fields")
+    for name in ("fit", "local", "collaborative", "concepts", "disentangled", "two_sided", "side_fields")
 }
 NETS = [name for name in LIBRARY if name.startswith("sparkcf.models.nets.") and name not in NETS_ON_SPARK]
 NETS.append("sparkcf.models.fm.net")
@@ -67,6 +68,9 @@ JOB_LINES = 15
 def imports(tree: ast.AST, deep: bool = True) -> Iterator[str]:
     """Dotted names that a module imports; not deep: only what runs when it is imported itself."""
     for node in ast.iter_child_nodes(tree):
+        if not deep and isinstance(node, ast.If) and ast.unparse(node.test) == "TYPE_CHECKING":
+            yield from (name for other in node.orelse for name in imports(other, deep))
+            continue
         if isinstance(node, ast.Import):
             yield from (alias.name for alias in node.names)
         elif isinstance(node, ast.ImportFrom):
@@ -208,6 +212,11 @@ def writes(tree: ast.AST) -> list[str]:
     return uses(tree, {"write", "writeStream"}) + [name for name in called if name in methods]
 
 
+def spark(tree: ast.AST) -> list[str]:
+    """PySpark and what stands for it."""
+    return [n for n in imports(tree) if top(n) in {"pyspark", "delta"} or n.startswith("sparkcf.spark.")]
+
+
 def torch(tree: ast.AST) -> list[str]:
     return [name for name in imports(tree) if top(name) in {"torch", "torchvision"}]
 
@@ -239,6 +248,7 @@ def test_the_library_and_the_jobs_are_found() -> None:
         "sparkcf.progress",
         "sparkcf.redact",
         "sparkcf.runtime",
+        "sparkcf.spark",
     }
 
 
@@ -289,6 +299,11 @@ def test_queries_start_without_spark_torch_or_numba(name: str) -> None:
     assert [n for n in imports(LIBRARY[name]) if top(n) in HEAVY] == []
 
 
+@pytest.mark.parametrize("name", [name for name in LIBRARY if room(name) == "local"])
+def test_models_on_frames_need_no_spark(name: str) -> None:
+    assert loaded(name) & {"pyspark", "delta"} == set() and spark(LIBRARY[name]) == []
+
+
 @pytest.mark.parametrize("name", LIBRARY)
 def test_the_library_imports_no_job_and_no_test(name: str) -> None:
     assert [n for n in imports(LIBRARY[name]) if top(n) in {"jobs", "tests", "conftest"}] == []
@@ -302,7 +317,7 @@ def test_nets_know_tensors_only(name: str) -> None:
 
 @pytest.mark.parametrize("name", [name for name in LIBRARY if room(name) == "training" and name not in ON_SPARK])
 def test_the_training_of_one_process_knows_no_spark(name: str) -> None:
-    assert [n for n in imports(LIBRARY[name]) if top(n) in {"pyspark", "delta"}] == []
+    assert spark(LIBRARY[name]) == []
 
 
 @pytest.mark.parametrize("name", LIBRARY)
@@ -340,7 +355,7 @@ def test_every_exception_is_still_needed() -> None:
     assert all(torch(LIBRARY[name]) for name in TORCH)
     assert all(reads(LIBRARY[name]) for name in READERS)
     assert all(writes(LIBRARY[name]) for name in WRITERS)
-    assert all(any(top(n) == "pyspark" for n in imports(LIBRARY[name])) for name in ON_SPARK)
+    assert all(spark(LIBRARY[name]) for name in ON_SPARK)
 
 
 @pytest.mark.parametrize("name", JOBS)
@@ -395,6 +410,7 @@ BREACHES: list[tuple[Callable[..., list[str]], str]] = [
     (writes, "rows.select('a').write.format('delta').save('x')"),
     (writes, "rows.writeTo('t').append()"),
     (writes, "rows.writeStream.start()"),
+    (spark, "from sparkcf.spark import DataFrame"),
     (torch, "def f():\n    import torch.distributed as dist"),
     (logic_of_a_job, "'''Doc.'''\nimport os"),
     (logic_of_a_job, "from sparkcf.jobs.frame import main\ndef f():\n    pass"),

@@ -6,11 +6,9 @@ import datetime as dt
 from dataclasses import dataclass
 from typing import Literal
 
-from pyspark.sql import Column, DataFrame, Window
-from pyspark.sql import functions as F
-
 from sparkcf.config.root import Config
 from sparkcf.errors import ConfigError
+from sparkcf.spark import Column, DataFrame, F, Window
 
 ENTRY = ("item_idx", "value", "weight")  # fields of a user's row
 ROW = ("row_items", "row_values", "row_weights")  # list columns of these fields

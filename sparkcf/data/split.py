@@ -12,12 +12,10 @@ from __future__ import annotations
 import datetime as dt
 from dataclasses import dataclass
 
-from pyspark.sql import Column, DataFrame, Window
-from pyspark.sql import functions as F
-
 from sparkcf.config.root import Config, EvaluationConfig
 from sparkcf.data.pairs import Reads, latest_values, liked_pairs, pairs, positives, with_previous
 from sparkcf.errors import GateRefused
+from sparkcf.spark import Column, DataFrame, F, Window
 
 PAIR = ("user_idx", "item_idx")
 DAYS, USERS = 7, 100  # minima of the held-out part by time, for evaluation.protocol=auto

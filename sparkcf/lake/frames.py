@@ -6,12 +6,13 @@ import datetime as dt
 import json
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from pyspark import StorageLevel
-from pyspark.sql import DataFrame, Row, SparkSession
-from pyspark.sql import functions as F
-from pyspark.sql.types import ArrayType, StructType
+from sparkcf.spark import DataFrame, F, SparkSession, StorageLevel
+
+if TYPE_CHECKING:
+    from pyspark.sql import Row
+    from pyspark.sql.types import StructType
 
 TIMES = "yyyy-MM-dd'T'HH:mm:ss.SSSSSSXXX"
 
@@ -48,6 +49,8 @@ def frame_of(spark: SparkSession, rows: Iterable[Mapping[str, Any]], schema: Str
     ----------
     rows : values by column. A datetime without a zone is UTC, on every host.
     """
+    from pyspark.sql.types import ArrayType
+
     text = json.dumps([dict(row) for row in rows], default=_text)
     options = {"mode": "FAILFAST", "timestampFormat": TIMES}
     parsed = F.from_json(F.lit(text), ArrayType(schema), options)

@@ -15,9 +15,6 @@ from functools import reduce
 from typing import Any
 
 import numpy as np
-from pyspark import StorageLevel
-from pyspark.sql import DataFrame, Window
-from pyspark.sql import functions as F
 
 from sparkcf.config.models import BlendConfig
 from sparkcf.data.arrow import collect_factors
@@ -46,6 +43,7 @@ from sparkcf.models.contract import (
 )
 from sparkcf.models.explanation import Explanation, Part
 from sparkcf.models.registry import implementation
+from sparkcf.spark import DataFrame, F, StorageLevel, Window
 
 LEAST_ITEMS = 5  # of a user for validation
 LEAST_USERS = 20  # for validation

@@ -1,6 +1,7 @@
 """The interface between jobs and models; jobs use a model only through it.
 
     TrainingData, FitRun ──Model.fit──▶ Fitted ──stored, read back──▶ Saved ──Model.open──▶ Scorer
+    LocalData ──Model.fit_local──▶ LocalFit, with its Saved ──────────────────┘
 
 `Fitted` is the result of a fit, fresh or read back from the lake: frames and arrays. A `Scorer` is opened from its
 arrays in any process, without Spark. There are two kinds: an `InnerProduct` of user and item vectors, which the fused
@@ -186,6 +187,37 @@ class ArrayFit:
 
 
 @dataclass(frozen=True)
+class LocalData:
+    """Input data of a fit in this process: an entry per pair, sorted by user and item, each pair once.
+
+    users, items : int32 (nnz,), below n_users and n_items.
+    values : float32 (nnz,), as `Model.reads` asks for them.
+    weights : float32 (nnz,); None: all are 1.
+    threads : threads that a kernel may use.
+    """
+
+    users: I32
+    items: I32
+    values: F32
+    n_users: int
+    n_items: int
+    weights: F32 | None = None
+    threads: int = 1
+
+    def rows(self) -> Rows:
+        """The pairs as compressed rows of all users."""
+        indptr = np.concatenate([[0], np.cumsum(np.bincount(self.users, minlength=self.n_users))]).astype(np.int64)
+        weights = np.ones(len(self.values), np.float32) if self.weights is None else self.weights
+        return indptr, self.items, self.values, weights
+
+    def present(self) -> tuple[NDArray[np.bool_], NDArray[np.bool_]]:
+        """Which users and which items have a pair, bool (n_users,) and (n_items,)."""
+        user, item = np.zeros(self.n_users, bool), np.zeros(self.n_items, bool)
+        user[self.users], item[self.items] = True, True
+        return user, item
+
+
+@dataclass(frozen=True)
 class UserBlock:
     """Input of a scorer: some users.
 
@@ -224,6 +256,28 @@ class Described:
     user: Mapping[str, Any]
     item: Mapping[str, Any]
     texts: Mapping[str, Mapping[str, int]]
+
+
+@dataclass(frozen=True)
+class LocalFit:
+    """The result of a fit in this process.
+
+    saved : what `Model.open` takes.
+    users : all users of the data; without rows.
+    log : see `Fitted`.
+    """
+
+    saved: Saved
+    users: UserBlock
+    log: list[dict[str, Any]] = field(default_factory=list)
+
+    @classmethod
+    def without_vectors(cls, data: LocalData, arrays: Arrays) -> LocalFit:
+        """A fit whose scores do not come from vectors; it knows every user and item of the data."""
+        user, item = data.present()
+        none, no_bias = (np.zeros((data.n_items, 0), np.float32), np.zeros(data.n_items, np.float32))
+        users = UserBlock(np.zeros((data.n_users, 0), np.float32), np.zeros(data.n_users, np.float32), user)
+        return cls(Saved(none, no_bias, item, arrays), users)
 
 
 class Scorer(ABC):
@@ -454,6 +508,22 @@ class Model(ABC, Generic[Params]):
         start : an earlier fit to continue from; None: start from the seed.
 
         Raises ConfigError or TrainingError as `fit`.
+        """
+        raise NotImplementedError
+
+    def fit_local(self, data: LocalData, on_progress: Callable[[dict[str, Any]], None]) -> LocalFit:
+        """Train in this process, without Spark, on the same objective as `fit`; a model need not have it.
+
+        Parameters
+        ----------
+        on_progress : called with the log entry of every sweep or epoch.
+
+        Raises
+        ------
+        ConfigError
+            Settings that do not fit the data or each other, or that need tables which only Spark reads.
+        TrainingError
+            The numbers are not finite, or the data do not suit the model.
         """
         raise NotImplementedError
 

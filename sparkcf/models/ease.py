@@ -15,13 +15,11 @@ A user's scores are x B, with x the user's row of positives. Two settings extend
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
-from pyspark.sql import DataFrame
-from pyspark.sql import functions as F
 from scipy.linalg.lapack import dpotrf, dpotri
 from scipy.sparse import csr_matrix
 
@@ -32,6 +30,7 @@ from sparkcf.data.split import uniform
 from sparkcf.errors import ConfigError, TrainingError
 from sparkcf.kernels.csr import build_csr
 from sparkcf.kernels.gram import add_gram
+from sparkcf.kernels.random import uniform_rows
 from sparkcf.lake.arrays import Shapes
 from sparkcf.models.contract import (
     F32,
@@ -41,6 +40,8 @@ from sparkcf.models.contract import (
     Features,
     FitRun,
     Fitted,
+    LocalData,
+    LocalFit,
     Model,
     PairArrays,
     Rows,
@@ -50,6 +51,7 @@ from sparkcf.models.contract import (
     UserBlock,
 )
 from sparkcf.models.explanation import Explanation, largest, of_items
+from sparkcf.spark import DataFrame, F
 
 SLICE_BYTES = 256 << 20  # of G in a task, in float64
 GRAM_ROWS = "place int, row binary"
@@ -83,30 +85,45 @@ class EASE(Model[EASEConfig]):
         if run.warm_start:
             run.on_progress({"note": "train.warm_start is ignored: ease is solved exactly"})
         items = items_of(data.pairs)
-        if not len(items):
-            raise TrainingError("no positive interaction to train on: is preference.positive_from too high?")
-        self._check_memory(len(items))
+        self._check_size(len(items))
         gram, counts = self._gram(data.pairs, items)
         weights = item_weights(gram, counts, self.params)
         return Fitted.without_vectors(data.pairs, {"weights": weights, "items": items})
 
-    def _check_memory(self, m: int) -> None:
-        if m > self.params.max_items:
-            memory = 12 * m**2 / 1e9  # G in float64, the weights in float32
-            raise ConfigError(
-                f"model=ease: {m:,} items, ease.max_items is {self.params.max_items:,}: solving would take "
-                f"{memory:,.1f} GB of the driver's memory; raise ease.max_items if it has that much, or set model=als"
-            )
-
     def fit_sweeps(self, pairs: PairArrays, sweeps: int, start: ArrayFit | None, threads: int) -> ArrayFit:
         """See `Model.fit_sweeps`; all of a user's pairs count, also above `ease.max_history`."""
         items, places = np.unique(pairs.items, return_inverse=True)
-        self._check_memory(m := len(items))
+        self._check_size(m := len(items))
         rows = build_csr(pairs.users, places.astype(np.int32), pairs.values, pairs.n_users, m)
         gram = np.zeros((m, m))
         add_gram(*rows, np.diff(rows[0]).clip(1).astype(np.float64) ** -self.params.user_exponent, 0, gram)
         weights = item_weights(gram, np.bincount(rows[1], minlength=m).astype(np.float64), self.params)
         return ArrayFit.without_vectors(pairs, {"weights": weights, "items": items.astype(np.int32)})
+
+    def fit_local(self, data: LocalData, on_progress: Callable[[dict[str, Any]], None]) -> LocalFit:
+        items = np.flatnonzero(data.present()[1]).astype(np.int32)
+        self._check_size(len(items))
+        indptr, indices, values, _ = data.rows()
+        place = np.full(data.n_items, -1, np.int32)
+        place[items] = np.arange(len(items), dtype=np.int32)
+        kept = _longest(indptr, self.params.max_history, self.seed)
+        counts = np.bincount(data.users[kept], minlength=data.n_users)
+        indptr, indices, values = np.concatenate([[0], np.cumsum(counts)]), place[indices[kept]], values[kept]
+        gram = np.zeros((len(items), len(items)))
+        factors = np.maximum(counts, 1).astype(np.float64) ** -self.params.user_exponent
+        add_gram(indptr, indices, values, factors, 0, gram)
+        of_items = np.bincount(indices, minlength=len(items)).astype(np.float64)
+        return LocalFit.without_vectors(data, {"weights": item_weights(gram, of_items, self.params), "items": items})
+
+    def _check_size(self, n_items: int) -> None:
+        if not n_items:
+            raise TrainingError("no positive interaction to train on: is preference.positive_from too high?")
+        if n_items > self.params.max_items:
+            memory = 12 * n_items**2 / 1e9  # G in float64, the weights in float32
+            raise ConfigError(
+                f"model=ease: {n_items:,} items, ease.max_items is {self.params.max_items:,}: solving would take "
+                f"{memory:,.1f} GB of the driver's memory; raise ease.max_items if it has that much, or set model=als"
+            )
 
     def _gram(self, pairs: DataFrame, items: I32) -> tuple[F64, F64]:
         """G (m, m) in the order of `items`, and the number of users of each item (m,)."""
@@ -225,6 +242,16 @@ def items_of(pairs: DataFrame) -> I32:
     """The items of the pairs, ascending."""
     found: Any = pairs.select("item_idx").distinct().toPandas()
     return np.sort(found["item_idx"].to_numpy(np.int32))
+
+
+def _longest(indptr: NDArray[np.int64], most: int, seed: int) -> NDArray[np.bool_]:
+    """Which entries are kept, bool (nnz,): of a row of more than `most` entries, `most` drawn by the seed."""
+    kept = np.ones(indptr[-1], bool)
+    for row in np.flatnonzero(np.diff(indptr) > most):
+        here = np.arange(indptr[row], indptr[row + 1])
+        drawn = np.argsort(uniform_rows(seed, int(row), here - here[0]), kind="stable")
+        kept[here[drawn[most:]]] = False
+    return kept
 
 
 def capped(pairs: DataFrame, most: int, seed: int) -> DataFrame:

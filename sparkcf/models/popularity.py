@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from typing import Any
+
 import numpy as np
-from pyspark import StorageLevel
-from pyspark.sql import DataFrame
-from pyspark.sql import functions as F
 
 from sparkcf.config.models import PopularityConfig
 from sparkcf.data.pairs import Reads, popularity
@@ -16,6 +16,8 @@ from sparkcf.models.contract import (
     FitRun,
     Fitted,
     InnerProduct,
+    LocalData,
+    LocalFit,
     Model,
     Rows,
     Saved,
@@ -23,6 +25,7 @@ from sparkcf.models.contract import (
     UserBlock,
 )
 from sparkcf.models.explanation import Explanation, Part
+from sparkcf.spark import DataFrame, F, StorageLevel
 
 
 class Popularity(Model[PopularityConfig]):
@@ -54,6 +57,13 @@ class Popularity(Model[PopularityConfig]):
         if self.params.by == "users":
             return popularity(pairs)
         return pairs.groupBy("item_idx").agg(F.sum("value").cast("float").alias("score"))
+
+    def fit_local(self, data: LocalData, on_progress: Callable[[dict[str, Any]], None]) -> LocalFit:
+        user, item = data.present()
+        weights = None if self.params.by == "users" else data.values
+        scores = np.bincount(data.items, weights, minlength=data.n_items).astype(np.float32)
+        users = UserBlock(user[:, None].astype(np.float32), np.zeros(data.n_users, np.float32), user)
+        return LocalFit(Saved(scores[:, None], np.zeros(data.n_items, np.float32), item), users)
 
     def open(self, saved: Saved) -> PopularityScorer:
         return PopularityScorer(saved)

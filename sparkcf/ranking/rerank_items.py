@@ -9,8 +9,6 @@ from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
-from pyspark.sql import Column, DataFrame, SparkSession
-from pyspark.sql import functions as F
 
 from sparkcf.config.rerank import RerankConfig
 from sparkcf.config.root import Config
@@ -19,6 +17,7 @@ from sparkcf.errors import ConfigError, NotFoundError
 from sparkcf.kernels.vectors import unit_rows
 from sparkcf.models.contract import F32, Scorer
 from sparkcf.ranking.rerank import ItemSide, Reranker, Rules
+from sparkcf.spark import Column, DataFrame, F, SparkSession
 
 CATEGORIES, FIRST_EVENT = "categories", "first_event"
 

@@ -9,12 +9,12 @@ from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
-from pyspark.sql import SparkSession
 
 from sparkcf.data.arrow import collect_factors, csr_of, vectors_of
 from sparkcf.data.pairs import ROW
 from sparkcf.data.shared import SharedState, share_state
 from sparkcf.models.contract import F32, Fitted, Model, Rows, Saved, Scorer, UserBlock
+from sparkcf.spark import SparkSession
 
 ITEMS = ("item_vectors", "item_bias", "item_known")
 Open = Callable[[Saved], Scorer]

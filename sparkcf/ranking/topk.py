@@ -12,8 +12,6 @@ from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
-from pyspark.sql import DataFrame, SparkSession
-from pyspark.sql import functions as F
 from threadpoolctl import threadpool_limits
 
 from sparkcf.data.arrow import csr_of
@@ -26,6 +24,7 @@ from sparkcf.models.contract import F32, InnerProduct, Model, Saved, Scorer, Use
 from sparkcf.ranking.rerank import Lists, Reranker
 from sparkcf.ranking.rerank_items import SharedReranker
 from sparkcf.ranking.scorers import SharedScorer, share_scorer, user_block
+from sparkcf.spark import DataFrame, F, SparkSession
 
 LISTS = "user_idx int, items array<int>, scores array<float>, by_model boolean"
 REASONS = {"concepts": "int", "because": "int", "explored": "boolean"}  # columns of reasons, a value for each item

@@ -13,8 +13,6 @@ from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
-from pyspark.sql import DataFrame, SparkSession
-from pyspark.sql import functions as F
 from threadpoolctl import threadpool_limits
 
 from sparkcf.data.pairs import popularity
@@ -25,6 +23,7 @@ from sparkcf.kernels.csr import build_csr
 from sparkcf.kernels.metrics import ranking_measures
 from sparkcf.models.contract import ArrayFit, Model, PairArrays, Saved, UserBlock
 from sparkcf.ranking.topk import Catalogue, Ranker
+from sparkcf.spark import DataFrame, F, SparkSession
 
 RESULT = "number int, value double, seconds double, reason string, names array<string>, arrays array<binary>"
 BLOCK_USERS = 2000  # ranked at a time

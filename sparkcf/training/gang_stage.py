@@ -10,10 +10,8 @@ from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from typing import Any
 
-from pyspark import StorageLevel
-from pyspark.sql import DataFrame
-
 from sparkcf.errors import TrainingError
+from sparkcf.spark import DataFrame, StorageLevel
 from sparkcf.training.gang import Gang, joined, listening
 
 ERROR = "error"

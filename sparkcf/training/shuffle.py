@@ -6,10 +6,9 @@ from collections.abc import Iterable, Sequence
 from typing import Any
 
 import numpy as np
-from pyspark.sql import Column, DataFrame
-from pyspark.sql import functions as F
 
 from sparkcf.data.partitions import partition_keys
+from sparkcf.spark import Column, DataFrame, F
 from sparkcf.training.blocks import ITEM, KINDS, USER, Parts
 from sparkcf.training.gang import numpy_columns
 

@@ -16,8 +16,6 @@ from typing import Any, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
-from pyspark.sql import DataFrame
-from pyspark.sql import functions as F
 from threadpoolctl import threadpool_limits
 
 from sparkcf.config.models import ALSConfig, FactorizationConfig, HALSConfig
@@ -35,6 +33,8 @@ from sparkcf.models.contract import (
     FitRun,
     Fitted,
     InnerProduct,
+    LocalData,
+    LocalFit,
     Model,
     PairArrays,
     Rows,
@@ -43,6 +43,7 @@ from sparkcf.models.contract import (
     UserBlock,
 )
 from sparkcf.models.explanation import Explanation, Part, largest, of_items
+from sparkcf.spark import DataFrame, F
 from sparkcf.training.blocks import ITEM, KINDS, NO_WEIGHTS, USER, Parts, positive_counts, row_ids
 from sparkcf.training.gang import Alone, Gang, check_slots, worker_threads
 from sparkcf.training.gang_stage import gang_result, text_rows, value_rows
@@ -130,6 +131,15 @@ class Factorization(Model[Configured]):
             vector = F.concat("factor", F.array("bias")) if self.params.biases else F.col("factor")
             warm_start[side] = factors.select("idx", vector.alias("factor"))
         return warm_start or None
+
+    def fit_local(self, data: LocalData, on_progress: Callable[[dict[str, Any]], None]) -> LocalFit:
+        """Fit in this process; see `fit_arrays`."""
+        average = float(data.values.mean(dtype=np.float64)) if self.params.mode == "explicit" else 0.0
+        sizes, more = (data.n_users, data.n_items), {"threads": data.threads, "weights": data.weights}
+        pairs = (data.users, data.items, data.values)
+        found = fit_arrays(*pairs, *sizes, self.params, self.seed, on_progress=on_progress, **more)  # type: ignore[arg-type]
+        saved = Saved(found.item, found.item_bias, found.item_present, mean=found.mean, average=average)
+        return LocalFit(saved, UserBlock(found.user, found.user_bias, found.user_present), found.log)
 
     def open(self, saved: Saved) -> FactorScorer:
         return FactorScorer(saved, self.params)

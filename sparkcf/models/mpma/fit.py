@@ -13,18 +13,29 @@ from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
-from pyspark.sql import DataFrame
-from pyspark.sql import functions as F
 
 from sparkcf.config.models import MPMAConfig
 from sparkcf.data.arrow import vectors_to_arrow
 from sparkcf.data.pairs import Reads
 from sparkcf.errors import ConfigError
 from sparkcf.lake.arrays import Shapes
-from sparkcf.models.contract import F32, FitFigure, FitRun, Fitted, Model, Saved, TrainingData, check_unweighted
+from sparkcf.models.contract import (
+    F32,
+    FitFigure,
+    FitRun,
+    Fitted,
+    LocalData,
+    LocalFit,
+    Model,
+    Saved,
+    TrainingData,
+    UserBlock,
+    check_unweighted,
+)
 from sparkcf.models.mpma.layout import NAMES
 from sparkcf.models.mpma.scorer import MPMAScorer
 from sparkcf.models.mpma.train import NOTHING, MixturePlan, Trained, train_mixture
+from sparkcf.spark import DataFrame, F
 from sparkcf.training.blocks import NO_WEIGHTS, Parts, row_ids
 from sparkcf.training.gang import Alone, Gang, check_slots, worker_threads
 from sparkcf.training.gang_stage import gang_result, text_rows, value_rows
@@ -103,6 +114,23 @@ class MPMA(Model[MPMAConfig]):
             figures = _figures(arrays, config)
             arrays = {name: array for name, array in arrays.items() if not name.endswith("_sizes")}
             return Fitted(user, item, log, mean, mean, arrays, figures=figures, cached=cached)
+
+    def fit_local(self, data: LocalData, on_progress: Callable[[dict[str, Any]], None]) -> LocalFit:
+        """Fit in this process; see `fit_arrays`."""
+        if self._columns():
+            raise ConfigError("mpma.user_group_column and item_group_column are read by the jobs only: leave them out")
+        if data.weights is not None:
+            raise ConfigError("model=mpma weighs every rating 1: set preference.weight=one and no half_life_days")
+        sizes, threads = (data.n_users, data.n_items), data.threads
+        pairs = (data.users, data.items, data.values)
+        trained, _ = fit_arrays(*pairs, *sizes, self.params, self.seed, threads, on_progress)
+        user, item = trained.rows
+        arrays = {name: array for name, array in trained.shared.items() if not name.endswith("_sizes")}
+        no_bias = np.zeros(data.n_items, np.float32)
+        saved = Saved(item, no_bias, trained.present[1], arrays, trained.mean, trained.mean)
+        return LocalFit(
+            saved, UserBlock(user, np.zeros(data.n_users, np.float32), trained.present[0]), list(trained.log)
+        )
 
     def readable(self, fitted: Fitted) -> Mapping[str, DataFrame]:
         """`user_groups` and `item_groups`, from the last numbers of the stored rows: see `layout.py`."""

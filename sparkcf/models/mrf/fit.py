@@ -20,8 +20,6 @@ from collections.abc import Iterable, Iterator
 from typing import Any
 
 import numpy as np
-from pyspark.sql import DataFrame, SparkSession
-from pyspark.sql import functions as F
 from threadpoolctl import threadpool_limits
 
 from sparkcf.config.models import MRFConfig
@@ -61,6 +59,7 @@ from sparkcf.models.mrf.items import (
     pairs_of,
     solve_item,
 )
+from sparkcf.spark import DataFrame, F, SparkSession
 
 FOUND = "item int, others binary, numbers binary"
 TASKS_PER_SLOT = 4  # of the solves, which differ in size

@@ -9,17 +9,14 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
 from functools import cached_property
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 from numpy.typing import NDArray
-from pyspark.sql import DataFrame
-from pyspark.sql import functions as F
 
 from sparkcf.config.models import NCFConfig, SideField
 from sparkcf.data.arrow import vectors_to_arrow
-from sparkcf.data.packed import unpack
-from sparkcf.data.packing import Snapshot
+from sparkcf.data.packed import PackedRows, unpack
 from sparkcf.data.pairs import Reads
 from sparkcf.data.shared import share, share_state
 from sparkcf.errors import ConfigError, TrainingError
@@ -32,6 +29,7 @@ from sparkcf.models.contract import (
     I32,
     Features,
     Fitted,
+    LocalData,
     Rows,
     Saved,
     Scorer,
@@ -39,8 +37,12 @@ from sparkcf.models.contract import (
     UserBlock,
     check_unweighted,
 )
-from sparkcf.models.nets.fit import FACTORS, NetModel, Sizes, check_values, item_vectors
+from sparkcf.models.nets.fit import FACTORS, NetModel, Sizes, check_local_values, check_values, item_vectors
 from sparkcf.models.nets.side_fields import collected_features, encoded_features, n_features_of, texts_of
+from sparkcf.spark import DataFrame, F
+
+if TYPE_CHECKING:
+    from sparkcf.data.packing import Snapshot
 
 USERS, COLD_USERS, ITEMS = "user_vectors", "cold_user_vectors", "item_vectors"  # learned, and not stored as arrays
 
@@ -90,11 +92,49 @@ class NCFModel(NetModel[NCFConfig]):
             counts = data.pairs.groupBy("user_idx").agg(F.count(F.lit(1)).alias("n")).where(F.col("n") >= n_items)
             users, first = one_row(counts.agg(F.count(F.lit(1)), F.min("user_idx")))
             if users:
-                raise TrainingError(
-                    f"{users:,} users, the first of user_idx {first}, have all {n_items:,} items, so "
-                    f"ncf.negatives={self.params.negatives} cannot be drawn for them: set ncf.negatives_seen=true or "
-                    "ncf.objective=softmax"
-                )
+                raise TrainingError(self._no_negatives(f"{users:,} users, the first of user_idx {first},", n_items))
+
+    def _no_negatives(self, users: str, n_items: int) -> str:
+        return (
+            f"{users} have all {n_items:,} items, so ncf.negatives={self.params.negatives} cannot be drawn for them: "
+            "set ncf.negatives_seen=true or ncf.objective=softmax"
+        )
+
+    def local_check(self, data: LocalData) -> None:
+        if self.reads.attributes:
+            raise ConfigError("ncf.user_features, item_features and item_content are read by the jobs only")
+        objective = self.params.objective
+        if objective == "rating":
+            if data.weights is not None:
+                raise ConfigError("ncf.objective=rating weighs every rating 1: set preference.weight=one")
+            return
+        check_local_values(data, 0.0, np.inf, f"{self.name}.objective={objective}", f"{self.name}.objective=rating")
+        if objective == "cross_entropy" and not self.params.negatives_seen:
+            n_items = int(data.present()[1].sum())
+            users = int((np.bincount(data.users) >= n_items).sum())
+            if users:
+                raise TrainingError(self._no_negatives(f"{users:,} users", n_items))
+
+    def local_net_data(self, data: LocalData, rows: PackedRows, folder: str) -> dict[str, Any]:
+        from sparkcf.training.side_features import store_item_counts
+
+        counts = store_item_counts(folder, np.bincount(data.items, minlength=data.n_items))
+        average = float(data.values.mean(dtype=np.float64)) if self.params.objective == "rating" else 0.0
+        return super().local_net_data(data, rows, folder) | {"counts": counts, "average": average}
+
+    def item_arrays(self, state: Arrays) -> tuple[F32, F32]:
+        return state[ITEMS], np.zeros(len(state[ITEMS]), np.float32)
+
+    def local_users(self, state: Arrays, rows: PackedRows, held: NDArray[np.bool_]) -> F32:
+        opened = {name: array for name, array in state.items() if name not in (USERS, COLD_USERS, ITEMS)}
+        vectors: F32 = state[USERS][rows.ids]
+        kept, items = np.flatnonzero(held), state[ITEMS]
+        if len(kept):
+            scorer = NCFScorer(Saved(items, items[:, 0], np.ones(len(items), bool), opened), self)
+            part = rows.take(kept)
+            cold = _cold(state[COLD_USERS], part.ids)
+            vectors[kept] = scorer.folded(part.indptr, part.indices, part.values, cold)
+        return vectors
 
     def net_data(self, data: TrainingData, folder: str) -> dict[str, Any]:
         from sparkcf.training.side_features import store_content, store_features, store_item_counts
@@ -154,16 +194,17 @@ class NCFModel(NetModel[NCFConfig]):
         vector = F.col("vectors")[self.params.item_content]
         return items.select(F.col("item_idx").alias("idx"), vector.alias("vector")).where("vector IS NOT NULL")
 
-    def shapes(self, data: TrainingData) -> Shapes:
+    def shapes(self, data: TrainingData | LocalData) -> Shapes:
         from sparkcf.training.checkpoint import shapes_of
 
-        n_user_features = n_features_of(data, "user", self.params.user_features)
+        fields = self.params.user_features
+        n_user_features = 0 if isinstance(data, LocalData) else n_features_of(data, "user", fields)
         return shapes_of(self.net_to_serve({"n_items": data.n_items, "n_user_features": n_user_features}))
 
     def sizes_of(self, state: Arrays) -> Sizes:
         return {"n_items": len(state["mass"]), "n_user_features": len(state.get("users.of_features", ()))}
 
-    def learned(self, net: Any, trained: Arrays, data: TrainingData) -> Arrays:
+    def learned(self, net: Any, trained: Arrays, data: TrainingData | LocalData) -> Arrays:
         """The weights to store, and the vectors of all users and items, with and without users' own embeddings."""
         import torch
 

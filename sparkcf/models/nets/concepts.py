@@ -11,11 +11,8 @@ from itertools import combinations
 from typing import Any
 
 import numpy as np
-from pyspark.sql import DataFrame
-from pyspark.sql import functions as F
 
 from sparkcf.config.models import MacridVAEConfig
-from sparkcf.data.packing import Snapshot
 from sparkcf.data.shared import share
 from sparkcf.errors import ConfigError
 from sparkcf.kernels.concepts import assignments, concept_mass, normalised_mutual_information
@@ -26,6 +23,7 @@ from sparkcf.models.contract import (
     I32,
     Features,
     FitFigure,
+    LocalData,
     Rows,
     Saved,
     Scorer,
@@ -33,7 +31,8 @@ from sparkcf.models.contract import (
     UserBlock,
 )
 from sparkcf.models.explanation import Explanation, Part
-from sparkcf.models.nets.fit import Encoder, NetModel, Retrained, Sizes, item_vectors
+from sparkcf.models.nets.fit import Encoder, NetModel, Retrained, Sizes
+from sparkcf.spark import DataFrame, F
 
 STABILITY = "concept_stability"  # mean normalised mutual information of items' concepts over pairs of seeds
 LED = "users_led"
@@ -55,7 +54,7 @@ class MacridVAEModel(NetModel[MacridVAEConfig]):
     def item_width(self) -> int:
         return self.params.latent_dim
 
-    def check(self, data: TrainingData) -> None:
+    def check(self, data: TrainingData | LocalData) -> None:
         if self.params.concepts > data.n_items:
             raise ConfigError(
                 f"macridvae.concepts={self.params.concepts} of {data.n_items:,} items: set at most {data.n_items:,}"
@@ -64,9 +63,12 @@ class MacridVAEModel(NetModel[MacridVAEConfig]):
     def sizes_of(self, state: Arrays) -> Sizes:
         return {"n_items": len(state["items"])}
 
-    def item_factors(self, data: TrainingData, state: Arrays, item_rows: Snapshot | None) -> DataFrame:
+    def local_check(self, data: LocalData) -> None:
+        self.check(data)
+
+    def item_arrays(self, state: Arrays) -> tuple[F32, F32]:
         unit = unit_rows(state["items"])
-        return item_vectors(data.pairs, unit, np.zeros(len(unit), np.float32))
+        return unit, np.zeros(len(unit), np.float32)
 
     def figures(self, data: TrainingData, state: Arrays, retrained: Retrained) -> list[FitFigure]:
         """The number of users that each concept leads, and the stability of the concepts with `stability_seeds`.

@@ -10,15 +10,15 @@ from __future__ import annotations
 
 from typing import Any
 
-from pyspark.sql import DataFrame
-from pyspark.sql import functions as F
+import numpy as np
 
 from sparkcf.config.models import DisenGCNConfig
-from sparkcf.data.packing import Snapshot
+from sparkcf.data.packed import PackedRows
 from sparkcf.errors import TrainingError
 from sparkcf.lake.arrays import Arrays
-from sparkcf.models.contract import TrainingData
-from sparkcf.models.nets.fit import Encoder, NetModel, Sizes, check_values, item_vectors
+from sparkcf.models.contract import F32, LocalData, TrainingData
+from sparkcf.models.nets.fit import Encoder, NetModel, Sizes, check_local_values, check_values
+from sparkcf.spark import F
 
 OWN, ITEMS, BIAS = "users", "item_vectors", "item_bias"  # learned, and not stored as arrays
 
@@ -54,7 +54,7 @@ class DisenGCNModel(NetModel[DisenGCNConfig]):
     def sizes_of(self, state: Arrays) -> Sizes:
         return {"n_items": len(state["items"]), "n_own": len(state.get(OWN, ()))}
 
-    def learned(self, net: Any, trained: Arrays, data: TrainingData) -> Arrays:
+    def learned(self, net: Any, trained: Arrays, data: TrainingData | LocalData) -> Arrays:
         """The arrays to store, and further vectors of all users and items."""
         from sparkcf.training.checkpoint import load_into
 
@@ -67,5 +67,11 @@ class DisenGCNModel(NetModel[DisenGCNConfig]):
     def encoder(self, state: Arrays, side: str = "user") -> Encoder:
         return super().encoder({name: state[name] for name in ("items", "scale", OWN) if name in state}, side)
 
-    def item_factors(self, data: TrainingData, state: Arrays, item_rows: Snapshot | None) -> DataFrame:
-        return item_vectors(data.pairs, state[ITEMS], state[BIAS])
+    def item_arrays(self, state: Arrays) -> tuple[F32, F32]:
+        return state[ITEMS], state[BIAS]
+
+    def local_check(self, data: LocalData) -> None:
+        check_local_values(data, 0.0, np.inf, f"{self.name}.loss={self.params.loss}", "preference.positive_from=0")
+
+    def local_net_data(self, data: LocalData, rows: PackedRows, folder: str) -> dict[str, Any]:
+        return super().local_net_data(data, rows, folder) | {"rows": rows}

@@ -12,17 +12,14 @@ import math
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import replace
 from functools import cached_property
-from typing import Any, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import numpy as np
-from pyspark import StorageLevel
-from pyspark.sql import DataFrame
-from pyspark.sql import functions as F
+from numpy.typing import NDArray
 
 from sparkcf.config.models import MultDAEConfig, MultVAEConfig, NetConfig
 from sparkcf.data.arrow import vectors_to_arrow
 from sparkcf.data.packed import PackedRows, unpack
-from sparkcf.data.packing import Snapshot
 from sparkcf.data.pairs import Reads
 from sparkcf.data.shared import share, share_state
 from sparkcf.errors import ConfigError, TrainingError
@@ -35,13 +32,19 @@ from sparkcf.models.contract import (
     FitRun,
     Fitted,
     InnerProduct,
+    LocalData,
+    LocalFit,
     Model,
     Rows,
     Saved,
     Scorer,
     TrainingData,
 )
+from sparkcf.spark import DataFrame, F, StorageLevel
 from sparkcf.training.launch import TrainingSpec, check_launch, class_name, launch
+
+if TYPE_CHECKING:
+    from sparkcf.data.packing import Snapshot
 
 FACTORS = "idx int, factor array<float>, bias float"
 BLOCK = 2_000  # rows encoded at once
@@ -57,6 +60,7 @@ class NetModel(Model[NetParams]):
 
     packs_rows = True
     has_latent: bool = True  # the latent vector differs from a user's factor and is stored beside it
+    local_two_sided: bool = False  # in this process it trains on items' rows too
 
     @property
     def reads(self) -> Reads:
@@ -143,7 +147,7 @@ class NetModel(Model[NetParams]):
         checkpoints.clear()
         return log, learned
 
-    def learned(self, net: Any, trained: Arrays, data: TrainingData) -> Arrays:
+    def learned(self, net: Any, trained: Arrays, data: TrainingData | LocalData) -> Arrays:
         """The weights to store, and further arrays that factors are made of.
 
         Parameters
@@ -186,7 +190,33 @@ class NetModel(Model[NetParams]):
 
     def item_factors(self, data: TrainingData, state: Arrays, item_rows: Snapshot | None) -> DataFrame:
         """idx, factor, bias of every item of the pairs."""
+        return item_vectors(data.pairs, *self.item_arrays(state))
+
+    def item_arrays(self, state: Arrays) -> tuple[F32, F32]:
+        """Vectors (n_items, item_width) and biases (n_items,) of all items."""
         raise NotImplementedError
+
+    def fit_local(self, data: LocalData, on_progress: Callable[[dict[str, Any]], None]) -> LocalFit:
+        from sparkcf.models.nets.local import fit_net
+
+        return fit_net(self, data, on_progress)
+
+    def local_check(self, data: LocalData) -> None:
+        """Raise ConfigError or TrainingError for settings or values with which a fit in this process would fail."""
+
+    def local_net_data(self, data: LocalData, rows: PackedRows, folder: str) -> dict[str, Any]:
+        """As `net_data`. `rows` : the users' rows to train on. `folder` is read until the net is built."""
+        return {"n_items": data.n_items, "n_users": data.n_users}
+
+    def local_items(self, state: Arrays, rows: PackedRows | None) -> tuple[F32, F32]:
+        """As `item_arrays`. `rows` : the items' rows, for a model that trains on these too."""
+        return self.item_arrays(state)
+
+    def local_users(self, state: Arrays, rows: PackedRows, held: NDArray[np.bool_]) -> F32:
+        """Vectors (n, width) of users' rows. `held` : bool (n,), rows that were kept for validation."""
+        from sparkcf.models.nets.local import encoded
+
+        return encoded(self.encoder(state), rows, self.width)
 
     def figures(self, data: TrainingData, state: Arrays, retrained: Retrained) -> list[FitFigure]:
         """Figures of the fit as a whole."""
@@ -196,7 +226,7 @@ class NetModel(Model[NetParams]):
         """The frames of `tables`."""
         return {}
 
-    def shapes(self, data: TrainingData) -> Shapes:
+    def shapes(self, data: TrainingData | LocalData) -> Shapes:
         from sparkcf.training.checkpoint import shapes_of
 
         return shapes_of(self.net_to_serve({"n_items": data.n_items, "n_users": data.n_users}))
@@ -264,8 +294,13 @@ class LinearDecoderModel(NetModel[NetParams]):
     def sizes_of(self, state: Arrays) -> Sizes:
         return {"n_items": len(state["output.bias"])}
 
-    def item_factors(self, data: TrainingData, state: Arrays, item_rows: Snapshot | None) -> DataFrame:
-        return item_vectors(data.pairs, state["output.weight"], state["output.bias"])
+    def local_check(self, data: LocalData) -> None:
+        least, most = BOUNDS[self.params.likelihood]  # type: ignore[attr-defined]
+        setting = f"{self.name}.likelihood={self.params.likelihood}"  # type: ignore[attr-defined]
+        check_local_values(data, least, most, setting, f"{self.name}.likelihood=gaussian")
+
+    def item_arrays(self, state: Arrays) -> tuple[F32, F32]:
+        return state["output.weight"], state["output.bias"]
 
 
 def check_values(pairs: DataFrame, outside: Any, setting: str, takes: str, other: str) -> None:
@@ -280,10 +315,21 @@ def check_values(pairs: DataFrame, outside: Any, setting: str, takes: str, other
     """
     wrong, total = one_row(pairs.agg(F.count(F.when(outside, 1)), F.count(F.lit(1))))
     if wrong:
-        raise TrainingError(
-            f"{wrong:,} of {total:,} pairs have a value that {setting} excludes ({takes}): "
-            f"set preference.weight=one, or {other}"
-        )
+        raise TrainingError(excluded(wrong, total, setting, takes, other))
+
+
+def check_local_values(data: LocalData, least: float, most: float, setting: str, other: str) -> None:
+    """As `check_values`, for values below `least` or above `most`."""
+    wrong = int(((data.values < least) | (data.values > most)).sum())
+    if wrong:
+        raise TrainingError(excluded(wrong, len(data.values), setting, f"it takes {least:g} to {most:g}", other))
+
+
+def excluded(wrong: int, total: int, setting: str, takes: str, other: str) -> str:
+    return (
+        f"{wrong:,} of {total:,} pairs have a value that {setting} excludes ({takes}): "
+        f"set preference.weight=one, or {other}"
+    )
 
 
 class MultVAEModel(LinearDecoderModel[MultVAEConfig]):

@@ -9,15 +9,13 @@ from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
-from pyspark.sql import DataFrame
-from pyspark.sql import functions as F
 
 from sparkcf.config.models import SideField
-from sparkcf.data.dictionary import numbered
 from sparkcf.data.pairs import Texts
 from sparkcf.errors import ConfigError
 from sparkcf.lake.frames import one_row
 from sparkcf.models.contract import F64, Features, TrainingData
+from sparkcf.spark import DataFrame, F
 
 ENTRY = "array<struct<feat: int, val: float>>"
 
@@ -57,6 +55,8 @@ def encoded_features(
     ConfigError
         There is no table of the side, no row has a field, or a field is the same in all rows.
     """
+    from sparkcf.data.dictionary import numbered
+
     table = f"{side}s"
     frame = getattr(data, table)
     if frame is None or data.dictionary is None:
@@ -97,6 +97,8 @@ def encoded_features(
 
 def n_features_of(data: TrainingData, side: str, fields: tuple[SideField, ...]) -> int:
     """Number of distinct features of a side's fields."""
+    from sparkcf.data.dictionary import numbered
+
     if data.dictionary is None:
         return 0
     texts = [texts_of(f"{side}s", f).name for f in fields if f.of != "number"]

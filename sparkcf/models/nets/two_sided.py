@@ -8,18 +8,24 @@ Scores are inner products of the means. Items' rows leave out the users kept for
 from __future__ import annotations
 
 from functools import cached_property
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from pyspark.sql import DataFrame, Window
-from pyspark.sql import functions as F
+import numpy as np
 
 from sparkcf.config.models import BiVAEConfig
-from sparkcf.data.packing import SIDES, Snapshot, held_out
+from sparkcf.data.packed import PackedRows
 from sparkcf.data.pairs import Reads
+from sparkcf.errors import ConfigError
 from sparkcf.lake.arrays import Arrays
-from sparkcf.models.contract import F32, Rows, Saved, TrainingData
-from sparkcf.models.nets.fit import Encoder, NetModel, NetScorer, Sizes, check_values
+from sparkcf.models.contract import F32, LocalData, Rows, Saved, TrainingData
+from sparkcf.models.nets.fit import Encoder, NetModel, NetScorer, Sizes, check_local_values, check_values
 from sparkcf.models.nets.side_fields import collected_features, encoded_features, texts_of
+from sparkcf.spark import DataFrame, F, Window
+
+if TYPE_CHECKING:
+    from sparkcf.data.packing import Snapshot
+
+OTHERS = {"user": "item", "item": "user"}
 
 
 class BiVAEModel(NetModel[BiVAEConfig]):
@@ -27,6 +33,7 @@ class BiVAEModel(NetModel[BiVAEConfig]):
 
     section = BiVAEConfig
     has_latent = False
+    local_two_sided = True
 
     @property
     def width(self) -> int:
@@ -52,6 +59,8 @@ class BiVAEModel(NetModel[BiVAEConfig]):
         check_values(data.pairs, outside, setting, takes, f"{self.name}.binary=true")
 
     def item_rows(self, data: TrainingData) -> Snapshot | None:
+        from sparkcf.data.packing import held_out
+
         assert data.packing is not None
         entries = F.count(F.lit(1)).over(Window.partitionBy("user_idx"))
         held = held_out("user", self.validation_share, data.packing.seed) & (entries > 1)
@@ -69,11 +78,28 @@ class BiVAEModel(NetModel[BiVAEConfig]):
         return sizes | ({"features": store_features(folder, features)} if features else {})
 
     def sizes_of(self, state: Arrays) -> Sizes:
-        return {f"n_{other}s": len(state[f"{side}.encoder.input.weight"]) for side, other in SIDES.items()}
+        return {f"n_{other}s": len(state[f"{side}.encoder.input.weight"]) for side, other in OTHERS.items()}
 
     def item_factors(self, data: TrainingData, state: Arrays, item_rows: Snapshot | None) -> DataFrame:
         assert data.packing is not None and item_rows is not None
         return self.encoded(data.packing.read(item_rows), state, "item")
+
+    def local_check(self, data: LocalData) -> None:
+        if self.reads.attributes:
+            raise ConfigError("bivae.user_prior, bivae.item_prior: only the jobs read these fields; leave them out")
+        if not self.params.binary and self.params.likelihood != "gaussian":
+            most = 1.0 if self.params.likelihood == "bernoulli" else np.inf
+            setting = f"{self.name}.likelihood={self.params.likelihood}"
+            check_local_values(data, 0.0, most, setting, f"{self.name}.binary=true")
+
+    def local_items(self, state: Arrays, rows: PackedRows | None) -> tuple[F32, F32]:
+        from sparkcf.models.nets.local import encoded
+
+        assert rows is not None
+        n_items = self.sizes_of(state)["n_items"]
+        vectors = np.zeros((n_items, self.width), np.float32)
+        vectors[rows.ids] = encoded(self.encoder(state, "item"), rows, self.width)
+        return vectors, np.zeros(n_items, np.float32)
 
     def open(self, saved: Saved) -> BiVAEScorer:
         return BiVAEScorer(saved, self)
