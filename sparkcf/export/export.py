@@ -129,14 +129,14 @@ def check_read_back(
     if found_users != users or found_rows not in (rows, -1):
         counted = f"{found_users:,} users and {found_rows:,} rows" if found_rows >= 0 else f"{found_users:,} users"
         raise LakeError(
-            f"the export was not switched to: {counted} were read back of {users:,} users and {rows:,} rows; a user has "
-            "two lists, or the target loses data: check it and export again"
+            f"the export was not switched to: {counted} were read back of {users:,} users and {rows:,} rows; a user "
+            "has two lists, or the target loses data: check it and export again"
         )
     wrong = next((user for user, items in expected.items() if found.get(user) != items), None)
     if wrong is not None:
         raise LakeError(
-            f"the export was not switched to: the list of user {wrong!r} was read back otherwise: check the target's disk "
-            "or memory and export again"
+            f"the export was not switched to: the list of user {wrong!r} was read back otherwise: check the target's "
+            "disk or memory and export again"
         )
 
 
