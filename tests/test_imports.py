@@ -25,6 +25,7 @@ JOBS = {path.stem: path for path in sorted((ROOT / "jobs").glob("*.py"))}
 KERNELS = [name for name in LIBRARY if name.startswith("sparkcf.kernels")]
 ROOMS = (
     "cli",
+    "export",
     "jobs",
     "report",
     "local",

@@ -18,7 +18,7 @@ from sparkcf.lake.tables import LakeTables
 # What a night writes into the tables depends on none of these; what is loaded shows in the tables' versions.
 BESIDE = (
     *("input", "clean", "lake", "models", "run_id", "gate", "predict", "compare"),
-    *("forget", "maintain", "spark", "log", "observe"),
+    *("forget", "maintain", "spark", "log", "observe", "report", "tune"),
 )
 
 

@@ -288,6 +288,28 @@ class Lake:
                 found += [(dt.date.fromisoformat(day), rows) for rows in _matching_rows(file, schema, wanted)]
         return found
 
+    def stream(
+        self, name: str, partition: Partition, rows: int, columns: Sequence[str] | None = None
+    ) -> Iterator[pa.Table]:
+        """The rows of one partition, at most `rows` of them at a time, file by file; by default all columns."""
+        table = self.open(name)
+        partitions = table.metadata().partition_columns
+        columns = columns or [c for c in pa.schema(table.schema().to_arrow()).names if c not in partitions]
+        schema = self.schema_of(name, table, columns)
+        for path in sorted(self.files(table, None, partition)):
+            with self.parquet(name, path) as file:
+                present = [c for c in schema.names if c in file.schema_arrow.names]
+                for batch in file.iter_batches(rows, columns=present):
+                    yield _as_declared(pa.Table.from_batches([batch]), schema)
+
+    def count(self, name: str, partition: Partition) -> int:
+        """How many rows a partition has, from the files' own footers."""
+        found = 0
+        for path in self.files(self.open(name), None, partition):
+            with self.parquet(name, path) as file:
+                found += file.metadata.num_rows
+        return found
+
     def schema_of(self, name: str, table: DeltaTable, columns: Sequence[str] | None) -> pa.Schema:
         """The wanted columns as Delta declares them. Partition columns are in the paths, not in the files."""
         declared, partitions = pa.schema(table.schema().to_arrow()), table.metadata().partition_columns
@@ -406,11 +428,15 @@ def _matching_rows(file: pq.ParquetFile, schema: pa.Schema, wanted: Wanted | Non
             if not pc.any(mask).as_py():
                 continue
         rows = file.read_row_group(number, columns=present)
-        rows = rows if mask is None else rows.filter(mask)
-        nulls = pa.nulls(rows.num_rows)  # for a column that an older file lacks
-        columns = [(rows[f.name] if f.name in present else nulls).cast(f.type) for f in schema]
-        pieces.append(pa.table(columns, schema=schema))
+        pieces.append(_as_declared(rows if mask is None else rows.filter(mask), schema))
     return pieces
+
+
+def _as_declared(rows: pa.Table, schema: pa.Schema) -> pa.Table:
+    """A file's rows in the table's types; a column that the file lacks is null."""
+    nulls = pa.nulls(rows.num_rows)
+    columns = [(rows[f.name] if f.name in rows.column_names else nulls).cast(f.type) for f in schema]
+    return pa.table(columns, schema=schema)
 
 
 def _may_hold(group: pq.RowGroupMetaData, column: str, values: list[str]) -> bool:

@@ -14,7 +14,7 @@ import pytest
 # Benchmarks of speed, and what their goals that do not depend on the machine have in their names.
 SPEED = {"topk": "implicit lists too", "als": "objective ÷ MLlib's", "blocks": None, "fm": "objectives apart"}
 SPEED |= {"nets": "four times the rows", "bivae": None, "macridvae": None, "ncf": None, "disengcn": None, "mpma": None}
-SPEED |= {"mrf": None}
+SPEED |= {"mrf": None, "export": None}
 
 
 @pytest.fixture
