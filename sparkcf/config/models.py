@@ -44,6 +44,8 @@ class FactorizationConfig(ModelSection):
 
 
 class ALSConfig(FactorizationConfig):
+    """Alternating least squares, implicit or explicit."""
+
     section: ClassVar[str] = "als"
     implementation: ClassVar[str] = "sparkcf.models.als.fit:ALS"
 
@@ -64,6 +66,8 @@ class ALSConfig(FactorizationConfig):
 
 
 class HALSConfig(FactorizationConfig):
+    """The objectives of ALS, solved one dimension at a time."""
+
     section: ClassVar[str] = "hals"
     implementation: ClassVar[str] = "sparkcf.models.als.fit:HALS"
 
@@ -117,6 +121,8 @@ class NetConfig(GradientConfig):
 
 
 class MultVAEConfig(NetConfig):
+    """Mult-VAE (Liang et al. 2018): a variational autoencoder of users' rows."""
+
     section: ClassVar[str] = "multvae"
     implementation: ClassVar[str] = "sparkcf.models.nets.fit:MultVAEModel"
 
@@ -148,6 +154,8 @@ class MultVAEConfig(NetConfig):
 
 
 class MultDAEConfig(NetConfig):
+    """Mult-DAE (Liang et al. 2018): a denoising autoencoder of users' rows."""
+
     section: ClassVar[str] = "multdae"
     implementation: ClassVar[str] = "sparkcf.models.nets.fit:MultDAEModel"
 
@@ -507,6 +515,8 @@ class FMConfig(ModelSection):
 
 
 class PopularityConfig(ModelSection):
+    """The items with the most users, the same list for all."""
+
     section: ClassVar[str] = "popularity"
     implementation: ClassVar[str] = "sparkcf.models.popularity:Popularity"
 
