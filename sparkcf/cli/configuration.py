@@ -16,7 +16,7 @@ def as_yaml(guess: Guess, path: Path, output: Path) -> str:
         f"#     make nightly CONFIG={output} ARGS=ds=YYYY-MM-DD",
         "# ds is the night's logical date: events after its end are rejected. All keys: docs/configuration.md.",
         "lake:",
-        "  root: ./lake",
+        f"  root: {json.dumps(f'./{output.stem}-lake', ensure_ascii=False)}",
         "input:",
         "  # A pattern may name many files; {ds} in it is replaced by the logical date.",
         f"  path: {json.dumps(str(path), ensure_ascii=False)}",
