@@ -205,6 +205,7 @@ def _quiet(spark: Any, level: str) -> None:
             "org.apache.spark.sql.execution.datasources.FileFormatWriter",
             "org.apache.spark.scheduler.TaskSetManager",
             "org.apache.spark.executor.Executor",
+            "org.apache.spark.TaskContextImpl",  # a task that is cancelled while it gives back a block
             "org.apache.spark.util.Utils",
             "org.apache.spark.sql.delta.commands.MergeIntoCommand",  # a conflict: the lake merges again
         ):
