@@ -11,7 +11,7 @@ from typing import Any
 
 import numpy as np
 
-import sparkcf
+from sparkcf import __version__
 from sparkcf.config.load import parse_config
 from sparkcf.config.root import Config
 from sparkcf.errors import LakeError, first_line
@@ -36,7 +36,7 @@ def save(folder: str, config: Config, users: Ids, items: Ids, events: Events, fi
     settings = config.model_dump(mode="json", include=needed)
     notes = {
         "format": FORMAT,
-        "version": sparkcf.__version__,
+        "version": __version__,
         "config": settings | {"input": {"path": "frame", "events": config.input.events}},
         "mean": fitted.saved.mean,
         "average": fitted.saved.average,

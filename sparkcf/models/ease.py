@@ -50,7 +50,7 @@ from sparkcf.models.contract import (
     TrainingData,
     UserBlock,
 )
-from sparkcf.models.explanation import Explanation, largest, of_items
+from sparkcf.models.explanation import Explanation, of_items, strongest_had
 from sparkcf.spark import DataFrame, F
 
 SLICE_BYTES = 256 << 20  # of G in a task, in float64
@@ -214,13 +214,7 @@ class EASEScorer(Scorer):
 
     def because(self, users: UserBlock, items: I32) -> I32:
         assert users.rows is not None
-        indptr, indices, values, _ = users.rows
-        out = np.full(items.shape, -1, np.int32)
-        for row, listed in enumerate(items):
-            here = slice(indptr[row], indptr[row + 1])
-            if len(had := indices[here]):
-                out[row] = largest(had, listed, self._brought(had, values[here], listed))
-        return out
+        return strongest_had(*users.rows[:3], items, self._brought)
 
     def _brought(self, had: I32, values: F32, items: I32) -> F32:
         """What each item of a user brings to the score of each item, (h, k)."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Literal, NamedTuple
 
@@ -94,6 +95,25 @@ def nearest_had(indptr: I64, indices: I32, items: I32, unit: F32) -> I32:
         had = indices[indptr[row] : indptr[row + 1]][:MOST_ITEMS]
         if len(had):
             out[row] = largest(had, listed, unit[had] @ unit[listed].T)
+    return out
+
+
+def strongest_had(indptr: I64, indices: I32, values: F32, items: I32, brought: Callable[[I32, F32, I32], F32]) -> I32:
+    """The item of every user's history that brings most to the score of each listed item, int32 (n, k).
+
+    -1 where none brings anything.
+
+    Parameters
+    ----------
+    indptr, indices, values : the users' pairs, compressed rows.
+    items : int32 (n, k), the lists; -1 for none.
+    brought : gives what a history (h,) with its values brings to the scores of a list (k,), as (h, k).
+    """
+    out = np.full(items.shape, -1, np.int32)
+    for row, listed in enumerate(items):
+        here = slice(indptr[row], indptr[row + 1])
+        if len(had := indices[here]):
+            out[row] = largest(had, listed, brought(had, values[here], listed))
     return out
 
 
