@@ -24,7 +24,7 @@ from sparkcf.lake.query import CURE, TABLE_NAMES, Lake, foreign_features
 from sparkcf.lake.roots import FREE, free_space
 from sparkcf.redact import redacted
 
-MODULES = {"delta-spark": "delta", "PyYAML": "yaml"}  # packages whose module has another name
+MODULES = {"delta-spark": "delta", "PyYAML": "yaml", "Jinja2": "jinja2"}  # packages whose module has another name
 SETUP = "run `make setup`"
 
 

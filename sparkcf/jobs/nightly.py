@@ -102,7 +102,7 @@ def _nights_of_models(
             failed[model] = error
     if failed:
         first = next(iter(failed.values()))
-        published = f"published: {', '.join(done) or 'none'}"
+        published = f"published: {', '.join([*done, *unchanged]) or 'none'}"
         kind = type(first) if isinstance(first, SparkcfError) else SparkcfError
         raise kind(f"models {', '.join(failed)} failed, {published}; the first error: {first_line(first)}") from first
     if not done:

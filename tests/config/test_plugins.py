@@ -84,7 +84,7 @@ def test_one_that_cannot_be_used_is_named_with_what_is_wrong(install, source: st
 
 def test_a_model_that_is_not_there_is_answered_with_those_that_are() -> None:
     with pytest.raises(
-        ConfigError, match=r"model='foriegn': unknown model; known are als, bivae, disengcn, ease, fm, hals"
+        ConfigError, match=r"model='foriegn': unknown model; known are als, bivae, blend, disengcn, ease, fm, hals"
     ):
         load_config((), [*BASE, "model=foriegn"])
     with pytest.raises(ConfigError, match=r"model='svd': unknown model"):

@@ -173,7 +173,7 @@ def test_an_evaluation_takes_up_nothing_of_another_split(spark: SparkSession, ro
     """What a killed evaluation leaves may have been trained on the users that the next one tests."""
     seen: list[tuple[str | None, str]] = []
 
-    def killed(events, model, data, config, run):
+    def killed(events, model, data, config, run, items):
         seen.append((run.checkpoint_dir, data.packing.name))
         raise TrainingError("killed")
 
