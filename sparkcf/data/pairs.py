@@ -51,10 +51,13 @@ class Reads:
 
 
 def indexed(interactions: DataFrame, users: DataFrame, items: DataFrame) -> DataFrame:
-    """Interactions with dense indices instead of ids: user_idx, item_idx, event, value, ts, context."""
+    """Interactions with dense indices instead of ids: user_idx, item_idx, event, value, ts, context.
+
+    All events of a user are in one partition: what is then grouped by user, or by user and item, moves no row.
+    """
     by_user = interactions.join(users.select("user_id", "user_idx"), on="user_id", how="inner")
     by_item = by_user.join(items.select("item_id", "item_idx"), on="item_id", how="inner")
-    return by_item.select("user_idx", "item_idx", "event", "value", "ts", "context")
+    return by_item.select("user_idx", "item_idx", "event", "value", "ts", "context").repartition("user_idx")
 
 
 def pairs(events: DataFrame, reads: Reads, config: Config) -> DataFrame:
@@ -179,9 +182,14 @@ def latest_values(events: DataFrame, *more: str) -> DataFrame:
 
 
 def positives(events: DataFrame, config: Config) -> DataFrame:
-    """The positive events: value at least `preference.positive_from`, or all of them."""
+    """The positive events."""
+    return events if config.preference.positive_from is None else events.where(is_positive(config))
+
+
+def is_positive(config: Config) -> Column:
+    """Whether an event is positive: its value is at least `preference.positive_from`, or there is no such bound."""
     threshold = config.preference.positive_from
-    return events if threshold is None else events.where(F.col("value") >= threshold)
+    return F.lit(True) if threshold is None else F.col("value") >= threshold
 
 
 def _weight(config: Config) -> Column:

@@ -12,8 +12,8 @@ from __future__ import annotations
 import datetime as dt
 from dataclasses import dataclass
 
-from sparkcf.config.root import Config, EvaluationConfig
-from sparkcf.data.pairs import Reads, latest_values, liked_pairs, pairs, positives, with_previous
+from sparkcf.config.root import Config
+from sparkcf.data.pairs import Reads, is_positive, latest_values, liked_pairs, pairs, positives, with_previous
 from sparkcf.errors import GateRefused
 from sparkcf.spark import Column, DataFrame, F, Window
 
@@ -25,6 +25,7 @@ DAYS, USERS = 7, 100  # minima of the held-out part by time, for evaluation.prot
 class Split:
     """A split: frames of pairs with user_idx, item_idx and further columns.
 
+    marked : the events that all other frames derive from, for the caller to persist.
     train : pairs to fit on, as the model reads them.
     rows : the tested users' pairs, as the model reads them, that are folded in (q1) or scored.
     seen : all pairs of the tested users up to the split, liked or not; lists exclude them, as published lists do.
@@ -33,6 +34,7 @@ class Split:
     note : description of the cut.
     """
 
+    marked: DataFrame
     train: DataFrame
     rows: DataFrame
     seen: DataFrame
@@ -51,24 +53,17 @@ def training_events(events: DataFrame, config: Config) -> DataFrame:
     """The events that `split` does not hold out, for a second split within them. For q1: of the users who train."""
     evaluation, seed = config.evaluation, config.seed
     if evaluation.protocol == "q1":
-        is_test = uniform(seed, "q1-user", F.col("user_idx")) < evaluation.holdout_share
-        users = _with_enough(liked_pairs(events, config), evaluation).select("user_idx").distinct()
-        return events.join(users.where(~is_test), on="user_idx", how="left_semi")
+        return _of_users(events, config).where("NOT test").drop("test")
     if evaluation.protocol == "q2":
-        liked = _with_enough(liked_pairs(events, config), evaluation)
-        return _without(events, _share_of_each_user(liked, 1 - evaluation.holdout_share, seed, "q2-item")[1])
+        return _last_held(events, config).where("NOT held").drop("held")
     if evaluation.protocol == "q3":
         return events.where(uniform(seed, "q3", *map(F.col, PAIR)) >= evaluation.holdout_share)
     return at_cut(events, time_cut(events, evaluation.holdout_share))[0]
 
 
 def _strong(events: DataFrame, reads: Reads, config: Config) -> Split:
-    evaluation = config.evaluation
-    liked = _with_enough(liked_pairs(events, config), evaluation)
-    is_test = uniform(config.seed, "q1-user", F.col("user_idx")) < evaluation.holdout_share
-    users = liked.select("user_idx").distinct().withColumn("test", is_test)
-    ours = events.join(users, on="user_idx", how="inner")
-    trained, tested = ours.where("NOT test").drop("test"), ours.where("test").drop("test")
+    evaluation, marked = config.evaluation, _of_users(events, config)
+    trained, tested = marked.where("NOT test").drop("test"), marked.where("test").drop("test")
     fitted = pairs(trained, reads, config)
     items = fitted.select("item_idx").distinct()
     to_find = liked_pairs(tested, config).join(items, on="item_idx", how="left_semi")
@@ -76,15 +71,14 @@ def _strong(events: DataFrame, reads: Reads, config: Config) -> Split:
     rest = _without(tested, heldout)
     rows = pairs(rest, reads, config).join(items, on="item_idx", how="left_semi")
     note = f"{evaluation.holdout_share:.0%} of users held out"
-    return Split(fitted, rows, _seen(rest), liked_pairs(trained, config), heldout, note)
+    return Split(marked, fitted, rows, _seen(rest), liked_pairs(trained, config), heldout, note)
 
 
 def _weak(events: DataFrame, reads: Reads, config: Config) -> Split:
-    evaluation = config.evaluation
-    liked = _with_enough(liked_pairs(events, config), evaluation)
-    _, heldout = _share_of_each_user(liked, 1 - evaluation.holdout_share, config.seed, "q2-item")
-    rest = _without(events, heldout)
-    return _of_rest(rest, heldout, f"{evaluation.holdout_share:.0%} of each user's items held out", reads, config)
+    marked = _last_held(events, config)
+    heldout, rest = liked_pairs(marked.where("held"), config), marked.where("NOT held").drop("held")
+    note = f"{config.evaluation.holdout_share:.0%} of each user's items held out"
+    return _of_rest(marked, rest, heldout, note, reads, config)
 
 
 def _ratings(events: DataFrame, reads: Reads, config: Config) -> Split:
@@ -94,7 +88,7 @@ def _ratings(events: DataFrame, reads: Reads, config: Config) -> Split:
     heldout, rest = rated.where(is_test), events.where(~is_test)
     if reads.moments:
         heldout = with_previous(heldout.drop("previous"), rest)
-    return _of_rest(rest, heldout, f"{share:.0%} of ratings held out", reads, config)
+    return _of_rest(events, rest, heldout, f"{share:.0%} of ratings held out", reads, config)
 
 
 def _by_time(events: DataFrame, reads: Reads, config: Config) -> Split:
@@ -102,13 +96,13 @@ def _by_time(events: DataFrame, reads: Reads, config: Config) -> Split:
     before, after = at_cut(events, at)
     heldout = _without(liked_pairs(after, config), before)
     at_that_time = config.model_copy(update={"ds": at - dt.timedelta(days=1)})  # for the window and the decay
-    return _of_rest(before, heldout, f"held out from {at} on", reads, at_that_time)
+    return _of_rest(events, before, heldout, f"held out from {at} on", reads, at_that_time)
 
 
-def _of_rest(rest: DataFrame, heldout: DataFrame, note: str, reads: Reads, config: Config) -> Split:
+def _of_rest(marked: DataFrame, rest: DataFrame, heldout: DataFrame, note: str, reads: Reads, config: Config) -> Split:
     """The split that trains on all events that are not held out."""
     fitted = pairs(rest, reads, config)
-    return Split(fitted, fitted, _seen(rest), liked_pairs(rest, config), heldout, note)
+    return Split(marked, fitted, fitted, _seen(rest), liked_pairs(rest, config), heldout, note)
 
 
 def _seen(events: DataFrame) -> DataFrame:
@@ -177,9 +171,37 @@ def uniform(seed: int, salt: str, *columns: Column) -> Column:
     return F.pmod(F.xxhash64(F.lit(seed), F.lit(salt), *columns), F.lit(2**40)) / F.lit(float(2**40))
 
 
-def _with_enough(liked: DataFrame, evaluation: EvaluationConfig) -> DataFrame:
-    enough = liked.groupBy("user_idx").count().where(F.col("count") >= evaluation.min_user_items)
-    return liked.join(enough, on="user_idx", how="left_semi")
+def _of_users(events: DataFrame, config: Config) -> DataFrame:
+    """The events of users with enough liked pairs, and `test`: whether the user is held out."""
+    evaluation = config.evaluation
+    is_test = uniform(config.seed, "q1-user", F.col("user_idx")) < evaluation.holdout_share
+    counted = _placed(events, config, "q1-item").where(F.col("n") >= evaluation.min_user_items)
+    return counted.drop("liked", "place", "n").withColumn("test", is_test)
+
+
+def _last_held(events: DataFrame, config: Config) -> DataFrame:
+    """The events, and `held`: whether their pair is one of the last of its user's liked pairs, in a hashed order."""
+    evaluation = config.evaluation
+    placed = _placed(events, config, "q2-item")
+    kept = F.round(F.col("n") * (1 - evaluation.holdout_share))
+    held = F.col("liked") & (F.col("n") >= evaluation.min_user_items) & (F.col("place") > kept)
+    return placed.withColumn("held", held).drop("liked", "place", "n")
+
+
+def _placed(events: DataFrame, config: Config, salt: str) -> DataFrame:
+    """The events, and of each whether its pair is `liked`, its `place` among the user's pairs, and their number `n`.
+
+    Only liked pairs are counted; places of others come after theirs. Windows instead of joins: they need all events of
+    a user in one partition, as `indexed` gives them, and read them once.
+    """
+    pair = Window.partitionBy(*PAIR)
+    liked = F.max(is_positive(config)).over(pair) if config.preference.positive_from is not None else F.lit(True)
+    hashed = uniform(config.seed, salt, *map(F.col, PAIR))
+    order = Window.partitionBy("user_idx").orderBy(F.desc("liked"), hashed, "item_idx")
+    whole = Window.partitionBy("user_idx").rowsBetween(Window.unboundedPreceding, Window.unboundedFollowing)
+    placed = events.withColumn("liked", liked).withColumn("place", F.dense_rank().over(order))
+    n = F.coalesce(F.max(F.when(F.col("liked"), F.col("place"))).over(whole), F.lit(0))
+    return placed.withColumn("n", n)
 
 
 def _share_of_each_user(liked: DataFrame, share: float, seed: int, salt: str) -> tuple[DataFrame, DataFrame]:

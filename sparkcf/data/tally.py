@@ -10,6 +10,7 @@ from pyspark.sql import functions as F
 from sparkcf.config.input import InputConfig
 from sparkcf.data.rules import FORGOTTEN, HEADER, REASONS
 from sparkcf.errors import InputError
+from sparkcf.lake.sizing import query_settings
 
 
 @dataclass(frozen=True)
@@ -45,7 +46,10 @@ class Tally:
         group = (F.col("reason"), F.col("texts.quote").alias("quote"))
         file = F.when(F.col("reason") == HEADER, F.col("source")).alias("file")
         counts = (F.count(value).alias(name) for name, value in mapped.items())
-        found = rows.groupBy(*group, file).agg(F.count(F.lit(1)).alias("n"), *counts).collect()
+        tallied = rows.groupBy(*group, file).agg(F.count(F.lit(1)).alias("n"), *counts)
+        # Adaptive execution would fill the cache in a pass of its own.
+        with query_settings(rows.sparkSession, {"spark.sql.adaptive.enabled": "false"}):
+            found = tallied.collect()
         headers = [row["n"] for row in found if row["reason"] == HEADER]
         lines = [row for row in found if row["reason"] != HEADER]
         repeated = sum(headers) - len(headers)

@@ -19,12 +19,13 @@ from sparkcf.data.fields import normalized_id
 from sparkcf.data.ingest import decoded, explained, read_raw
 from sparkcf.data.lines import not_utf8, readable
 from sparkcf.errors import LakeError
+from sparkcf.jobs.threads import at_once
 from sparkcf.lake.forgotten import Forgotten, forgotten_users
 from sparkcf.lake.frames import one_row
 from sparkcf.lake.ids import ConcurrentChangeError, register
 from sparkcf.lake.runs import Run, recorded_run
 from sparkcf.lake.schemas import CLAIM, TABLES
-from sparkcf.lake.sizing import size_queries
+from sparkcf.lake.sizing import query_settings, size_queries
 from sparkcf.lake.tables import LakeTables, retry_conflicts, sql_date
 from sparkcf.progress import say, step
 
@@ -65,11 +66,13 @@ def _load(spark: SparkSession, config: Config, tables: LakeTables, run: Run) -> 
         say(f"  note: {note}")
     note_unused(columns, config)
     try:
-        with step("assign dense indices", spark):
-            register(tables, "users", _seen("user", cleaned.seen["user"], users, config, forgotten))
-            register(tables, "items", _seen("item", cleaned.seen["item"], items, config))
-        with step("write quarantine and interactions", spark) as progress:
-            write_quarantine(tables, cleaned, config)
+        with step("write dense indices and quarantine", spark):
+            at_once(
+                lambda: register(tables, "users", _seen("user", cleaned.seen["user"], users, config, forgotten)),
+                lambda: register(tables, "items", _seen("item", cleaned.seen["item"], items, config)),
+                lambda: write_quarantine(tables, cleaned, config),
+            )
+        with step("write interactions", spark) as progress:
             changes = write_interactions(tables, cleaned.interactions, config, (cleaned.counts["clean"], *cleaned.span))
             progress.note = ", ".join(f"{n:,} {name}" for name, n in changes.items())
     finally:
@@ -183,7 +186,7 @@ def write_interactions(
         old = _near(tables.read("interactions", tables.version("interactions")), span, day)
         if old.isEmpty():  # as in a first load, or for a day that begins after all before it
             counts = {"inserted": count}
-            with _without_shuffle(tables.spark):
+            with _as_an_append(tables.spark):
                 _merge(tables, _as_inserted(new, day).coalesce(-(-count // ROWS_A_FILE)), counts, span)
         else:
             counts = merge_changes(_changes(new, old, day))
@@ -207,15 +210,15 @@ def write_interactions(
 
 
 @contextmanager
-def _without_shuffle(spark: SparkSession) -> Iterator[None]:
-    """Delta moves what a MERGE writes by the table's partitions: all rows of a day to one task."""
-    key = "spark.databricks.delta.merge.repartitionBeforeWrite.enabled"
-    before = spark.conf.get(key, None)
-    spark.conf.set(key, "false")
-    try:
+def _as_an_append(spark: SparkSession) -> Iterator[None]:
+    """A MERGE in the block costs little more than an append, and still conflicts with other writers.
+
+    By itself Delta moves what a MERGE writes by the table's partitions, all rows of a day to one task, and copies the
+    source before it reads it. Here it is read once, and its rows are persisted.
+    """
+    settings = {"repartitionBeforeWrite.enabled": "false", "materializeSource": "none"}
+    with query_settings(spark, {f"spark.databricks.delta.merge.{key}": value for key, value in settings.items()}):
         yield
-    finally:
-        spark.conf.unset(key) if before is None else spark.conf.set(key, before)
 
 
 def _merge(tables: LakeTables, changes: DataFrame, counts: dict[str, int], span: Sequence[str]) -> None:

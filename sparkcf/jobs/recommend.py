@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from typing import Any
 
-from pyspark import StorageLevel
 from pyspark.sql import DataFrame, SparkSession
 from pyspark.sql import functions as F
 
@@ -14,7 +13,7 @@ from sparkcf.data.pairs import liked_pairs, popularity, row_lists
 from sparkcf.errors import NotFoundError
 from sparkcf.jobs.base import OpenRun, open_run, read_fitted, training_data
 from sparkcf.lake.factors import read_of_run, replace_of_run
-from sparkcf.lake.frames import one_row
+from sparkcf.lake.frames import kept, one_row
 from sparkcf.lake.runs import reason_recorded
 from sparkcf.lake.tables import LakeTables
 from sparkcf.models.contract import Fitted, Model, TrainingData
@@ -69,8 +68,8 @@ def _recommend(spark: SparkSession, tables: LakeTables, opened: OpenRun, config:
     if config.topk.similar_items:
         with step("find similar items", spark) as progress:
             alike = share_ranker(spark, share_similarity(spark, model, saved, scorer), catalogue)
-            found = _similar(fitted.item_factors, items, alike, config).select("*", *labels)
-            replace_of_run(tables, "similar_items", found, model.name, run.run_id)
+            with kept(_similar(fitted.item_factors, items, alike, config).select("*", *labels)) as found:
+                replace_of_run(tables, "similar_items", _sorted(found, "item_id"), model.name, run.run_id)
             counts["similar_items"] = read_of_run(tables, "similar_items", model.name, run.run_id).count()
             progress.note = f"{counts['similar_items']:,} rows"
     run.update("recommended", counts=counts)
@@ -156,11 +155,8 @@ def _with_seen(users: DataFrame, events: DataFrame, config: Config) -> DataFrame
 
 
 def _write_lists(tables: LakeTables, lists: DataFrame, model: str, run_id: str) -> dict[str, int]:
-    # Sorted by user, so that file statistics limit a query to one row group.
-    ordered = lists.repartitionByRange("user_id").sortWithinPartitions("user_id", "position")
-    ordered = ordered.persist(StorageLevel.MEMORY_AND_DISK)  # written, then counted; released below
-    try:
-        replace_of_run(tables, "recommendations", ordered, model, run_id)
+    with kept(lists):  # sampled for the ranges, written, counted
+        replace_of_run(tables, "recommendations", _sorted(lists, "user_id"), model, run_id)
         first, by_fallback = F.col("position") == 1, F.col("reason") == "fallback"
         conditions = {
             "users_model": first & ~by_fallback,
@@ -168,10 +164,13 @@ def _write_lists(tables: LakeTables, lists: DataFrame, model: str, run_id: str) 
             "recommendations": F.lit(True),
             "nan_scores": F.isnan("score"),
         }
-        row = one_row(ordered.agg(*(F.count_if(condition).alias(name) for name, condition in conditions.items())))
-    finally:
-        ordered.unpersist()
+        row = one_row(lists.agg(*(F.count_if(condition).alias(name) for name, condition in conditions.items())))
     return row.asDict()
+
+
+def _sorted(lists: DataFrame, id_column: str) -> DataFrame:
+    """Sorted over all files, so that their statistics limit a query of an id to one row group."""
+    return lists.repartitionByRange(id_column).sortWithinPartitions(id_column, "position")
 
 
 def _similar(known: DataFrame, items: DataFrame, shared: SharedRanker, config: Config) -> DataFrame:
@@ -181,5 +180,4 @@ def _similar(known: DataFrame, items: DataFrame, shared: SharedRanker, config: C
     named = ranked.join(ids, on="item_idx", how="inner").join(
         ids.toDF("similar_idx", "similar_item_id"), on="similar_idx", how="inner"
     )
-    chosen = named.select("item_id", "position", "similar_item_id", "score")
-    return chosen.repartitionByRange("item_id").sortWithinPartitions("item_id", "position")
+    return named.select("item_id", "position", "similar_item_id", "score")

@@ -15,6 +15,7 @@ from sparkcf.data.inputs import Inputs, newest_versions
 from sparkcf.errors import ConfigError
 from sparkcf.jobs.base import packing_of, training_data
 from sparkcf.jobs.finished import check_new
+from sparkcf.jobs.threads import at_once
 from sparkcf.lake.factors import SIDES, read_factors, write_factors, write_new_run
 from sparkcf.lake.folder import Folder
 from sparkcf.lake.metrics import write_fit_log
@@ -142,9 +143,13 @@ def _warm_start(tables: LakeTables, config: Config) -> tuple[str | None, dict[st
 
 def write_fitted(inputs: Inputs, model: Model[Any], fitted: Fitted, run: Run) -> dict[str, int]:
     """Write a fit's factors, arrays and tables to the run's lake; returns the number of factors by side."""
-    tables, of_run, counts = run.tables, (model.name, run.run_id), {}
-    for side, factors in (("user", fitted.user_factors), ("item", fitted.item_factors)):
+    tables, of_run = run.tables, (model.name, run.run_id)
+    counts = dict.fromkeys(SIDES, 0)
+
+    def write(side: str, factors: DataFrame) -> None:
         counts[side] = write_factors(tables, side, factors, inputs.read(f"{side}s"), *of_run)
+
+    at_once(lambda: write("user", fitted.user_factors), lambda: write("item", fitted.item_factors))
     if fitted.arrays:
         write_state(tables.root, run.run_id, fitted.arrays)
     for name, frame in {**fitted.tables, **model.readable(fitted)}.items():

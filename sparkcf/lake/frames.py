@@ -40,6 +40,16 @@ def kept(frame: DataFrame) -> Iterator[DataFrame]:
         frame.unpersist()
 
 
+def side_by_side(frame: DataFrame) -> Iterator[Row]:
+    """The rows of a frame, one partition at a time on the driver, but computed as many at a time as there are slots.
+
+    `toLocalIterator` alone starts a partition's task when the rows of the one before have been taken.
+    """
+    with kept(frame):
+        frame.count()
+        yield from frame.toLocalIterator()
+
+
 def frame_of(spark: SparkSession, rows: Iterable[Mapping[str, Any]], schema: StructType) -> DataFrame:
     """A frame of one partition with a few rows of Python values; a column without a value is null.
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from typing import Any
 
 PARTITION_BYTES = 16 << 20  # of a shuffle, half of a file split: a few hundred thousand rows, which fit a small heap
@@ -28,6 +30,19 @@ def size_queries(spark: Any, *frames: Any) -> None:
     for key, value in fitted.items():
         if user_conf.get(key) is None:
             spark.conf.set(key, value)
+
+
+@contextmanager
+def query_settings(spark: Any, settings: Mapping[str, str]) -> Iterator[None]:
+    """Settings of Spark's queries within the block; afterwards they are as before."""
+    before = {key: spark.conf.get(key, None) for key in settings}
+    for key, value in settings.items():
+        spark.conf.set(key, value)
+    try:
+        yield
+    finally:
+        for key, old in before.items():
+            spark.conf.unset(key) if old is None else spark.conf.set(key, old)
 
 
 def _input_bytes(frame: Any) -> int:

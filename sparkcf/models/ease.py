@@ -32,6 +32,7 @@ from sparkcf.kernels.csr import build_csr
 from sparkcf.kernels.gram import add_gram
 from sparkcf.kernels.random import uniform_rows
 from sparkcf.lake.arrays import Shapes
+from sparkcf.lake.frames import side_by_side
 from sparkcf.models.contract import (
     F32,
     F64,
@@ -141,7 +142,7 @@ class EASE(Model[EASEConfig]):
             yield from _slice_of_gram(batches, m, height, exponent)
 
         gram, counts = np.zeros((m, m)), np.zeros(m)
-        for row in by_slice.mapInArrow(work, GRAM_ROWS).toLocalIterator():
+        for row in side_by_side(by_slice.mapInArrow(work, GRAM_ROWS)):
             gram[row["place"]] = np.frombuffer(row["row"])
         counted: Any = placed.groupBy("place").count().toPandas()
         counts[counted["place"].to_numpy()] = counted["count"].to_numpy()

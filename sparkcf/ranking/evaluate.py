@@ -25,7 +25,7 @@ from sparkcf.errors import ConfigError, GateRefused
 from sparkcf.kernels.metrics import Summary, mae, merge, ranking_measures, rating_errors, rmse, summarize, unpack
 from sparkcf.kernels.mixture import CALIBRATION_MEASURES
 from sparkcf.lake.figures import Figure
-from sparkcf.lake.frames import kept
+from sparkcf.lake.frames import kept, side_by_side
 from sparkcf.models.contract import FitRun, Fitted, Model, Saved, TrainingData
 from sparkcf.ranking.predict import predicted
 from sparkcf.ranking.rerank import MEASURES, Lists
@@ -128,11 +128,10 @@ def evaluate(
 @contextmanager
 def persisted_split(events: DataFrame, model: Model[Any], config: Config) -> Iterator[Split]:
     """The split of the events, persisted while it is used. Raises GateRefused if one of its parts is empty."""
-    with kept(events):  # read by every part of the split
-        parts = split(events, model.reads, config)
-        with kept(parts.train), kept(parts.heldout):
-            _check_split(parts, config)
-            yield parts
+    parts = split(events, model.reads, config)
+    with kept(parts.marked), kept(parts.train), kept(parts.heldout):
+        _check_split(parts, config)
+        yield parts
 
 
 def measured(
@@ -230,7 +229,7 @@ def _ranking_figures(
                     more[np.isnan(values).all(axis=1)] = np.nan  # users who have no held-out item are left out
                     yield packed(system, np.column_stack([values, more]), lists.items, short)
 
-    rows = users.mapInArrow(work, "system string, summary binary, listed binary").toLocalIterator()
+    rows = side_by_side(users.mapInArrow(work, "system string, summary binary, listed binary"))
     return _merged(rows, data.n_items, int(saved.item_known.sum()), config, segments, by_rules is not None)
 
 
@@ -382,7 +381,7 @@ def _rating_figures(
                 )
 
     summaries: dict[str, list[Any]] = {system: [] for system in (*SYSTEMS, CALIBRATED)}
-    for row in rows.mapInArrow(work, "system string, summary binary").toLocalIterator():
+    for row in side_by_side(rows.mapInArrow(work, "system string, summary binary")):
         columns = len(CALIBRATION_MEASURES) if row["system"] == CALIBRATED else 5
         summaries[row["system"]].append(unpack(np.frombuffer(row["summary"]), columns, replicates))
     figures: list[Figure] = []

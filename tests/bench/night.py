@@ -39,7 +39,7 @@ SETTINGS = [
     *(f"topk.k={K}", f"topk.similar_items={K}", "evaluation.protocol=q2", f"evaluation.ks=[{K}]", f"gate.at={K}"),
     "gate.allow_below_popularity=true",
 ]
-STEP = re.compile(r"^\s*(?P<name>\S.*?)\s+(?P<seconds>[\d.]+) s\b")
+STEP = re.compile(r"^(?P<name>\w[^:\d]*\w)\b.* \((?P<seconds>[\d.]+) s\)$")  # such as "write factors: 60 users (2.6 s)"
 SCHEMA = "user_id string, item_id string, value double, ts long"
 
 

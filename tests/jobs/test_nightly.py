@@ -207,7 +207,7 @@ def test_the_run_and_its_figures_are_told(spark, night: Night) -> None:
     cleaned = runs["clean"]["counts"]
     assert cleaned["read"] == cleaned["clean"] + 2 and cleaned["reason:malformed_line"] == 2
     assert cleaned["clean"] == len(read(spark, night.lake, "interactions"))
-    assert list(runs["clean"]["seconds"]) == ["clean", "assign dense indices", "write quarantine and interactions"]
+    assert list(runs["clean"]["seconds"]) == ["clean", "write dense indices and quarantine", "write interactions"]
     steps = ("train", "write factors", "evaluate", "recommend", "find similar items", "publish")
     assert set(steps) <= train["seconds"].keys() and min(train["seconds"].values()) >= 0
     assert sum(train["seconds"][name] for name in steps) <= (train["ended_at"] - train["started_at"]).total_seconds()

@@ -4,14 +4,17 @@ from __future__ import annotations
 
 import datetime as dt
 import math
+import time
+from pathlib import Path
 
+import pyarrow as pa
 import pytest
 from pyspark.sql import functions as F
 from pyspark.sql.types import StructType
 
 from sparkcf.config.load import load_config
 from sparkcf.lake.comparisons import measured_before, write_comparison
-from sparkcf.lake.frames import frame_of, kept
+from sparkcf.lake.frames import frame_of, kept, side_by_side
 from sparkcf.lake.runs import start_run
 from sparkcf.lake.tables import LakeTables
 
@@ -95,3 +98,21 @@ def test_a_frame_stays_as_long_as_the_outermost_block(spark, tmp_path) -> None:
         assert spark.read.parquet(path).where("id > 2").storageLevel.useMemory
         assert not spark.read.parquet(path).where("id > 3").storageLevel.useMemory
     assert not spark.read.parquet(path).where("id > 2").storageLevel.useMemory
+
+
+def test_partitions_are_computed_side_by_side_and_released(spark, tmp_path) -> None:
+    folder = str(tmp_path)
+
+    def meet(batches):
+        """Each of two tasks waits until the other has begun."""
+        for batch in batches:
+            number = batch.column("id")[0].as_py()
+            Path(folder, str(number)).touch()
+            until = time.monotonic() + 20
+            while not Path(folder, str(1 - number)).exists() and time.monotonic() < until:
+                time.sleep(0.01)
+            yield pa.RecordBatch.from_pydict({"met": [time.monotonic() < until]})
+
+    frame = spark.range(0, 2, 1, 2).mapInArrow(meet, "met boolean")
+    assert [row["met"] for row in side_by_side(frame)] == [True, True]
+    assert not frame.storageLevel.useMemory

@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 
 from sparkcf.lake import sizing
-from sparkcf.lake.sizing import size_queries
+from sparkcf.lake.sizing import query_settings, size_queries
 
 SHUFFLE, CODE = "spark.sql.shuffle.partitions", "spark.sql.codegen.wholeStage"
 
@@ -51,3 +51,12 @@ def test_the_size_is_that_of_the_files(spark, tmp_path) -> None:
     spark.range(1000).write.parquet(str(tmp_path / "numbers"))
     files = sum(file.stat().st_size for file in (tmp_path / "numbers").glob("*.parquet"))
     assert sizing._input_bytes(spark.read.parquet(str(tmp_path / "numbers"))) == files
+
+
+def test_query_settings_are_as_before_after_the_block(spark) -> None:
+    key, unknown = "spark.sql.adaptive.enabled", "spark.sparkcf.test"
+    before = spark.conf.get(key)
+    with pytest.raises(ValueError), query_settings(spark, {key: "false", unknown: "1"}):
+        assert (spark.conf.get(key), spark.conf.get(unknown)) == ("false", "1")
+        raise ValueError
+    assert spark.conf.get(key) == before and spark.conf.get(unknown, None) is None

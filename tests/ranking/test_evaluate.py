@@ -260,7 +260,7 @@ def test_a_split_that_leaves_nothing_is_refused(
     whole = events(2).where("value >= 4").select("user_idx", "item_idx", "value")
     nothing = whole.where("value < 0")
     train, heldout = (nothing if name == part else whole for part in ("train", "held-out"))
-    parts = Split(train, whole, whole, whole, heldout, "a cut")
+    parts = Split(whole, train, whole, whole, whole, heldout, "a cut")
     monkeypatch.setattr(module, "split", lambda events, reads, config: parts)
     with pytest.raises(GateRefused, match=rf"q2: the {name} part is empty \(a cut\)"):
         evaluate(whole, N, M, settings("q2"))
@@ -293,7 +293,7 @@ def test_popularity_has_its_golden_figures(
         return spark.createDataFrame(pd.DataFrame(rows), "user_idx int, item_idx int, value double")
 
     train, known, heldout = map(frame, given)
-    fixed = Split(train, known, known, train, heldout, "as published")
+    fixed = Split(known, train, known, known, train, heldout, "as published")
     monkeypatch.setattr(module, "split", lambda events, reads, config: fixed)
     config = settings(protocol, "model=popularity", "evaluation.ks=[20,50,100]")
     found = evaluate(fixed.train, n_users, int(parts["n_items"]), config)

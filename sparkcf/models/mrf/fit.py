@@ -30,7 +30,7 @@ from sparkcf.errors import TrainingError
 from sparkcf.kernels.csr import build_csr
 from sparkcf.kernels.mrf import multiply_rows
 from sparkcf.lake.arrays import Arrays, Shapes
-from sparkcf.lake.frames import kept, one_row
+from sparkcf.lake.frames import kept, one_row, side_by_side
 from sparkcf.models.contract import (
     F32,
     I32,
@@ -279,5 +279,5 @@ def _batch(pa: Any, rows: list[Found]) -> Any:
 
 
 def _collected(frame: DataFrame) -> Iterator[Found]:
-    for row in frame.toLocalIterator():
+    for row in side_by_side(frame):
         yield row["item"], np.frombuffer(row["others"], np.int32), np.frombuffer(row["numbers"], np.float32)

@@ -1,0 +1,34 @@
+"""Several calls of a job at the same time, so that Spark's slots are not idle while the driver plans and commits."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+from pyspark import InheritableThread
+
+
+def at_once(*calls: Callable[[], object]) -> None:
+    """Run calls at the same time, each in a thread, and wait for all of them.
+
+    Their Spark jobs belong to this thread's job group and are cancelled with it. Raises the error of the first of the
+    calls that failed.
+    """
+    errors: dict[int, Exception] = {}
+
+    def run(place: int, call: Callable[[], object]) -> None:
+        try:
+            call()
+        except Exception as error:  # raised below, in the thread of the caller
+            errors[place] = error
+
+    threads = [InheritableThread(target=run, args=(place, call)) for place, call in enumerate(calls)]
+    for thread in threads:
+        thread.start()
+    try:
+        for thread in threads:
+            thread.join()
+    finally:  # a signal may have ended the wait
+        for thread in threads:
+            thread.join()
+    if errors:
+        raise errors[min(errors)]
