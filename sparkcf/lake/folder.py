@@ -4,7 +4,10 @@ from __future__ import annotations
 
 import datetime as dt
 import json
+import os
+from collections.abc import Mapping
 from typing import Any
+from urllib.parse import urlencode, urlsplit
 
 from pyarrow import fs
 
@@ -38,7 +41,10 @@ class Folder:
         try:
             if scheme not in SCHEMES:
                 raise ValueError(f"no way to write to {scheme}: addresses")
-            self._files, self._path = fs.FileSystem.from_uri(f"{SCHEMES[scheme]}:{rest}")
+            address = f"{SCHEMES[scheme]}:{rest}"
+            self._files, self._path = fs.FileSystem.from_uri(
+                at_endpoint(address, os.environ) if SCHEMES[scheme] == "s3" else address
+            )
         except (OSError, ValueError) as error:
             first, cure = first_line(error), "give a folder, or an address that starts with s3, gs or hdfs"
             raise ConfigError(f"{address}: {first}; {cure}") from None
@@ -106,3 +112,14 @@ class Folder:
             self._files.delete_dir(path)
         elif kind == fs.FileType.File:
             self._files.delete_file(path)
+
+
+def at_endpoint(address: str, environment: Mapping[str, str]) -> str:
+    """An S3 address at the server that AWS_ENDPOINT_URL names, as delta-rs reads it; Arrow itself does not."""
+    endpoint = environment.get("AWS_ENDPOINT_URL_S3") or environment.get("AWS_ENDPOINT_URL")
+    if not endpoint:
+        return address
+    server = urlsplit(endpoint)
+    region = environment.get("AWS_REGION") or environment.get("AWS_DEFAULT_REGION") or "us-east-1"
+    query = urlencode({"scheme": server.scheme, "endpoint_override": server.netloc, "region": region})
+    return f"{address}{'&' if '?' in address else '?'}{query}"

@@ -11,7 +11,7 @@ import pyarrow.parquet as pq
 import pytest
 
 from sparkcf.errors import LakeError
-from sparkcf.lake.folder import Folder
+from sparkcf.lake.folder import Folder, at_endpoint
 from sparkcf.lake.query import Lake
 from sparkcf.lake.roots import check_writable, local_folder, resolve_root
 from sparkcf.lake.tables import LakeTables
@@ -75,3 +75,24 @@ def test_a_name_that_some_reader_takes_for_another_is_refused_by_all(tmp_path: P
         said.add(str(told.value))
     assert len(said) == 1
     assert os.listdir(tmp_path) == []
+
+
+@pytest.mark.parametrize(
+    ("environment", "expected"),
+    [
+        ({}, "s3://lake/night"),
+        ({"AWS_REGION": "eu-west-1"}, "s3://lake/night"),  # Arrow finds Amazon's servers by itself
+        (
+            {"AWS_ENDPOINT_URL": "http://127.0.0.1:9000", "AWS_DEFAULT_REGION": "eu-west-1"},
+            "s3://lake/night?scheme=http&endpoint_override=127.0.0.1%3A9000&region=eu-west-1",
+        ),
+        (
+            {"AWS_ENDPOINT_URL": "http://other", "AWS_ENDPOINT_URL_S3": "https://store.example"},
+            "s3://lake/night?scheme=https&endpoint_override=store.example&region=us-east-1",
+        ),
+    ],
+)
+def test_a_store_is_at_the_server_of_the_environment(environment: dict[str, str], expected: str) -> None:
+    assert at_endpoint("s3://lake/night", environment) == expected
+    known = at_endpoint("s3://lake/night?region=x", environment)
+    assert known.count("?") == 1
