@@ -20,8 +20,7 @@ def init(
     force: Annotated[bool, typer.Option("--force", help="Replace a file that there is.")] = False,
 ) -> None:
     """Write a configuration from a look at a file of interactions, and say what to run."""
-    from sparkcf.cli.configuration import as_yaml
-    from sparkcf.cli.guess import guess_file
+    from sparkcf.cli.guess import as_yaml, guess_file
     from sparkcf.config.load import load_config
 
     guess = guess_file(file)
