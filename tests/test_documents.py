@@ -108,7 +108,7 @@ def lake(spark, tmp_path_factory: pytest.TempPathFactory) -> Path:
 
     ids = [("1", 0), ("2", 1)]
     fill("users", "user_id user_idx", *ids, first_seen="current_timestamp()")
-    titles = [(item, place, f"Film {item}") for place, item in enumerate(("260", "1196", "1210", "2571"))]
+    titles = [(item, place, f"Star Wars {place}") for place, item in enumerate(("260", "1196", "1210", "2571"))]
     fill("items", "item_id item_idx title", *titles, first_seen="current_timestamp()")
     events = [("1", "260", "rating", 5.0, "log.csv"), ("2", "1196", "rating", 4.0, "log.csv")]
     days = {"ts": "TIMESTAMP'2024-01-01 12:00:00'", "ds": "DATE'2024-01-01'"}

@@ -12,6 +12,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from sparkcf.data.look import ISO8601
 from sparkcf.errors import InputError, first_line
 
 LINES = 500  # that are looked at
@@ -27,7 +28,6 @@ NAMES = {  # what columns are called elsewhere, letters and digits only
     "event": "event eventtype action behavior behaviour interaction eventname",
 }
 NUMBER = re.compile(r"[+-]?(\d+\.?\d*|\.\d+)([eE][+-]?\d+)?")
-ISO8601 = re.compile(r"\d{4}-\d{2}-\d{2}([T ]\d{2}:\d{2}(:\d{2}(\.\d{1,9})?)?)?( ?(Z|UTC|[+-]\d{2}(:?\d{2})?))?")
 EPOCHS = {"epoch_s": (9, 10), "epoch_ms": (12, 13), "epoch_us": (15, 16), "epoch_ns": (18, 19)}  # digits
 DATES = {  # Java's patterns
     "yyyy/MM/dd": r"\d{4}/\d{2}/\d{2}",
