@@ -77,7 +77,8 @@ def export(
     context: typer.Context,
     at: Annotated[str, typer.Argument(metavar="FOLDER|ADDRESS", help="A folder, or redis://host:port/db.")],
     to: Annotated[
-        Literal["parquet", "sqlite", "jsonl", "redis", "vectors"], typer.Option("--to", help="What to write.")
+        Literal["parquet", "sqlite", "jsonl", "redis", "vectors", "encoder"],
+        typer.Option("--to", help="What to write: lists; vectors; or the encoder of users' rows, for torch."),
     ] = "parquet",
     model: Annotated[str | None, typer.Option("--model", help="A published model; by default als.")] = None,
     ds: Annotated[str | None, typer.Option("--ds", metavar="YYYY-MM-DD", help="Logical date.")] = None,
@@ -86,7 +87,7 @@ def export(
     faiss: Annotated[bool, typer.Option("--faiss", help="vectors: also an index of items (extra `faiss`).")] = False,
     lake: LakeOption = None,
 ) -> None:
-    """Hand a run's lists or vectors to what serves them; readers see the old version or the whole new one."""
+    """Hand a run's lists, vectors or encoder to what serves them; readers see the old version or the whole new one."""
     from sparkcf.export.export import export_run
     from sparkcf.export.lists import find_run
 

@@ -13,7 +13,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Protocol
 
 import numpy as np
 import pyarrow as pa
@@ -52,6 +52,22 @@ Partition = Mapping[str, str]  # values of partition columns
 Wanted = tuple[str, list[str]]  # a column and its wanted values
 FINE_SEGMENTS = "^(dimension|activity|popularity|category) "  # that `sparkcf metrics` shows if it is asked to
 SAMPLE = 10_000  # rows that are searched for ids similar to an unknown one
+
+
+class RunOfModel(Protocol):
+    """A run whose model can be opened. `partition` : its values of partition columns."""
+
+    @property
+    def model(self) -> str: ...
+
+    @property
+    def run_id(self) -> str: ...
+
+    @property
+    def ds(self) -> dt.date: ...
+
+    @property
+    def partition(self) -> dict[str, str]: ...
 
 
 @dataclass(frozen=True)
@@ -232,7 +248,7 @@ class Lake:
         except (NotFoundError, LakeError):
             return []
 
-    def position(self, run: PublishedRun, user_id: str, item_id: str) -> int | None:
+    def position(self, run: RunOfModel, user_id: str, item_id: str) -> int | None:
         """Place of an item in a user's list of a run; None: it is not in it."""
         rows = self.read("recommendations", ("user_id", [user_id]), run.partition)
         at = rows.filter(pc.is_in(rows["item_id"], value_set=_strings([item_id])))["position"].to_pylist()
