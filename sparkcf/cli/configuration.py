@@ -22,8 +22,8 @@ group = typer.Typer(help="Ask about the configuration's keys.")
 app.add_typer(group, name="config")
 
 
-@group.command()
-def explain(
+@group.command("explain")
+def explain_key(
     key: Annotated[
         str | None, typer.Argument(metavar="[KEY]", help="A key such as als.rank, or a section such as als.")
     ] = None,
@@ -37,7 +37,7 @@ def explain(
     form: FormatOption = "table",
 ) -> None:
     """Show a key's type, bounds, default, meaning and readers, or the keys of a section."""
-    from sparkcf.config.load import check_incomplete, merged, read_sources
+    from sparkcf.config.load import check_incomplete, merge_sources, read_sources
     from sparkcf.config.reference import find_keys
 
     settings = list(overrides or ())
@@ -49,7 +49,7 @@ def explain(
         return
     keys = find_keys(key)
     sources = read_sources(config or (), settings)
-    values = merged(sources)
+    values = merge_sources(sources)
     check_incomplete(values)
     records = [_record(one, sources, values) for one in keys]
     if form != "table":

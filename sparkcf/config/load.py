@@ -35,7 +35,7 @@ def load_config(files: Iterable[str | Path] = (), overrides: Iterable[str] = ())
     ConfigError
         A file is missing or not a YAML mapping; a key is unknown; a value has the wrong type or range.
     """
-    return parse_config(merged(read_sources(files, overrides)))
+    return parse_config(merge_sources(read_sources(files, overrides)))
 
 
 @dataclass(frozen=True)
@@ -72,7 +72,7 @@ def read_sources(files: Iterable[str | Path] = (), overrides: Iterable[str] = ()
     return sources
 
 
-def merged(sources: Iterable[Source]) -> dict[str, Any]:
+def merge_sources(sources: Iterable[Source]) -> dict[str, Any]:
     """The values of all sources, later ones over earlier ones."""
     values: dict[str, Any] = {}
     for source in sources:

@@ -20,7 +20,7 @@ from sparkcf.errors import ConfigError, LakeError
 from sparkcf.export.lists import Run
 from sparkcf.lake.query import Lake
 from sparkcf.models.contract import Rows, Scorer, UserBlock
-from sparkcf.ranking.opened import OpenedModel, open_run
+from sparkcf.ranking.opened import OpenedModel, open_model
 
 FILE = "encoder.pt"
 COMPARED = 200  # rows whose vectors and scores are compared
@@ -58,7 +58,7 @@ def open_encoder(lake: Lake, run: Run) -> OpenedModel:
     NotFoundError, LakeError
         The run's factors or weights are missing or damaged.
     """
-    opened = open_run(lake, run)
+    opened = open_model(lake, run)
     if not isinstance(opened.scorer, HasUserEncoder):
         raise ConfigError(
             f"--to encoder: model {run.model} has no encoder of users' rows: export a run of multvae, multdae, "

@@ -111,10 +111,10 @@ def open_published(lake: Lake, model: str | None = None, ds: Day = None) -> Open
     NotFoundError, LakeError
         As in `Lake.published`; the run's factors or weights are missing or damaged.
     """
-    return open_run(lake, lake.published(model, ds))
+    return open_model(lake, lake.published(model, ds))
 
 
-def open_run(lake: Lake, run: RunOfModel) -> OpenedModel:
+def open_model(lake: Lake, run: RunOfModel) -> OpenedModel:
     """Open a run's model. Raises NotFoundError and LakeError if its factors or weights are missing or damaged."""
     config = _config_of(lake, run)
     fitted = model_of(config)

@@ -24,7 +24,7 @@ from sparkcf.models.contract import Saved
 from sparkcf.models.nets.fit import NetScorer
 from sparkcf.models.nets.registry import build_net
 from sparkcf.models.registry import model_of
-from sparkcf.ranking.opened import open_run
+from sparkcf.ranking.opened import open_model
 from sparkcf.training.checkpoint import arrays_of
 from tests.lake.test_query import MAY_2, publish, write, write_items
 
@@ -94,7 +94,7 @@ def test_the_file_gives_the_models_vectors_and_scores(tmp_path: Path, kind: str)
     vectors, scores = module.dense(x)
     again = module(torch.tensor([1, 4, 0]), torch.tensor([0, 2, 2, 3]), torch.ones(3))
     assert all(torch.equal(a, b) for a, b in zip((vectors, scores), again, strict=True))
-    scorer = open_run(lake, run).scorer
+    scorer = open_model(lake, run).scorer
     ones = np.ones(3, np.float32)
     expected, _ = scorer.fold_in((np.array([0, 2, 2, 3]), np.array([1, 4, 0], np.int32), ones, ones))
     np.testing.assert_allclose(vectors.numpy(), expected, atol=1e-5)
@@ -105,12 +105,12 @@ def test_the_file_gives_the_models_vectors_and_scores(tmp_path: Path, kind: str)
 
 def test_values_count_where_the_model_reads_them(tmp_path: Path) -> None:
     lake, run = lake_of(tmp_path / "lake", "multvae")
-    encoder = open_run(lake, run).scorer.user_encoder()  # type: ignore[attr-defined]
+    encoder = open_model(lake, run).scorer.user_encoder()  # type: ignore[attr-defined]
     x = np.zeros((2, ITEMS), np.float32)
     x[0, [1, 4]], x[1, [1, 4]] = (1.0, 1.0), (5.0, 1.0)
     vectors, _ = encoder.of_dense(x)
     assert np.abs(vectors[0] - vectors[1]).max() > 1e-3
-    scorer = open_run(lake, run).scorer
+    scorer = open_model(lake, run).scorer
     values = np.array([5.0, 1.0], np.float32)
     expected, _ = scorer.fold_in((np.array([0, 2]), np.array([1, 4], np.int32), values, values))
     np.testing.assert_allclose(vectors[1:], expected, atol=1e-5)
@@ -120,8 +120,8 @@ def test_an_encoder_that_differs_is_not_switched_to(tmp_path: Path, monkeypatch:
     lake, run = lake_of(tmp_path / "lake", "multvae")
     export_run(lake, run, "encoder", str(tmp_path / "out"))
     other, _ = lake_of(tmp_path / "other", "multvae")  # other weights
-    wrong = open_run(other, run).scorer.user_encoder()  # type: ignore[attr-defined]
-    assert largest_difference(wrong, open_run(lake, run).scorer, "r") > 1e-3
+    wrong = open_model(other, run).scorer.user_encoder()  # type: ignore[attr-defined]
+    assert largest_difference(wrong, open_model(lake, run).scorer, "r") > 1e-3
     monkeypatch.setattr("sparkcf.models.nets.exported.ExportedEncoder.read_back", lambda *_: wrong)
     with pytest.raises(LakeError, match=r"not switched to: the encoder that was read back is .* apart"):
         export_run(lake, run, "encoder", str(tmp_path / "out"))

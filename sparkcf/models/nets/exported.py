@@ -25,7 +25,7 @@ from sparkcf.models.nets.macridvae import MacridVAE
 from sparkcf.models.nets.multvae import MultVAE
 
 
-class ItemSide(NamedTuple):
+class KnownItems(NamedTuple):
     """What the scorer of a run knows of the items, whose indices are below m.
 
     vectors : float32 (m, width).
@@ -67,7 +67,7 @@ class ExportedEncoder:
         return tuple(tensor.numpy() for tensor in found)
 
 
-def exported(net: nn.Module, items: ItemSide) -> ExportedEncoder:
+def exported(net: nn.Module, items: KnownItems) -> ExportedEncoder:
     """The user encoder of a net on the CPU, which it leaves in the mode of evaluation."""
     n_items, module = _module_of(net.eval(), items)
     with warnings.catch_warnings():  # torch prefers torch.export, whose files need Python to be read
@@ -75,7 +75,7 @@ def exported(net: nn.Module, items: ItemSide) -> ExportedEncoder:
         return ExportedEncoder(torch.jit.script(module.eval().requires_grad_(False)), n_items)
 
 
-def _module_of(net: nn.Module, items: ItemSide) -> tuple[int, nn.Module]:
+def _module_of(net: nn.Module, items: KnownItems) -> tuple[int, nn.Module]:
     if isinstance(net, MultVAE):
         n_items = net.output.out_features
         return n_items, LinearDecoderEncoder(net, _known(items, n_items))
@@ -89,7 +89,7 @@ def _module_of(net: nn.Module, items: ItemSide) -> tuple[int, nn.Module]:
     return n_items, InnerProductEncoder(net, vectors, _known(items, n_items))
 
 
-def _known(items: ItemSide, n_items: int) -> Tensor:
+def _known(items: KnownItems, n_items: int) -> Tensor:
     known = torch.zeros(n_items, dtype=torch.bool)
     known[: len(items.known)] = torch.from_numpy(np.array(items.known))
     return known

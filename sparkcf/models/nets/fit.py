@@ -239,12 +239,12 @@ class NetModel(Model[NetParams]):
 
     def exported_encoder(self, state: Arrays, item_vectors: F32, known_items: NDArray[np.bool_]) -> Any:
         """The users' encoder, with the items that a scorer has, as an `ExportedEncoder`."""
-        from sparkcf.models.nets.exported import ItemSide, exported
+        from sparkcf.models.nets.exported import KnownItems, exported
         from sparkcf.training.checkpoint import load_into
 
         net = self.net_to_serve(self.sizes_of(state))
         load_into(net, state)
-        return exported(net, ItemSide(item_vectors, known_items))
+        return exported(net, KnownItems(item_vectors, known_items))
 
     def encoded(self, rows: DataFrame, state: Arrays, side: str = "user") -> DataFrame:
         """FACTORS (and latent) of packed rows, encoded in blocks, on the executor's GPU if it has one."""
