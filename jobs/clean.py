@@ -9,4 +9,4 @@ from sparkcf.jobs.clean import clean_day
 from sparkcf.jobs.frame import main
 
 if __name__ == "__main__":
-    main("clean", clean_day)
+    main("clean", clean_day, __doc__)

@@ -11,4 +11,4 @@ from sparkcf.jobs.compare import compare_models
 from sparkcf.jobs.frame import main
 
 if __name__ == "__main__":
-    main("compare", compare_models, check=compared)
+    main("compare", compare_models, __doc__, check=compared)

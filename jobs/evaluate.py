@@ -9,4 +9,4 @@ from sparkcf.jobs.evaluate import evaluate_run
 from sparkcf.jobs.frame import main
 
 if __name__ == "__main__":
-    main("evaluate", evaluate_run)
+    main("evaluate", evaluate_run, __doc__)

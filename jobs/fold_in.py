@@ -10,4 +10,4 @@ from sparkcf.jobs.fold_in import fold_in_users
 from sparkcf.jobs.frame import main
 
 if __name__ == "__main__":
-    main("fold_in", fold_in_users)
+    main("fold_in", fold_in_users, __doc__)

@@ -10,4 +10,4 @@ from sparkcf.jobs.forget import check_request, forget_users
 from sparkcf.jobs.frame import main
 
 if __name__ == "__main__":
-    main("forget", forget_users, check=check_request)
+    main("forget", forget_users, __doc__, check=check_request)

@@ -9,4 +9,4 @@ from sparkcf.jobs.frame import main
 from sparkcf.jobs.maintain import maintain
 
 if __name__ == "__main__":
-    main("maintain", maintain)
+    main("maintain", maintain, __doc__)

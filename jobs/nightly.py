@@ -9,4 +9,4 @@ from sparkcf.jobs.frame import main
 from sparkcf.jobs.nightly import nightly
 
 if __name__ == "__main__":
-    main("nightly", nightly)
+    main("nightly", nightly, __doc__)

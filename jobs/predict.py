@@ -9,4 +9,4 @@ from sparkcf.jobs.frame import main
 from sparkcf.jobs.predict import predict_pairs
 
 if __name__ == "__main__":
-    main("predict", predict_pairs)
+    main("predict", predict_pairs, __doc__)

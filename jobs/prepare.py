@@ -10,4 +10,4 @@ from sparkcf.jobs.frame import main
 from sparkcf.jobs.prepare import packing_models, prepare
 
 if __name__ == "__main__":
-    main("prepare", prepare, check=packing_models)
+    main("prepare", prepare, __doc__, check=packing_models)

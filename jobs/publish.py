@@ -9,4 +9,4 @@ from sparkcf.jobs.frame import main
 from sparkcf.jobs.publish import publish_run
 
 if __name__ == "__main__":
-    main("publish", publish_run)
+    main("publish", publish_run, __doc__)

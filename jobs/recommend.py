@@ -9,4 +9,4 @@ from sparkcf.jobs.frame import main
 from sparkcf.jobs.recommend import recommend_run
 
 if __name__ == "__main__":
-    main("recommend", recommend_run)
+    main("recommend", recommend_run, __doc__)

@@ -9,4 +9,4 @@ from sparkcf.jobs.frame import main
 from sparkcf.jobs.publish import rollback
 
 if __name__ == "__main__":
-    main("rollback", rollback)
+    main("rollback", rollback, __doc__)

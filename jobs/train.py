@@ -10,4 +10,4 @@ from sparkcf.jobs.frame import main
 from sparkcf.jobs.train import train_model
 
 if __name__ == "__main__":
-    main("train", train_model)
+    main("train", train_model, __doc__)

@@ -10,4 +10,4 @@ from sparkcf.jobs.frame import main
 from sparkcf.jobs.tune import check_tune, tune
 
 if __name__ == "__main__":
-    main("tune", tune, check=check_tune)
+    main("tune", tune, __doc__, check=check_tune)

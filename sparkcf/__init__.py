@@ -16,6 +16,7 @@ if TYPE_CHECKING:
 __version__ = "0.1.0"
 __all__ = ["Evaluation", "Lake", "Recommender", "__version__", "fit", "load"]
 
+# Where the names of __all__ are, which are imported when they are first used.
 _PLACES = {
     "Evaluation": "sparkcf.local.measure",
     "Lake": "sparkcf.lake.query",
@@ -31,3 +32,7 @@ def __getattr__(name):
 
         return getattr(import_module(_PLACES[name]), name)
     raise AttributeError("module 'sparkcf' has no attribute %r" % name)  # noqa: UP031
+
+
+def __dir__():
+    return sorted({*globals(), *__all__})

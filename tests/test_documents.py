@@ -28,7 +28,9 @@ import sparkcf
 from docs import generate
 from sparkcf.cli.main import main as cli
 from sparkcf.config.load import load_config
+from sparkcf.export.export import export_run
 from sparkcf.jobs.frame import run_job
+from tests.export.test_encoder import NAMES, lake_of
 
 ROOT = Path(__file__).resolve().parents[1]
 PLUGIN = ROOT / "tests" / "models" / "plugin"
@@ -108,7 +110,7 @@ def lake(spark, tmp_path_factory: pytest.TempPathFactory) -> Path:
 
     ids = [("1", 0), ("2", 1)]
     fill("users", "user_id user_idx", *ids, first_seen="current_timestamp()")
-    titles = [(item, place, f"Film {item}") for place, item in enumerate(("260", "1196", "1210", "2571"))]
+    titles = [(item, place, f"Star Wars {place}") for place, item in enumerate(("260", "1196", "1210", "2571"))]
     fill("items", "item_id item_idx title", *titles, first_seen="current_timestamp()")
     events = [("1", "260", "rating", 5.0, "log.csv"), ("2", "1196", "rating", 4.0, "log.csv")]
     days = {"ts": "TIMESTAMP'2024-01-01 12:00:00'", "ds": "DATE'2024-01-01'"}
@@ -275,6 +277,8 @@ def test_the_line_for_cron_is_a_night_of_yesterday(place: Path, capsys: pytest.C
 
 @pytest.mark.parametrize("block", marked("python"), ids=str)
 def test_python_runs(block: Block, place: Path) -> None:
+    if "encoder.pt" in block.text:
+        export_run(*lake_of(place / "nets", "multvae", ("260", "1196", *NAMES[2:])), "encoder", str(place / "out"))
     (place / "shown.py").write_text(block.text)
     found = runpy.run_path(str(place / "shown.py"), run_name="shown")
     assert block.document.name != "README.md" or len(found["lake"].recommendations("1", k=10)) == 2

@@ -46,8 +46,22 @@ app = typer.Typer(
 )
 
 
+def _print_version(wanted: bool) -> None:
+    if wanted:
+        from sparkcf import __version__
+
+        print(f"sparkcf {__version__}")
+        raise typer.Exit
+
+
 @app.callback()
-def common(context: typer.Context, lake: LakeOption = None) -> None:
+def common(
+    context: typer.Context,
+    lake: LakeOption = None,
+    version: Annotated[
+        bool, typer.Option("--version", callback=_print_version, is_eager=True, help="Print the version and end.")
+    ] = False,
+) -> None:
     context.obj = lake
 
 

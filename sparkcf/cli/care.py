@@ -69,6 +69,9 @@ def size(
     if form == "json":
         print_json({"steps": [asdict(s) for s in steps], "limits": [asdict(x) for x in limits], "lake_gb": disk})
         return
+    if form == "csv":
+        show(sizing.as_rows(steps, limits, disk), sizing.ROW, form)
+        return
     times = [{"step": s.step, "core_hours": f"{s.core_hours:.3g}", "hours": f"{s.hours:.3g}"} for s in steps]
     show(times, ["step", "core_hours", "hours"], form, f"{cluster.workers:,} workers; the lake: {disk:,.0f} GB")
     needs = [{"needed": x.what, "needs": f"{x.needs:,.4g}", "has": f"{x.has:,.4g}", "unit": x.unit} for x in limits]

@@ -16,6 +16,9 @@ from sparkcf.progress import printable
 from sparkcf.ranking.gate import difference_of
 
 Measure = tuple[str, int | None]
+TOLD = ("name", "model", "state", "reason", "run_id", "measured_at")
+FIGURE = ("metric", "k", "value", "lower", "upper", "users")
+COLUMNS = [*TOLD, *FIGURE, "difference", "difference_lower", "difference_upper", *COSTS, "pairs_per_second"]
 HEADS = ("model", "{measure}", "difference", "training", "pairs/s", "memory", "stored", "lists", "note")
 
 
@@ -93,7 +96,7 @@ def _row(comparison: Comparison, one: ComparedModel, measure: Measure) -> list[s
     if not one.measured:
         return [name, *[""] * 7, f"failed: {one.reason}" if one.reason else "not measured yet"]
     figure, apart, costs = one.figures.get(("model", *measure)), difference(comparison, one, measure), one.costs
-    rate = costs["pairs"] / costs["train_seconds"] if costs["train_seconds"] else None
+    rate = _rate(one)
     return [
         name,
         _bounded(figure) if figure else "",
@@ -165,19 +168,38 @@ def as_json(comparison: Comparison) -> str:
     return json.dumps(_finite(whole), default=lambda value: value.isoformat())
 
 
+def records(comparison: Comparison, measure: Measure) -> list[dict[str, Any]]:
+    """COLUMNS of every model, unrounded: a measure with its difference to the reference, and the costs."""
+    found = []
+    for one in comparison.models:
+        figure, apart = one.figures.get(("model", *measure)), difference(comparison, one, measure)
+        record = dict.fromkeys(COLUMNS) | {name: getattr(one, name) for name in TOLD}
+        record |= {"metric": measure[0], "k": measure[1]}
+        if figure is not None:
+            record |= {name: getattr(figure, name) for name in FIGURE}
+        if apart is not None:
+            record |= {"difference": apart.value, "difference_lower": apart.lower, "difference_upper": apart.upper}
+        found.append(record | {name: one.costs[name] for name in COSTS} | {"pairs_per_second": _rate(one)})
+    return found
+
+
+def _rate(one: ComparedModel) -> float | None:
+    """Pairs that the training read per second."""
+    took: float | None = one.costs["train_seconds"]
+    return one.costs["pairs"] / took if took else None
+
+
 def _model(comparison: Comparison, one: ComparedModel) -> dict[str, Any]:
-    told = {name: getattr(one, name) for name in ("name", "model", "state", "reason", "run_id", "measured_at")}
-    rate = one.costs["pairs"] / one.costs["train_seconds"] if one.costs["train_seconds"] else None
+    told = {name: getattr(one, name) for name in TOLD}
     measures = _measures_of(one, "model")
     for found in measures:
         apart = difference(comparison, one, (found["metric"], found["k"]))
         found["difference"] = None if apart is None else vars(apart)
-    return told | {name: one.costs[name] for name in COSTS} | {"pairs_per_second": rate, "measures": measures}
+    return told | {name: one.costs[name] for name in COSTS} | {"pairs_per_second": _rate(one), "measures": measures}
 
 
 def _measures_of(one: ComparedModel, system: str) -> list[dict[str, Any]]:
-    names = ("metric", "k", "value", "lower", "upper", "users")
-    return [{name: getattr(f, name) for name in names} for key, f in one.figures.items() if key[0] == system]
+    return [{name: getattr(f, name) for name in FIGURE} for key, f in one.figures.items() if key[0] == system]
 
 
 def write_plot(comparison: Comparison, measure: Measure, path: str) -> None:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import typer
 
 from sparkcf.cli.app import app
@@ -24,13 +26,17 @@ ZSH = "autoload -U +X bashcompinit && bashcompinit\n"
 def script(shell: str) -> str:
     """The script for bash or zsh, which takes that of bash."""
     group = typer.main.get_command(app)
-    options = {
-        name: sorted({option for parameter in command.params for option in parameter.opts if option[:2] == "--"})
-        for name, command in sorted(getattr(group, "commands", {}).items())
-    }
+    options = {name: _words(command) for name, command in sorted(getattr(group, "commands", {}).items())}
     cases = "\n".join(
         f'        {name}) COMPREPLY=($(compgen -W "{" ".join([*own, "--help"])}" -- "$word")) ;;'
         for name, own in options.items()
     )
     bash = BASH.format(names="|".join(options), commands=" ".join(options), cases=cases)
     return (ZSH if shell == "zsh" else "") + bash
+
+
+def _words(command: Any) -> list[str]:
+    """A command's options; of a group of commands their names and options."""
+    inside = getattr(command, "commands", {})
+    own = {option for parameter in command.params for option in parameter.opts if option[:2] == "--"}
+    return [*sorted(inside), *sorted(own.union(*map(_words, inside.values())))]

@@ -12,6 +12,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from sparkcf.data.look import ISO8601
 from sparkcf.errors import InputError, first_line
 
 LINES = 500  # that are looked at
@@ -27,7 +28,6 @@ NAMES = {  # what columns are called elsewhere, letters and digits only
     "event": "event eventtype action behavior behaviour interaction eventname",
 }
 NUMBER = re.compile(r"[+-]?(\d+\.?\d*|\.\d+)([eE][+-]?\d+)?")
-ISO8601 = re.compile(r"\d{4}-\d{2}-\d{2}([T ]\d{2}:\d{2}(:\d{2}(\.\d{1,9})?)?)?( ?(Z|UTC|[+-]\d{2}(:?\d{2})?))?")
 EPOCHS = {"epoch_s": (9, 10), "epoch_ms": (12, 13), "epoch_us": (15, 16), "epoch_ns": (18, 19)}  # digits
 DATES = {  # Java's patterns
     "yyyy/MM/dd": r"\d{4}/\d{2}/\d{2}",
@@ -220,3 +220,29 @@ def _time_format(texts: Sequence[str]) -> str | None:
             if all(re.fullmatch(of_day + of_clock, text) for text in texts):
                 return day + clock
     return None
+
+
+def as_yaml(guess: Guess, path: Path, output: Path) -> str:
+    """A commented YAML file for nights on the file that was looked at. JSON's texts are YAML's too."""
+    columns = {"user_id": None, "item_id": None, "value": None, "ts": None, "event": None} | guess.columns
+    lines = [
+        "# A night on this file:",
+        f"#     make nightly CONFIG={output} ARGS=ds=YYYY-MM-DD",
+        "# ds is the night's logical date: events after its end are rejected. All keys: docs/configuration.md.",
+        "lake:",
+        f"  root: {json.dumps(f'./{output.stem}-lake', ensure_ascii=False)}",
+        "input:",
+        "  # A pattern may name many files; {ds} in it is replaced by the logical date.",
+        f"  path: {json.dumps(str(path), ensure_ascii=False)}",
+        f"  format: {guess.form}",
+    ]
+    if guess.form == "csv":
+        lines.append(f"  delimiter: {json.dumps(guess.delimiter)}")
+        if not guess.header:
+            lines += ["  header: false", f"  names: {json.dumps(list(guess.names), ensure_ascii=False)}"]
+    lines.append("  columns:")
+    lines += [f"    {ours}: {json.dumps(theirs, ensure_ascii=False)}" for ours, theirs in columns.items()]
+    if guess.ts_format:
+        lines.append(f"  ts_formats: [{json.dumps(guess.ts_format)}]")
+    lines += ["model: als  # see `sparkcf models`", ""]
+    return "\n".join(lines)

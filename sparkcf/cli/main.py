@@ -3,6 +3,7 @@
     sparkcf recommend --user 1 --k 5
     sparkcf similar --item 50 --model als --format json
     sparkcf explain --user 1 --item 50
+    sparkcf config explain als.rank
     sparkcf doctor --lake ./lake
 
 Exit codes: 0 done; 1 an unknown user, item, model or run, or a failed check; 2 usage, or an unreadable lake.
@@ -16,13 +17,14 @@ from typing import NoReturn
 
 from typer.exceptions import TyperException
 
-from sparkcf.cli import care, nights, queries, start
+from sparkcf.cli import care, configuration, nights, queries, start
 from sparkcf.cli.app import app
 from sparkcf.cli.show import visible
 from sparkcf.errors import SparkcfError
 from sparkcf.redact import redacted
 
-MODULES = [module.__name__ for module in (start, queries, nights, care)]  # importing them adds their commands to `app`
+# Importing these adds their commands to `app`.
+MODULES = [module.__name__ for module in (start, queries, nights, care, configuration)]
 app.registered_commands.sort(key=lambda command: MODULES.index(command.callback.__module__))  # as the help lists them
 
 

@@ -52,7 +52,9 @@ def runs(
 def run(
     context: typer.Context,
     run_id: Annotated[str, typer.Argument(metavar="RUN_ID", help="A run, as `sparkcf runs` lists them.")],
-    form: Annotated[Literal["table", "json"], typer.Option("--format", help="json prints one object.")] = "table",
+    form: Annotated[
+        Literal["table", "json", "csv"], typer.Option("--format", help="json prints one object, csv a row a value.")
+    ] = "table",
     lake: LakeOption = None,
 ) -> None:
     """Show one run: its state, steps, counts, measures, changed settings and the tables that it read."""
@@ -63,6 +65,8 @@ def run(
     as_utf8(form)
     if form == "json":
         print_json(shown.as_json(details))
+    elif form == "csv":
+        show(shown.as_rows(details), shown.ROW, form)
     else:
         print_lines(shown.about(details))
         for section in shown.parts(details):
@@ -78,13 +82,29 @@ def metrics(
     run_id: Annotated[str | None, typer.Option("--run-id", help="A run; by default the published one.")] = None,
     model: ModelOption = None,
     dimensions: Annotated[bool, typer.Option("--dimensions", help="Also by segment and latent dimension.")] = False,
+    fit: Annotated[bool, typer.Option("--fit", help="table: also the fit's log; json and csv always have it.")] = False,
     form: FormatOption = "table",
     lake: LakeOption = None,
 ) -> None:
-    """Show the measures of a run."""
+    """Show the measures of a run, those of popularity beside the model's."""
+    from sparkcf.cli.runs import SYSTEMS, side_by_side
+
     rows = opened(context, lake).metric_rows(run_id, model, dimensions)
-    columns = [name for name in rows.column_names if form != "table" or name != "run_id"]
-    show(records_of(rows), columns, form, origin(rows) or f"run {run_id}")
+    records = records_of(rows)
+    if form != "table":
+        show(records, rows.column_names, form)
+        return
+    log = [record for record in records if record["protocol"] == "fit"]
+    figures = [record for record in records if record["protocol"] != "fit"]
+    found = dict.fromkeys(record["system"] for record in figures)
+    systems = sorted(found, key=lambda system: SYSTEMS.index(system) if system in SYSTEMS else len(SYSTEMS))
+    told = [origin(rows) or f"run {run_id}"] + (
+        [f"The fit's log has {len(log):,} rows: --fit"] if log and not fit else []
+    )
+    show(side_by_side(figures, systems), ["measure", *systems], form, *told)
+    if fit:
+        columns = [name for name in rows.column_names if name not in ("run_id", "system", "protocol")]
+        show(log, columns, form, "the fit's log; k is the sweep or epoch")
 
 
 @app.command()
@@ -97,7 +117,8 @@ def compare(
         str | None, typer.Option("--plot", metavar="FILE.svg", help="Also write a plot of quality and training time.")
     ] = None,
     form: Annotated[
-        Literal["table", "markdown", "json"], typer.Option("--format", help="json prints every measure, unrounded.")
+        Literal["table", "markdown", "json", "csv"],
+        typer.Option("--format", help="csv prints the measure of every model, json every measure, unrounded."),
     ] = "table",
     lake: LakeOption = None,
 ) -> None:
@@ -115,6 +136,8 @@ def compare(
         heads, rows = shown.cells(found, chosen)
         lines = shown.caption(found, chosen)
         show([dict(zip(heads, row, strict=True)) for row in rows], heads, form, *lines)
+    elif form == "csv":
+        show(shown.records(found, chosen), shown.COLUMNS, form)
     else:
         as_utf8(form)
         print(shown.as_json(found) if form == "json" else shown.markdown(found, chosen))

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import glob
 import importlib.util
 import os
 import shutil
@@ -13,12 +12,12 @@ from pathlib import Path
 from sparkcf.cli.doctor import Check
 from sparkcf.config.load import load_config
 from sparkcf.config.root import Config
+from sparkcf.data.look import doubts, named_files
 from sparkcf.errors import ConfigError
 from sparkcf.lake.folder import Folder
 from sparkcf.lake.roots import local_folder
 
 CONNECTORS = {"s3a": "hadoop-aws", "gs": "gcs-connector", "abfss": "hadoop-azure", "abfs": "hadoop-azure"}  # jars
-SAMPLE = "sample:"  # a file of the package
 
 
 def check_night(files: Iterable[str], overrides: Iterable[str]) -> tuple[list[Check], str | None]:
@@ -36,18 +35,16 @@ def check_night(files: Iterable[str], overrides: Iterable[str]) -> tuple[list[Ch
 
 def _inputs(config: Config) -> Iterator[Check]:
     """Check that the paths of the inputs match files; those of object stores are not looked up."""
-    tables = {"input.users.path": config.input.users, "input.items.path": config.input.items}
-    paths = {name: table.path for name, table in tables.items() if table}
-    if config.topk.ineligible:
-        paths["topk.ineligible"] = config.topk.ineligible
-    for key, path in {"input.path": config.input_path, **paths}.items():
-        folder = None if path.startswith(SAMPLE) else local_folder(path)
-        if folder is None or "{" in folder:  # Hadoop's {a,b}
+    for key, (path, files) in named_files(config).items():
+        if files is None:
             yield Check(key, "ok", f"{path}: is not looked up")
-        elif found := glob.glob(folder):
-            yield Check(key, "ok", f"{path}: {len(found)} found")
+        elif files:
+            yield Check(key, "ok", f"{path}: {len(files)} found")
         else:
             yield Check(key, "fail", f"{path}: no such file", "correct the path, or wait for the file")
+    for doubt in doubts(config):
+        if "no such file" not in doubt:
+            yield Check("input", "warn", doubt, "correct input.columns and input.ts_formats, or look at the file")
 
 
 def _connectors(config: Config) -> Iterator[Check]:

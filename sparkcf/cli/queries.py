@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Literal
+from typing import TYPE_CHECKING, Annotated, Literal
 
 import typer
 
@@ -22,6 +22,9 @@ from sparkcf.cli.app import (
     records_of,
 )
 from sparkcf.cli.show import as_utf8, print_json, show
+
+if TYPE_CHECKING:
+    import pyarrow as pa
 
 
 @app.command()
@@ -44,7 +47,15 @@ def recommend(
         from sparkcf.lake.concepts import Concepts
 
         rows = Concepts.read(found, model or CONCEPT_MODEL, ds).list_within(user, concept, k)
-    show(records_of(rows), rows.column_names, form, origin(rows), guarded=guarded_by(guard_formulas, form))
+    note = _shorter(context, rows, k, "jobs/recommend.py writes topk.k items a user")
+    show(records_of(rows), rows.column_names, form, origin(rows), note, guarded=guarded_by(guard_formulas, form))
+
+
+def _shorter(context: typer.Context, rows: pa.Table, k: int, why: str) -> str:
+    """A line where there are fewer rows than --k asks for; else empty."""
+    source = context.get_parameter_source("k")
+    asked = source is not None and source.name == "COMMANDLINE"
+    return f"{rows.num_rows:,} of {k:,} rows: {why}" if asked and rows.num_rows < k else ""
 
 
 @app.command()
@@ -60,7 +71,22 @@ def similar(
 ) -> None:
     """Show the items nearest to an item."""
     rows = opened(context, lake).similar_rows(item, k, model, ds)
-    show(records_of(rows), rows.column_names, form, origin(rows), guarded=guarded_by(guard_formulas, form))
+    note = _shorter(context, rows, k, "jobs/recommend.py writes topk.similar_items neighbours an item")
+    show(records_of(rows), rows.column_names, form, origin(rows), note, guarded=guarded_by(guard_formulas, form))
+
+
+@app.command()
+def find(
+    context: typer.Context,
+    title: Annotated[str, typer.Argument(metavar="TEXT", help="A part of the title; case does not matter.")],
+    limit: LimitOption = 20,
+    form: FormatOption = "table",
+    guard_formulas: GuardOption = False,
+    lake: LakeOption = None,
+) -> None:
+    """Find items by a part of their title."""
+    rows = opened(context, lake).find_rows(title, limit)
+    show(records_of(rows), rows.column_names, form, guarded=guarded_by(guard_formulas, form))
 
 
 @app.command()
@@ -72,7 +98,7 @@ def explain(
     model: ModelOption = None,
     ds: DayOption = None,
     form: Annotated[
-        Literal["table", "json"], typer.Option("--format", help="json prints every part, unrounded.")
+        Literal["table", "json", "csv"], typer.Option("--format", help="json and csv print every part, unrounded.")
     ] = "table",
     lake: LakeOption = None,
 ) -> None:
@@ -84,6 +110,9 @@ def explain(
     if form == "json":
         as_utf8(form)
         print_json(shown.as_json(found))
+    elif form == "csv":
+        parts = shown.as_json(found)["parts"]
+        show(parts, ["kind", "label", "item_id", "title", "value"], form)
     else:
         show(shown.records(found, k), shown.COLUMNS, form, *shown.caption(found))
 

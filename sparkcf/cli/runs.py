@@ -12,6 +12,7 @@ from sparkcf.cli.show import Record
 from sparkcf.lake.run_details import RunDetails, seconds_of
 
 COLUMNS = ["run_id", "job", "state", "seconds"]
+ROW = ["part", "name", "what", "value"]
 SYSTEMS = ("model", "popularity")
 ENDED_BADLY = ("failed", "refused")
 
@@ -66,6 +67,26 @@ def as_json(details: RunDetails) -> Record:
     return row | {"figures": list(details.figures), "compared_with": before, "changes": changes}
 
 
+def as_rows(details: RunDetails) -> list[Record]:
+    """ROW for every value of a run, unrounded: facts, steps, counts, measures, changed settings, tables read."""
+    row = details.row
+    facts = {name: value for name, value in row.items() if name not in ("config", "seconds", "counts", "inputs")}
+    found = [("fact", name, "value", value) for name, value in facts.items() if value is not None]
+    found += [("step", name, "seconds", seconds) for name, seconds in row["seconds"].items()]
+    found += [("count", name, "rows", rows) for name, rows in row["counts"].items()]
+    for figure in details.figures:
+        name = f"{figure['protocol']} {figure['system']} {figure['metric']}" + (
+            f"@{figure['k']}" if figure["k"] else ""
+        )
+        for what in ("value", "lower", "upper", "users"):
+            if figure[what] is not None:
+                found.append(("measure", name, what, figure[what]))
+    for key, then, now in details.changes:
+        found += [("setting", key, what, _value(value)) for what, value in (("before", then), ("now", now))]
+    found += [("table", name, "version", version) for name, version in row["inputs"].items() if version >= 0]
+    return [dict(zip(ROW, values, strict=True)) for values in found]
+
+
 def about(details: RunDetails) -> list[str]:
     """Lines about the run as a whole."""
     row = details.row
@@ -88,14 +109,23 @@ def about(details: RunDetails) -> list[str]:
 
 def _measures(details: RunDetails, at: int | None) -> list[Record]:
     """A row a measure. `at` : length of the lists; None: all lengths."""
+    wanted = [f for f in details.figures if f["system"] in SYSTEMS and (at is None or f["k"] in (None, at))]
+    return side_by_side(wanted, SYSTEMS)
+
+
+def side_by_side(figures: Sequence[Mapping[str, Any]], systems: Sequence[str]) -> list[Record]:
+    """A row a measure, and of a segment, with the figures of the systems beside each other.
+
+    With more than two systems the bounds are left out: they would not fit 80 columns.
+    """
     found: dict[str, Record] = {}
-    for figure in details.figures:
-        if figure["system"] not in SYSTEMS or (at is not None and figure["k"] not in (None, at)):
-            continue
+    for figure in figures:
         measure = figure["metric"].replace("_at_k", f"@{figure['k']}") if figure["k"] else figure["metric"]
-        name = f"{figure['protocol']} {measure}"
-        record = found.setdefault(name, {"measure": name} | dict.fromkeys(SYSTEMS, ""))
-        bounds = "" if figure["lower"] is None else f" [{figure['lower']:.4f}, {figure['upper']:.4f}]"
+        segment = figure.get("segment")
+        name = f"{figure['protocol']} {measure}" + (f", {segment}" if segment else "")
+        record = found.setdefault(name, {"measure": name} | dict.fromkeys(systems, ""))
+        bounded = figure["lower"] is not None and len(systems) <= 2
+        bounds = f" [{figure['lower']:.4f}, {figure['upper']:.4f}]" if bounded else ""
         record[figure["system"]] = f"{figure['value']:.4f}{bounds}"
     return list(found.values())
 

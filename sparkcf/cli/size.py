@@ -17,6 +17,7 @@ SCORE_RANK, SCORE = 40e-12, 1.4e-9  # a user's score of an item, by rank, and it
 EVENT_BYTES, LIST_BYTES = 20, 9  # a clean event; an entry of a list
 PYTHON_BYTES = 0.7e9  # of a worker's process without data
 MOST_INDICES = 2**31 - 1  # of 32-bit dense indices
+ROW = ["part", "name", "core_hours", "hours", "needs", "has", "unit", "cure"]
 LOG_FILES = 1e6  # live files of a Delta table whose log a driver still lists in minutes
 FILE_BYTES = 128e6
 
@@ -131,6 +132,17 @@ def _limits(load: Load, cluster: Cluster, worker_bytes: Callable[..., int]) -> I
         "GB",
         "more executors, or spark.local.dir on disks above 1 TB",
     )
+
+
+def as_rows(steps: list[Step], limits: list[Limit], lake_gb: float) -> list[dict[str, float | str | None]]:
+    """ROW for every step, every limit and the lake, unrounded."""
+    none = dict.fromkeys(ROW)
+    found = [{**none, "part": "step", "name": s.step, "core_hours": s.core_hours, "hours": s.hours} for s in steps]
+    found += [
+        {**none, "part": "limit", "name": x.what, "needs": x.needs, "has": x.has, "unit": x.unit, "cure": x.cure}
+        for x in limits
+    ]
+    return [*found, {**none, "part": "lake", "name": "growth", "needs": lake_gb, "unit": "GB"}]
 
 
 def lake_bytes(load: Load) -> float:

@@ -20,8 +20,7 @@ def init(
     force: Annotated[bool, typer.Option("--force", help="Replace a file that there is.")] = False,
 ) -> None:
     """Write a configuration from a look at a file of interactions, and say what to run."""
-    from sparkcf.cli.configuration import as_yaml
-    from sparkcf.cli.guess import guess_file
+    from sparkcf.cli.guess import as_yaml, guess_file
     from sparkcf.config.load import load_config
 
     guess = guess_file(file)
@@ -78,7 +77,8 @@ def export(
     context: typer.Context,
     at: Annotated[str, typer.Argument(metavar="FOLDER|ADDRESS", help="A folder, or redis://host:port/db.")],
     to: Annotated[
-        Literal["parquet", "sqlite", "jsonl", "redis", "vectors"], typer.Option("--to", help="What to write.")
+        Literal["parquet", "sqlite", "jsonl", "redis", "vectors", "encoder"],
+        typer.Option("--to", help="What to write: lists; vectors; or the encoder of users' rows, for torch."),
     ] = "parquet",
     model: Annotated[str | None, typer.Option("--model", help="A published model; by default als.")] = None,
     ds: Annotated[str | None, typer.Option("--ds", metavar="YYYY-MM-DD", help="Logical date.")] = None,
@@ -87,7 +87,7 @@ def export(
     faiss: Annotated[bool, typer.Option("--faiss", help="vectors: also an index of items (extra `faiss`).")] = False,
     lake: LakeOption = None,
 ) -> None:
-    """Hand a run's lists or vectors to what serves them; readers see the old version or the whole new one."""
+    """Hand a run's lists, vectors or encoder to what serves them; readers see the old version or the whole new one."""
     from sparkcf.export.export import export_run
     from sparkcf.export.lists import find_run
 

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import difflib
 from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -34,9 +35,31 @@ def load_config(files: Iterable[str | Path] = (), overrides: Iterable[str] = ())
     ConfigError
         A file is missing or not a YAML mapping; a key is unknown; a value has the wrong type or range.
     """
-    merged: dict[str, Any] = {}
-    for file in files:
-        merge(merged, read_yaml(Path(file)))
+    return parse_config(merge_sources(read_sources(files, overrides)))
+
+
+@dataclass(frozen=True)
+class Source:
+    """Values that a file or the command line sets, nested as the sections are."""
+
+    name: str
+    values: dict[str, Any]
+
+    def sets(self, key: str) -> bool:
+        """Whether it sets a dotted key, or replaces a section that would hold it."""
+        found: Any = self.values
+        for part in key.split("."):
+            if not isinstance(found, Mapping):
+                return True
+            if part not in found:
+                return False
+            found = found[part]
+        return True
+
+
+def read_sources(files: Iterable[str | Path] = (), overrides: Iterable[str] = ()) -> list[Source]:
+    """The files and overrides, in the order in which they win: the last one does. Raises ConfigError."""
+    sources = [Source(str(file), read_yaml(Path(file))) for file in files]
     for override in overrides:
         key, sign, text = override.partition("=")
         if not sign or not key.strip():
@@ -45,8 +68,16 @@ def load_config(files: Iterable[str | Path] = (), overrides: Iterable[str] = ())
             value = parse_yaml(text) if text.strip() else None
         except (yaml.YAMLError, ValueError):  # such as 2024-02-30: the key's own check reports the error
             value = text
-        merge(merged, nest(key.strip().split("."), value))
-    return parse_config(merged)
+        sources.append(Source("command line", nest(key.strip().split("."), value)))
+    return sources
+
+
+def merge_sources(sources: Iterable[Source]) -> dict[str, Any]:
+    """The values of all sources, later ones over earlier ones."""
+    values: dict[str, Any] = {}
+    for source in sources:
+        merge(values, source.values)
+    return values
 
 
 def parse_config(values: Mapping[str, Any]) -> Config:
@@ -55,7 +86,17 @@ def parse_config(values: Mapping[str, Any]) -> Config:
     try:
         return kind.model_validate(values)
     except ValidationError as error:
-        raise ConfigError(_explain(error, kind)) from None
+        raise ConfigError(_explain(error.errors(), kind)) from None
+
+
+def check_incomplete(values: Mapping[str, Any]) -> None:
+    """Raise ConfigError for values that are wrong whatever is set beside them."""
+    kind = config_class(_plugins_in(values))
+    try:
+        kind.model_validate(values)
+    except ValidationError as error:
+        if wrong := [one for one in error.errors() if one["type"] != "missing"]:
+            raise ConfigError(_explain(wrong, kind)) from None
 
 
 @cache
@@ -115,8 +156,8 @@ def merge(into: dict[str, Any], new: Mapping[str, Any]) -> None:
             into[key] = dict(value) if isinstance(value, Mapping) else value
 
 
-def _explain(error: ValidationError, kind: type[Config]) -> str:
-    return "; ".join(_explain_one(e, kind) for e in error.errors())
+def _explain(errors: Iterable[Any], kind: type[Config]) -> str:
+    return "; ".join(_explain_one(e, kind) for e in errors)
 
 
 def _explain_one(e: Any, kind: type[Config]) -> str:

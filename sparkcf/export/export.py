@@ -13,6 +13,7 @@ import pyarrow as pa
 
 from sparkcf import __version__
 from sparkcf.errors import LakeError
+from sparkcf.export.encoder import open_encoder, write_encoder
 from sparkcf.export.files import FILES
 from sparkcf.export.folders import VersionedFolder
 from sparkcf.export.lists import Items, Lists, Run, as_items, read_lists, read_titles
@@ -22,7 +23,8 @@ from sparkcf.lake.query import Lake
 
 REDIS = "redis"
 VECTORS = "vectors"
-TARGETS = (*FILES, REDIS, VECTORS)
+ENCODER = "encoder"
+TARGETS = (*FILES, REDIS, VECTORS, ENCODER)
 PREFIX = "sparkcf"
 
 
@@ -61,7 +63,7 @@ class Exported:
 def export_run(
     lake: Lake, run: Run, to: str, at: str, keep: int = 2, prefix: str = PREFIX, faiss: bool = False
 ) -> Exported:
-    """Write a run's lists or vectors and let readers use them; nothing changes for readers if a step fails.
+    """Write a run's lists, vectors or encoder and let readers use them; nothing changes for readers if a step fails.
 
     Parameters
     ----------
@@ -74,7 +76,7 @@ def export_run(
     Raises
     ------
     ConfigError, ConflictError
-        The target cannot be written, or another export is writing there.
+        The target cannot be written, or another export is writing there; the model has no encoder.
     NotFoundError, LakeError
         The run has no lists or no vectors; or what was read back differs from the lake.
     """
@@ -90,8 +92,14 @@ def export_run(
         place = f"key {prefix}:{run.model}:current"
     else:
         folder = VersionedFolder(at, run.model)
+        encodes = open_encoder(lake, run) if to == ENCODER else None
         with folder.writing() as work:
-            made = write_vectors(lake, run, work, faiss) if to == VECTORS else _write_lists(lake, run, FILES[to](work))
+            if to == VECTORS:
+                made = write_vectors(lake, run, work, faiss)
+            elif encodes is not None:
+                made = write_encoder(encodes, work)
+            else:
+                made = _write_lists(lake, run, FILES[to](work))
             manifest = about | made
             version = folder.publish(work, run.run_id, manifest)
         removed = folder.remove_old(keep)

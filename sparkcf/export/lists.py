@@ -38,6 +38,9 @@ class Run:
     def partition(self) -> dict[str, str]:
         return {"model": self.model, "run_id": self.run_id}
 
+    def __str__(self) -> str:
+        return f"run {self.run_id} (model {self.model}, of {self.ds})"
+
 
 def find_run(lake: Lake, model: str | None = None, ds: Day = None, run_id: str | None = None) -> Run:
     """The published run of a model and day, or the run that is named.

@@ -14,6 +14,7 @@ from typing import Any, NoReturn
 
 from sparkcf.config.load import load_config
 from sparkcf.config.root import Config
+from sparkcf.data.look import doubts
 from sparkcf.errors import ConfigError, SparkcfError, first_line
 from sparkcf.jobs.observe.observer import Observer
 from sparkcf.jobs.session import open_session, stop_session
@@ -30,7 +31,9 @@ Job = Callable[[Any, Config], dict[str, Any]]
 Check = Callable[[Config], Any]
 
 
-def run_job(name: str, function: Job, argv: Sequence[str] | None = None, check: Check | None = None) -> int:
+def run_job(
+    name: str, function: Job, argv: Sequence[str] | None = None, check: Check | None = None, about: str | None = None
+) -> int:
     """Run a job from its command line arguments: load the configuration, call `function`, print the result as JSON.
 
     Parameters
@@ -39,6 +42,7 @@ def run_job(name: str, function: Job, argv: Sequence[str] | None = None, check: 
     function : (spark, config) -> dict, the last line of standard output.
     argv : `--config FILE` (repeatable), `--dry-run` and `key=value` overrides; None: those of the process.
     check : called with the configuration before Spark starts; raises ConfigError for settings that the job cannot use.
+    about : what `--help` says: the docstring of the job's file.
 
     Returns
     -------
@@ -46,7 +50,7 @@ def run_job(name: str, function: Job, argv: Sequence[str] | None = None, check: 
         The exit code: see `errors.EXIT_CODES`.
     """
     check_python()
-    arguments = _parser(name).parse_intermixed_args(argv)
+    arguments = _parser(name, about).parse_intermixed_args(argv)
     observer = Observer(name)
     result: dict[str, Any] = {"job": name}
     try:
@@ -59,8 +63,11 @@ def run_job(name: str, function: Job, argv: Sequence[str] | None = None, check: 
             raise ConfigError(problem)
         check_writable(config.lake.root)
         if arguments.dry_run:
-            say(f"{name}: would run with {config.to_json()}")
-            result |= {"status": "dry-run"}
+            say(f"{name}: would run with {config.shown()}, and the defaults")
+            found = doubts(config)
+            for doubt in found:
+                say(f"  note: {doubt}", "warning")
+            result |= {"status": "dry-run", "notes": found}
             code = 0
         else:
             say(f"{name}: settings that differ from the defaults: {config.shown()}")
@@ -83,9 +90,15 @@ def run_job(name: str, function: Job, argv: Sequence[str] | None = None, check: 
         say(f"sparkcf {name}: {result['error']} (set SPARKCF_TRACE=1 for the stack)", "error")
     result = {"status": "ok", "exit_code": code} | result
     flush()
-    print(json.dumps(redacted_values(result), default=str), flush=True)
+    shown = _scalars(result) if sys.stdout.isatty() else result
+    print(json.dumps(redacted_values(shown), default=str), flush=True)
     observer.ended(result)  # last: a hook may take its time
     return code
+
+
+def _scalars(result: dict[str, Any]) -> dict[str, Any]:
+    """The result without its counts and figures, which would push a night's summary off a terminal's screen."""
+    return {name: value for name, value in result.items() if not isinstance(value, dict)}
 
 
 def _run(name: str, function: Job, config: Config, observer: Observer) -> dict[str, Any]:
@@ -121,8 +134,13 @@ def _stop(spark: Any) -> None:
         say(f"  Spark was gone before it was stopped: {first_line(error)}")
 
 
-def _parser(name: str) -> argparse.ArgumentParser:
-    parser = _Parser(prog=f"jobs/{name}.py", description=f"sparkcf {name}")
+def _parser(name: str, about: str | None) -> argparse.ArgumentParser:
+    parser = _Parser(
+        prog=f"jobs/{name}.py",
+        description=about or f"sparkcf {name}",
+        epilog="`sparkcf config explain` tells what a key is, which jobs read it and what sets it.",
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
     parser.add_argument("--config", action="append", default=[], metavar="FILE", help="YAML; a later one wins")
     parser.add_argument("--dry-run", action="store_true", help="check the configuration and say what would run")
     parser.add_argument("overrides", nargs="*", metavar="key=value", help="for example als.rank=128")
@@ -138,7 +156,7 @@ def _hook(kind: type[BaseException], error: BaseException, stack: TracebackType 
     sys.stderr.write(redacted("".join(traceback.format_exception(kind, error, stack))))
 
 
-def main(name: str, function: Job, check: Check | None = None) -> None:
-    """Entry point of the job files."""
+def main(name: str, function: Job, about: str | None = None, check: Check | None = None) -> None:
+    """Entry point of the job files. `about` : their docstring."""
     sys.excepthook = _hook
-    sys.exit(run_job(name, function, check=check))
+    sys.exit(run_job(name, function, check=check, about=about))

@@ -13,7 +13,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Protocol
 
 import numpy as np
 import pyarrow as pa
@@ -52,6 +52,22 @@ Partition = Mapping[str, str]  # values of partition columns
 Wanted = tuple[str, list[str]]  # a column and its wanted values
 FINE_SEGMENTS = "^(dimension|activity|popularity|category) "  # that `sparkcf metrics` shows if it is asked to
 SAMPLE = 10_000  # rows that are searched for ids similar to an unknown one
+
+
+class RunOfModel(Protocol):
+    """A run whose model can be opened. `partition` : its values of partition columns."""
+
+    @property
+    def model(self) -> str: ...
+
+    @property
+    def run_id(self) -> str: ...
+
+    @property
+    def ds(self) -> dt.date: ...
+
+    @property
+    def partition(self) -> dict[str, str]: ...
 
 
 @dataclass(frozen=True)
@@ -110,6 +126,10 @@ class Lake:
         """An item's nearest items: position, item_id, title, score. Raises as `recommendations`."""
         return _frame(self.similar_rows(item_id, k, model, ds))
 
+    def find(self, title: str, limit: int = 20) -> pd.DataFrame:
+        """Items with a text in their title, whatever its case: item_id, title. Raises NotFoundError if none has it."""
+        return _frame(self.find_rows(title, limit))
+
     def history(self, user_id: str, limit: int = 20) -> pd.DataFrame:
         """A user's interactions, newest first: ts, item_id, title, event, value."""
         return _frame(self.history_rows(user_id, limit))
@@ -163,6 +183,20 @@ class Lake:
         rows = self.with_titles(rows.rename_columns(["position", "item_id", "score"]))
         return _answered_by(rows.select(["position", "item_id", "title", "score"]), run)
 
+    def find_rows(self, title: str, limit: int = 20) -> pa.Table:
+        limit = _positive("limit", limit)
+        rows = self._titled(title)
+        if not rows.num_rows:
+            raise NotFoundError(
+                f"no item of lake {self.root} has {_quoted(title)} in its title: try a shorter part of it"
+            )
+        return rows.sort_by([("title", "ascending"), ("item_id", "ascending")]).slice(0, limit)
+
+    def _titled(self, text: str) -> pa.Table:
+        """item_id, title of the items that have the text in their title."""
+        items = self.read("items")
+        return items.filter(pc.fill_null(pc.match_substring(items["title"], text, ignore_case=True), False))
+
     def history_rows(self, user_id: str, limit: int = 20) -> pa.Table:
         user_id, limit = str(user_id), _positive("limit", limit)
         rows = self.read("interactions", ("user_id", [user_id]))
@@ -204,10 +238,17 @@ class Lake:
     def check_known(self, kind: str, key: str) -> None:
         """Raise NotFoundError if there is no such user or item. `kind` : user or item."""
         if not self.read(f"{kind}s", (f"{kind}_id", [key])).num_rows:
-            hint = self._examples(kind, key, f"{kind}s", {})
+            hint = self._examples(kind, key, f"{kind}s", {}, self._with_lists() if kind == "user" else [])
             raise NotFoundError(f"{kind} {_quoted(key)} is not in lake {self.root}{hint}")
 
-    def position(self, run: PublishedRun, user_id: str, item_id: str) -> int | None:
+    def _with_lists(self) -> list[str]:
+        """Some users with a published list, whom every query knows; empty if nothing is published."""
+        try:
+            return self._sample("user_id", "recommendations", self.published().partition)
+        except (NotFoundError, LakeError):
+            return []
+
+    def position(self, run: RunOfModel, user_id: str, item_id: str) -> int | None:
         """Place of an item in a user's list of a run; None: it is not in it."""
         rows = self.read("recommendations", ("user_id", [user_id]), run.partition)
         at = rows.filter(pc.is_in(rows["item_id"], value_set=_strings([item_id])))["position"].to_pylist()
@@ -389,14 +430,24 @@ class Lake:
             return f"run {_quoted(run_id)} has no metrics: its state is {states[run_id]}"
         return f"no run {_quoted(run_id)} in lake {self.root}: the newest runs are {_listed(list(states))}"
 
-    def _examples(self, kind: str, key: str, name: str, partition: Partition) -> str:
-        """End of a message: existing ids similar to the wanted one, and examples of ids."""
+    def _examples(self, kind: str, key: str, name: str, partition: Partition, shown: Sequence[str] = ()) -> str:
+        """End of a message: ids similar to the wanted one, items with it in their title, and examples of ids.
+
+        `shown` : the examples; empty: some of the table's own.
+        """
         import difflib
 
-        sample = list(dict.fromkeys(islice(self._ids(f"{kind}_id", name, partition), SAMPLE)))
+        sample = self._sample(f"{kind}_id", name, partition)
         close = difflib.get_close_matches(key, sample, n=3, cutoff=0.75) if len(key) <= 100 else []
         meant = f"; did you mean {_listed(close)}?" if close else ""
-        return f"{meant}; known {kind}s look like {_listed(sample[:3])}" if sample else ""
+        titled = self._titled(key).slice(0, 3).to_pylist() if kind == "item" and key.strip() else []
+        if titled:
+            named = ", ".join(f"{_quoted(row['item_id'])} ({row['title']})" for row in titled)
+            meant += f"; titles with it: {named}"
+        return f"{meant}; known {kind}s look like {_listed((shown or sample)[:3])}" if sample else ""
+
+    def _sample(self, column: str, name: str, partition: Partition) -> list[str]:
+        return list(dict.fromkeys(islice(self._ids(column, name, partition), SAMPLE)))
 
     def _ids(self, column: str, name: str, partition: Partition) -> Iterator[str]:
         for path in self.files(self.open(name), None, partition):

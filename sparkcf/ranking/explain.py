@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from sparkcf.lake.query import Day, Lake, PublishedRun
+from sparkcf.lake.query import Day, Lake, RunOfModel
 from sparkcf.models.contract import Explanation
 from sparkcf.ranking.opened import open_published
 
@@ -28,7 +28,7 @@ class Explained:
     parts : largest absolute value first.
     """
 
-    run: PublishedRun
+    run: RunOfModel
     user_id: str
     item_id: str
     title: str | None

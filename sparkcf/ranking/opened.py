@@ -1,4 +1,4 @@
-"""A published run's model opened from the lake in this process, without Spark, and its users."""
+"""A run's model opened from the lake in this process, without Spark, and its users."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from sparkcf.config.load import parse_config
 from sparkcf.config.root import Config
 from sparkcf.data.one_user import as_of, user_pairs
 from sparkcf.errors import ConfigError, LakeError, NotFoundError
-from sparkcf.lake.query import Day, Lake, PublishedRun
+from sparkcf.lake.query import Day, Lake, RunOfModel
 from sparkcf.lake.weights import read_all
 from sparkcf.models.contract import F32, Described, Explanation, Model, Rows, Saved, Scorer, UserBlock
 from sparkcf.models.registry import model_of
@@ -24,10 +24,10 @@ EVENTS = ("user_id", "item_id", "event", "value", "ts", "replaced")
 
 @dataclass(frozen=True)
 class OpenedModel:
-    """A published run's model. `n_items` : item indices are below it."""
+    """A run's model. `n_items` : item indices are below it."""
 
     lake: Lake
-    run: PublishedRun
+    run: RunOfModel
     config: Config
     model: Model[Any]
     scorer: Scorer
@@ -111,7 +111,11 @@ def open_published(lake: Lake, model: str | None = None, ds: Day = None) -> Open
     NotFoundError, LakeError
         As in `Lake.published`; the run's factors or weights are missing or damaged.
     """
-    run = lake.published(model, ds)
+    return open_model(lake, lake.published(model, ds))
+
+
+def open_model(lake: Lake, run: RunOfModel) -> OpenedModel:
+    """Open a run's model. Raises NotFoundError and LakeError if its factors or weights are missing or damaged."""
     config = _config_of(lake, run)
     fitted = model_of(config)
     factors = lake.read("item_factors", None, run.partition, ("item_idx", "factor", "bias"))
@@ -137,7 +141,7 @@ def _of_all(factors: pa.Table, idx: Any, n_items: int) -> tuple[F32, F32, Any]:
     return vectors, bias, known
 
 
-def _config_of(lake: Lake, run: PublishedRun) -> Config:
+def _config_of(lake: Lake, run: RunOfModel) -> Config:
     """The configuration that the run was fitted with."""
     rows = lake.read("runs", ("run_id", [run.run_id]), None, ("run_id", "config"))
     if not rows.num_rows:

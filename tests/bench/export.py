@@ -77,7 +77,9 @@ def _write_factors(root: Path, side: str, ids: np.ndarray, vectors: np.ndarray) 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--users", type=int, default=1_000_000)
-    parser.add_argument("--to", default=",".join(TARGETS), help="targets, separated by commas")
+    parser.add_argument(
+        "--to", default=",".join(t for t in TARGETS if t != "encoder"), help="targets, separated by commas"
+    )
     parser.add_argument("--quick", action="store_true", help="few users: only whether it runs")
     arguments = parser.parse_args()
     users = 2_000 if arguments.quick else arguments.users

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import csv
 import datetime as dt
+import io
 import json
 import re
 import subprocess
@@ -59,13 +61,15 @@ def write_comparison(root: Path, hour: int, models: list[tuple], comparison_id: 
     write(root, "comparisons", columns)
 
 
-def write_figures(root: Path, name: str, *values: tuple[str, str, int | None, float, list[float]]) -> None:
+def write_figures(
+    root: Path, name: str, *values: tuple[str, str, int | None, float, list[float]], protocol: str = "q2"
+) -> None:
     """`values` are (system, metric, k, value, replicates)."""
     n = len(values)
     columns = {
         "run_id": [f"run-{name}"] * n,
         "system": [v[0] for v in values],
-        "protocol": ["q2"] * n,
+        "protocol": [protocol] * n,
         "metric": [v[1] for v in values],
         "k": pa.array([v[2] for v in values], pa.int32()),
         "value": [v[3] for v in values],
@@ -93,6 +97,19 @@ def root(tmp_path_factory: pytest.TempPathFactory) -> Path:
     write_figures(root, "als", ("model", "ndcg_at_k", 100, 0.31, base), *others)
     write_figures(root, "small-ease", ("model", "ndcg_at_k", 100, 0.33, [value + 0.02 for value in base]), *others)
     return root
+
+
+def test_csv_has_a_row_a_model_with_the_measure_and_the_costs(run, root: Path) -> None:
+    code, out, err = run("compare", "--lake", str(root), "--format", "csv")
+    rows = {row["name"]: row for row in csv.DictReader(io.StringIO(out, newline=""))}
+    assert (code, err) == (0, "") and list(rows) == ["als", "small-ease", "odd", "late"]
+    ease = rows["small-ease"]
+    assert (ease["model"], ease["metric"], ease["k"], ease["users"]) == ("ease", "ndcg_at_k", "100", "610")
+    assert float(ease["value"]) == 0.33 and float(ease["difference"]) == pytest.approx(0.02)
+    assert (float(ease["train_seconds"]), float(ease["pairs_per_second"]), ease["peak_bytes"]) == (300.0, 300.0, "")
+    assert rows["als"]["difference"] == "" and rows["odd"]["reason"] == ODD and rows["late"]["value"] == ""
+    _, out, _ = run("compare", "--lake", str(root), "--format", "csv", "--measure", "recall@20")
+    assert {row["metric"] for row in csv.DictReader(io.StringIO(out, newline=""))} == {"recall_at_k"}
 
 
 def test_the_table_shows_the_newest_comparison(run, root: Path) -> None:

@@ -14,6 +14,8 @@ from pathlib import Path
 import pyarrow as pa
 import pytest
 
+import sparkcf
+from tests.cli.test_compare import write_figures
 from tests.lake.test_query import (
     MAY_2,
     STRANGE,
@@ -24,8 +26,10 @@ from tests.lake.test_query import (
     write_items,
     write_lists,
     write_metrics,
+    write_users,
 )
 
+ASK_USERS = ("recommend", "history")
 CONTROLS = "\x1b[31mred\x1b[0m \x07 \x9b2J \x7f \u202e"
 
 
@@ -223,6 +227,56 @@ def test_errors_are_one_line_with_their_exit_code(run, root: str, arguments, exp
     code, out, err = run("--lake", root, *arguments)
     assert (code, out) == (expected, "")
     assert one_line(err) and text in err
+
+
+def test_items_are_found_by_a_part_of_their_title(run, root: str) -> None:
+    code, out, _ = run("find", "ALI", "--lake", root, "--format", "json")
+    assert code == 0 and json.loads(out) == [{"item_id": "a", "title": "Alien"}]
+    code, out, _ = run("find", "title", "--limit", "2", "--lake", root, "--format", "csv")
+    assert code == 0 and len(list(csv.DictReader(io.StringIO(out, newline="")))) == 2
+    code, out, err = run("find", "zz(", "--lake", root)
+    assert (code, out) == (1, "") and one_line(err) and "no item" in err
+    code, _, err = run("similar", "--item", "brazil", "--lake", root)
+    assert code == 1 and one_line(err) and "titles with it: 'b' (Brazil)" in err
+
+
+def test_a_list_shorter_than_wanted_says_so(run, root: str) -> None:
+    _, out, _ = run("recommend", "--user", "1", "--k", "100", "--lake", root)
+    assert "2 of 100 rows: jobs/recommend.py writes topk.k items a user" in out
+    _, out, _ = run("similar", "--item", "a", "--k", "9", "--lake", root)
+    assert "of 9 rows: " in out
+    for more in (("--k", "2"), ()):
+        assert "rows:" not in run("recommend", "--user", "1", *more, "--lake", root)[1]
+
+
+def test_every_query_suggests_the_same_users(run, root: str, tmp_path: Path) -> None:
+    known = {run(name, "--user", "99999", "--lake", root)[2].partition("known users")[2] for name in ASK_USERS}
+    assert len(known) == 1 and "look like '1', '2'" in known.pop()
+    write_users(tmp_path, ["7"])  # nothing is published
+    write_items(tmp_path, {"a": None})
+    write_interactions(tmp_path, MAY_2, [("7", "a", 1.0, dt.datetime(2024, 5, 1))])
+    assert "known users look like '7'" in run("history", "--user", "8", "--lake", str(tmp_path))[2]
+
+
+def test_measures_stand_beside_those_of_popularity_without_the_log_of_the_fit(run, tmp_path: Path) -> None:
+    both = (("popularity", "ndcg_at_k", 10, 0.2, [0.2]), ("model", "ndcg_at_k", 10, 0.25, [0.25]))
+    write_figures(tmp_path, "als", *both)
+    write_figures(tmp_path, "als", ("model", "objective", 3, 9.0, [9.0]), protocol="fit")
+    ask = ("metrics", "--run-id", "run-als", "--lake", str(tmp_path))
+    code, out, _ = run(*ask)
+    lines = [line.split() for line in out.splitlines() if line.strip()]
+    assert code == 0 and ["measure", "model", "popularity"] in lines
+    assert ["q2", "ndcg@10", "0.2500", "[0.2400,", "0.2600]", "0.2000", "[0.1900,", "0.2100]"] in lines
+    assert "objective" not in out and "has 1 rows: --fit" in out
+    _, out, _ = run(*ask, "--fit")
+    assert "objective" in out and "--fit" not in out
+    assert len(json.loads(run(*ask, "--format", "json")[1])) == 3
+
+
+def test_the_version_is_printed_without_a_command(run) -> None:
+    code, out, err = run("--version")
+    assert (code, out, err) == (0, f"sparkcf {sparkcf.__version__}\n", "")
+    assert {"Lake", "fit", "load"} <= set(dir(sparkcf))
 
 
 def test_a_missing_lake_ends_with_2(run, tmp_path: Path) -> None:

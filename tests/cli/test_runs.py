@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import csv
 import datetime as dt
+import io
 import json
 from pathlib import Path
 
@@ -129,6 +131,16 @@ def test_one_run_as_json_is_one_object(run, root: str) -> None:
     assert [(f["metric"], f["k"], f["value"]) for f in found["figures"]] == [("ndcg_at_k", 10, 0.25)]
     _, out, _ = run("run", FIRST, "--lake", root, "--format", "json")
     assert json.loads(out)["compared_with"] is None and json.loads(out)["peak_bytes"] is None
+
+
+def test_one_run_as_csv_has_a_row_a_value(run, root: str) -> None:
+    code, out, _ = run("run", LONG, "--lake", root, "--format", "csv")
+    found = {(r["part"], r["name"], r["what"]): r["value"] for r in csv.DictReader(io.StringIO(out, newline=""))}
+    assert code == 0 and found["step", "evaluate/pack", "seconds"] == "5.0"
+    assert found["count", "users", "rows"] == "1234567" and found["fact", "state", "value"] == "refused"
+    assert (found["setting", "als.rank", "before"], found["setting", "als.rank", "now"]) == ("64", "128")
+    assert found["table", "interactions", "version"] == "4" and ("table", "features", "version") not in found
+    assert found["measure", "q1 als ndcg_at_k@10", "value"] == "0.25"
 
 
 def test_a_run_of_an_older_lake_is_shown_without_what_it_lacks(run, tmp_path: Path) -> None:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import csv
+import io
 import json
 
 import pytest
@@ -59,3 +61,9 @@ def test_the_command_prints_it_and_gives_json(capsys: pytest.CaptureFixture[str]
         main(["size", "--interactions", "5e6", "--users", "1e5", "--items", "1e4", "--format", "json"])
     found = json.loads(capsys.readouterr().out)
     assert [step["step"] for step in found["steps"]] == ["clean", "train", "evaluate", "recommend", "similar items"]
+    with pytest.raises(SystemExit):
+        main(["size", "--interactions", "5e6", "--users", "1e5", "--items", "1e4", "--format", "csv"])
+    rows = list(csv.DictReader(io.StringIO(capsys.readouterr().out)))
+    hours = [float(row["core_hours"]) for row in rows if row["part"] == "step"]
+    assert hours == [step["core_hours"] for step in found["steps"]]
+    assert {row["part"] for row in rows} == {"step", "limit", "lake"} and float(rows[-1]["needs"]) == found["lake_gb"]

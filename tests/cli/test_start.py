@@ -139,6 +139,8 @@ def test_an_export_is_read_back_and_told(run, tmp_path: Path) -> None:
         ("recommend --us", "--user"),
         ("--lake x simi", "similar"),
         ("size --inter", "--interactions"),
+        ("config exp", "explain"),
+        ("config explain als.rank --conf", "--config"),
     ],
 )
 def test_bash_completes_commands_and_options(run, words: str, expected: str) -> None:

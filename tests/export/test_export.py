@@ -333,4 +333,4 @@ def test_a_run_without_vectors_is_said(tmp_path: Path) -> None:
 
 
 def test_every_target_is_tested() -> None:
-    assert set(TARGETS) == {*FILES, "redis", "vectors"}
+    assert set(TARGETS) == {*FILES, "redis", "vectors", "encoder"}

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ast
 import json
 import os
 import signal
@@ -154,6 +155,44 @@ def test_a_dry_run_says_what_would_run_and_starts_nothing(never: Callable, run: 
     assert (code, result["status"]) == (0, "dry-run")
     assert '"rank": 5' in err
     assert not (tmp_path / "lake").exists()
+
+
+def test_a_dry_run_names_missing_files_columns_and_times_that_no_format_has(
+    never: Callable, run: Callable, tmp_path: Path
+) -> None:
+    code, result, err = run(never, "--dry-run", f"input.path={tmp_path}/none-*.csv")
+    assert code == 0 and result["notes"] == [f"input.path={tmp_path}/none-*.csv: no such file"]
+    assert "no such file" in err and max(map(len, err.splitlines())) < 500
+    (tmp_path / "log.csv").write_text("user_id,item,ts\nu1,i1,2024/01/31\n")
+    code, result, _ = run(never, "--dry-run", f"input.path={tmp_path}/log.csv")
+    assert code == 0 and [note.partition("=")[0] for note in result["notes"]] == [
+        "input.columns.item_id", "input.ts_formats",
+    ]  # fmt: skip
+
+
+def test_help_tells_what_the_job_does(capsys: pytest.CaptureFixture[str]) -> None:
+    job = Path(__file__).resolve().parents[2] / "jobs" / "nightly.py"
+    with pytest.raises(SystemExit) as ended:
+        run_job("nightly", lambda *_: {}, ["--help"], about=ast.get_docstring(ast.parse(job.read_text())))
+    shown = capsys.readouterr().out
+    assert ended.value.code == 0 and "The whole night in one session" in shown and "sparkcf config explain" in shown
+
+
+def test_every_job_gives_its_docstring_to_help() -> None:
+    for job in (Path(__file__).resolve().parents[2] / "jobs").glob("*.py"):
+        assert ", __doc__" in job.read_text(), job
+
+
+def test_a_terminal_gets_the_last_line_without_counts_and_figures(
+    session: NoSpark, run: Callable, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def job(*_: object) -> dict:
+        return {"run_id": "r", "figures": {"model:ndcg_at_k@10": 0.5}}
+
+    assert run(job)[1]["figures"]
+    monkeypatch.setattr("sys.stdout.isatty", lambda: True, raising=False)
+    told = run(job)[1]
+    assert told["run_id"] == "r" and told["status"] == "ok" and "figures" not in told
 
 
 def test_options_may_stand_between_the_overrides(never: Callable, capsys: pytest.CaptureFixture[str]) -> None:

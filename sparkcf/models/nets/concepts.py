@@ -171,3 +171,7 @@ class ConceptScorer(Scorer):
 
     def likeness(self) -> F32:
         return self.items
+
+    def user_encoder(self) -> Any:
+        """See `AutoencoderScorer.user_encoder`."""
+        return self._model.exported_encoder(self._state, self.items, self.known_items)

@@ -237,6 +237,15 @@ class NetModel(Model[NetParams]):
     def encoder(self, state: Arrays, side: str = "user") -> Encoder:
         return Encoder(self.net_to_serve(self.sizes_of(state)), state, side)
 
+    def exported_encoder(self, state: Arrays, item_vectors: F32, known_items: NDArray[np.bool_]) -> Any:
+        """The users' encoder, with the items that a scorer has, as an `ExportedEncoder`."""
+        from sparkcf.models.nets.exported import KnownItems, exported
+        from sparkcf.training.checkpoint import load_into
+
+        net = self.net_to_serve(self.sizes_of(state))
+        load_into(net, state)
+        return exported(net, KnownItems(item_vectors, known_items))
+
     def encoded(self, rows: DataFrame, state: Arrays, side: str = "user") -> DataFrame:
         """FACTORS (and latent) of packed rows, encoded in blocks, on the executor's GPU if it has one."""
         shared, has_latent = share_state(rows.sparkSession, state), self.has_latent
@@ -290,6 +299,9 @@ class LinearDecoderModel(NetModel[NetParams]):
         range_text = f"it takes {least:g} to {most:g}"
         setting = f"{self.name}.likelihood={likelihood}"
         check_values(data.pairs, outside, setting, range_text, f"{self.name}.likelihood=gaussian")
+
+    def open(self, saved: Saved) -> AutoencoderScorer:
+        return AutoencoderScorer(saved, self)
 
     def sizes_of(self, state: Arrays) -> Sizes:
         return {"n_items": len(state["output.bias"])}
@@ -386,6 +398,14 @@ class NetScorer(InnerProduct):
     def fold_in(self, rows: Rows, features: Features | None = None) -> tuple[F32, F32]:
         factors = self._encoder.of_rows(rows)
         return factors, np.zeros(len(factors), np.float32)
+
+
+class AutoencoderScorer(NetScorer):
+    """Of a net whose user encoder can be handed over."""
+
+    def user_encoder(self) -> Any:
+        """The encoder as a file for others: see `sparkcf.models.nets.exported.ExportedEncoder`."""
+        return self._model.exported_encoder(self._state, self.item_vectors, self.known_items)
 
 
 def item_vectors(pairs: DataFrame, vectors: F32, bias: F32) -> DataFrame:

@@ -18,7 +18,7 @@ from sparkcf.data.pairs import Reads
 from sparkcf.errors import ConfigError
 from sparkcf.lake.arrays import Arrays
 from sparkcf.models.contract import F32, LocalData, Rows, Saved, TrainingData
-from sparkcf.models.nets.fit import Encoder, NetModel, NetScorer, Sizes, check_local_values, check_values
+from sparkcf.models.nets.fit import AutoencoderScorer, Encoder, NetModel, Sizes, check_local_values, check_values
 from sparkcf.models.nets.side_fields import collected_features, encoded_features, texts_of
 from sparkcf.spark import DataFrame, F, Window
 
@@ -105,7 +105,7 @@ class BiVAEModel(NetModel[BiVAEConfig]):
         return BiVAEScorer(saved, self)
 
 
-class BiVAEScorer(NetScorer):
+class BiVAEScorer(AutoencoderScorer):
     """Folds in new users by the users' encoder and new items by the items' encoder."""
 
     @cached_property
