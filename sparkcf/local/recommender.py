@@ -34,7 +34,7 @@ from sparkcf.local.events import (
 )
 from sparkcf.local.measure import Evaluation, ranking_figures, rating_figures
 from sparkcf.local.split import LocalSplit, split_events
-from sparkcf.models.contract import I32, I64, LocalData, LocalFit, Model, Rows, Scorer, UserBlock
+from sparkcf.models.contract import I32, I64, LocalData, LocalFit, LocalRun, Model, Rows, Scorer, UserBlock
 from sparkcf.models.registry import implementation, model_of
 from sparkcf.ranking.scorers import known_entries
 from sparkcf.ranking.topk import Catalogue, Ranker
@@ -97,15 +97,11 @@ def fit_events(
 ) -> Recommender:
     """Fit the configured model on events."""
     made = model_of(config)
-    if not fits_locally(type(made)):
-        able = [name for name in model_names() if fits_locally(implementation(name))]
+    if not made.fits_locally:
+        able = [name for name in model_names() if implementation(name).fits_locally]
         raise ConfigError(f"model={made.name} is fitted by the train job only; without Spark: {', '.join(able)}")
     data = pairs_of(events, made.reads, config, len(users), len(items), threads)
-    return Recommender(config, users, items, events, made.fit_local(data, on_progress), threads)
-
-
-def fits_locally(kind: type[Model[Any]]) -> bool:
-    return kind.fit_local is not Model.fit_local
+    return Recommender(config, users, items, events, made.fit_local(data, LocalRun(on_progress)), threads)
 
 
 @dataclass(frozen=True)

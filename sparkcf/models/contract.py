@@ -1,7 +1,7 @@
 """The interface between jobs and models; jobs use a model only through it.
 
     TrainingData, FitRun ──Model.fit──▶ Fitted ──stored, read back──▶ Saved ──Model.open──▶ Scorer
-    LocalData ──Model.fit_local──▶ LocalFit, with its Saved ──────────────────┘
+    LocalData, LocalRun ──Model.fit_local──▶ LocalFit, with its Saved ────────┘
 
 `Fitted` is the result of a fit, fresh or read back from the lake: frames and arrays. A `Scorer` is opened from its
 arrays in any process, without Spark. There are two kinds: an `InnerProduct` of user and item vectors, which the fused
@@ -40,6 +40,7 @@ I64 = NDArray[np.int64]
 Rows = tuple[I64, I32, F32, F32]  # indptr (n + 1,), indices, values, weights (nnz,) of users' pairs over the items
 Features = tuple[I64, I32, F32]  # indptr (n + 1,), feature, value: side features of users
 Params = TypeVar("Params", bound=ModelSection)
+USER_ARRAYS, ITEM_ARRAYS = ("vectors", "bias", "known"), ("item_vectors", "item_bias", "item_known")
 
 
 @dataclass(frozen=True)
@@ -152,41 +153,6 @@ class Saved:
 
 
 @dataclass(frozen=True)
-class PairArrays:
-    """The pairs of a fit in one process.
-
-    users, items : int32 (nnz,).
-    values : (nnz,).
-    weights : (nnz,); None: all are 1.
-    """
-
-    users: I32
-    items: I32
-    values: F32
-    weights: F32 | None
-    n_users: int
-    n_items: int
-
-
-@dataclass(frozen=True)
-class ArrayFit:
-    """A fit in one process. user_vectors: (n_users, width). user_known: bool (n_users,)."""
-
-    saved: Saved
-    user_vectors: F32
-    user_known: NDArray[np.bool_]
-
-    @classmethod
-    def without_vectors(cls, pairs: PairArrays, arrays: Arrays) -> ArrayFit:
-        """A fit whose scores do not come from vectors; it knows every user and item of the pairs."""
-        users, items = np.zeros(pairs.n_users, bool), np.zeros(pairs.n_items, bool)
-        users[pairs.users] = items[pairs.items] = True
-        nothing = np.zeros((pairs.n_items, 0), np.float32)
-        saved = Saved(nothing, np.zeros(pairs.n_items, np.float32), items, arrays)
-        return cls(saved, np.zeros((pairs.n_users, 0), np.float32), users)
-
-
-@dataclass(frozen=True)
 class LocalData:
     """Input data of a fit in this process: an entry per pair, sorted by user and item, each pair once.
 
@@ -259,6 +225,20 @@ class Described:
 
 
 @dataclass(frozen=True)
+class LocalRun:
+    """How a fit in this process begins, reports and ends.
+
+    on_progress : called with the log entry of every sweep or epoch.
+    rounds : sweeps to run, of `Model.rounds`; None: all. Only with `Model.fits_in_parts`.
+    start : an earlier fit to continue from; None: start from the seed. Only with `Model.fits_in_parts`.
+    """
+
+    on_progress: Callable[[dict[str, Any]], None] = lambda entry: None
+    rounds: int | None = None
+    start: LocalFit | None = None
+
+
+@dataclass(frozen=True)
 class LocalFit:
     """The result of a fit in this process.
 
@@ -278,6 +258,22 @@ class LocalFit:
         none, no_bias = (np.zeros((data.n_items, 0), np.float32), np.zeros(data.n_items, np.float32))
         users = UserBlock(np.zeros((data.n_users, 0), np.float32), np.zeros(data.n_users, np.float32), user)
         return cls(Saved(none, no_bias, item, arrays), users)
+
+    @classmethod
+    def of_arrays(cls, arrays: Arrays, mean: float, average: float, log: list[dict[str, Any]]) -> LocalFit:
+        """The inverse of `to_arrays`. Raises TypeError if an array is missing."""
+
+        def part(prefix: str) -> dict[str, Any]:
+            return {name.removeprefix(prefix): array for name, array in arrays.items() if name.startswith(prefix)}
+
+        saved = Saved(**part("saved."), arrays=part("array."), mean=mean, average=average)
+        return cls(saved, UserBlock(**part("users.")), log)
+
+    def to_arrays(self) -> Arrays:
+        """All arrays of the fit under one name each; the means and the log are left out."""
+        arrays: Arrays = {f"saved.{name}": getattr(self.saved, name) for name in ITEM_ARRAYS}
+        arrays |= {f"users.{name}": getattr(self.users, name) for name in USER_ARRAYS}
+        return arrays | {f"array.{name}": array for name, array in self.saved.arrays.items()}
 
 
 class Scorer(ABC):
@@ -436,7 +432,9 @@ class Model(ABC, Generic[Params]):
     section : class of its parameters.
     packs_rows : its fit reads the rows that `pack` writes.
     scores_rows : its scorer needs the users' pairs.
-    fits_arrays : `fit_sweeps` fits it in one process.
+    fits_locally : it has `fit_local`.
+    fits_in_parts : `fit_local` can run some of its `rounds`, and go on from an earlier fit; a model of one round may
+        ignore both.
     tables : tables that it stores besides the factors.
     item_tables : those of `tables` without users; folding in users leaves them unchanged.
     validation_share : share of user rows kept from training, for early stopping.
@@ -445,7 +443,8 @@ class Model(ABC, Generic[Params]):
     section: ClassVar[type[ModelSection]]
     packs_rows: ClassVar[bool] = False
     scores_rows: ClassVar[bool] = False
-    fits_arrays: ClassVar[bool] = False
+    fits_locally: ClassVar[bool] = False
+    fits_in_parts: ClassVar[bool] = False
     tables: ClassVar[tuple[str, ...]] = ()
     item_tables: ClassVar[tuple[str, ...]] = ()
     validation_share: float = 0.0
@@ -499,24 +498,8 @@ class Model(ABC, Generic[Params]):
             The numbers are not finite, or the data do not suit the model.
         """
 
-    def fit_sweeps(self, pairs: PairArrays, sweeps: int, start: ArrayFit | None, threads: int) -> ArrayFit:
-        """Fit in this process, without Spark.
-
-        Parameters
-        ----------
-        sweeps : sweeps to run, of `rounds`.
-        start : an earlier fit to continue from; None: start from the seed.
-
-        Raises ConfigError or TrainingError as `fit`.
-        """
-        raise NotImplementedError
-
-    def fit_local(self, data: LocalData, on_progress: Callable[[dict[str, Any]], None]) -> LocalFit:
-        """Train in this process, without Spark, on the same objective as `fit`; a model need not have it.
-
-        Parameters
-        ----------
-        on_progress : called with the log entry of every sweep or epoch.
+    def fit_local(self, data: LocalData, run: LocalRun) -> LocalFit:
+        """Train in this process, without Spark, on the same objective as `fit`; only with `fits_locally`.
 
         Raises
         ------

@@ -15,7 +15,7 @@ A user's scores are x B, with x the user's row of positives. Two settings extend
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Iterable, Iterator
 from typing import Any
 
 import numpy as np
@@ -28,7 +28,6 @@ from sparkcf.data.pairs import Reads, row_lists
 from sparkcf.data.partitions import partition_keys
 from sparkcf.data.split import uniform
 from sparkcf.errors import ConfigError, TrainingError
-from sparkcf.kernels.csr import build_csr
 from sparkcf.kernels.gram import add_gram
 from sparkcf.kernels.random import uniform_rows
 from sparkcf.lake.arrays import Shapes
@@ -37,14 +36,14 @@ from sparkcf.models.contract import (
     F32,
     F64,
     I32,
-    ArrayFit,
+    I64,
     Features,
     FitRun,
     Fitted,
     LocalData,
     LocalFit,
+    LocalRun,
     Model,
-    PairArrays,
     Rows,
     Saved,
     Scorer,
@@ -63,7 +62,7 @@ class EASE(Model[EASEConfig]):
 
     section = EASEConfig
     scores_rows = True
-    fits_arrays = True
+    fits_locally = fits_in_parts = True
 
     @property
     def reads(self) -> Reads:
@@ -91,30 +90,14 @@ class EASE(Model[EASEConfig]):
         weights = item_weights(gram, counts, self.params)
         return Fitted.without_vectors(data.pairs, {"weights": weights, "items": items})
 
-    def fit_sweeps(self, pairs: PairArrays, sweeps: int, start: ArrayFit | None, threads: int) -> ArrayFit:
-        """See `Model.fit_sweeps`; all of a user's pairs count, also above `ease.max_history`."""
-        items, places = np.unique(pairs.items, return_inverse=True)
-        self._check_size(m := len(items))
-        rows = build_csr(pairs.users, places.astype(np.int32), pairs.values, pairs.n_users, m)
-        gram = np.zeros((m, m))
-        add_gram(*rows, np.diff(rows[0]).clip(1).astype(np.float64) ** -self.params.user_exponent, 0, gram)
-        weights = item_weights(gram, np.bincount(rows[1], minlength=m).astype(np.float64), self.params)
-        return ArrayFit.without_vectors(pairs, {"weights": weights, "items": items.astype(np.int32)})
-
-    def fit_local(self, data: LocalData, on_progress: Callable[[dict[str, Any]], None]) -> LocalFit:
+    def fit_local(self, data: LocalData, run: LocalRun) -> LocalFit:
         items = np.flatnonzero(data.present()[1]).astype(np.int32)
         self._check_size(len(items))
-        indptr, indices, values, _ = data.rows()
-        place = np.full(data.n_items, -1, np.int32)
-        place[items] = np.arange(len(items), dtype=np.int32)
-        kept = _longest(indptr, self.params.max_history, self.seed)
-        counts = np.bincount(data.users[kept], minlength=data.n_users)
-        indptr, indices, values = np.concatenate([[0], np.cumsum(counts)]), place[indices[kept]], values[kept]
-        gram = np.zeros((len(items), len(items)))
-        factors = np.maximum(counts, 1).astype(np.float64) ** -self.params.user_exponent
-        add_gram(indptr, indices, values, factors, 0, gram)
-        of_items = np.bincount(indices, minlength=len(items)).astype(np.float64)
-        return LocalFit.without_vectors(data, {"weights": item_weights(gram, of_items, self.params), "items": items})
+        indptr, places, values = capped_rows(data, items, self.params.max_history, self.seed)
+        gram, lengths = np.zeros((len(items), len(items))), np.diff(indptr).clip(1).astype(np.float64)
+        add_gram(indptr, places, values, lengths**-self.params.user_exponent, 0, gram)
+        counts = np.bincount(places, minlength=len(items)).astype(np.float64)
+        return LocalFit.without_vectors(data, {"weights": item_weights(gram, counts, self.params), "items": items})
 
     def _check_size(self, n_items: int) -> None:
         if not n_items:
@@ -239,14 +222,17 @@ def items_of(pairs: DataFrame) -> I32:
     return np.sort(found["item_idx"].to_numpy(np.int32))
 
 
-def _longest(indptr: NDArray[np.int64], most: int, seed: int) -> NDArray[np.bool_]:
-    """Which entries are kept, bool (nnz,): of a row of more than `most` entries, `most` drawn by the seed."""
-    kept = np.ones(indptr[-1], bool)
+def capped_rows(data: LocalData, items: I32, most: int, seed: int) -> tuple[I64, I32, F32]:
+    """Compressed rows of all users over the places of `items`: at most `most` pairs of each, drawn by the seed."""
+    indptr, indices, values, _ = data.rows()
+    kept = np.ones(len(indices), bool)
     for row in np.flatnonzero(np.diff(indptr) > most):
         here = np.arange(indptr[row], indptr[row + 1])
         drawn = np.argsort(uniform_rows(seed, int(row), here - here[0]), kind="stable")
         kept[here[drawn[most:]]] = False
-    return kept
+    counts = np.bincount(data.users[kept], minlength=data.n_users)
+    places = np.searchsorted(items, indices[kept]).astype(np.int32)
+    return np.concatenate([[0], np.cumsum(counts)]).astype(np.int64), places, values[kept]
 
 
 def capped(pairs: DataFrame, most: int, seed: int) -> DataFrame:

@@ -9,7 +9,7 @@ solves rows that were not in training.
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import Any, TypeVar
@@ -28,15 +28,14 @@ from sparkcf.models.als.explain import contributions
 from sparkcf.models.als.objective import Objective
 from sparkcf.models.als.sweeps import NOTHING, Plan, Side, solve_rows, train
 from sparkcf.models.contract import (
-    ArrayFit,
     Features,
     FitRun,
     Fitted,
     InnerProduct,
     LocalData,
     LocalFit,
+    LocalRun,
     Model,
-    PairArrays,
     Rows,
     Saved,
     TrainingData,
@@ -72,7 +71,7 @@ class Factors:
 class Factorization(Model[Configured]):
     """Matrix factorization by alternating row solves: base of ALS and HALS."""
 
-    fits_arrays = True
+    fits_locally = fits_in_parts = True
 
     @property
     def reads(self) -> Reads:
@@ -98,28 +97,6 @@ class Factorization(Model[Configured]):
         fitted = fit(data.pairs, *sizes, self.params, self.seed, warm_start, run.on_progress, run.checkpoint_dir)
         return replace(fitted, average=average)
 
-    def fit_sweeps(self, pairs: PairArrays, sweeps: int, start: ArrayFit | None, threads: int) -> ArrayFit:
-        config = self.params.model_copy(update={"iterations": sweeps})
-        plan = Plan(config, pairs.n_users, pairs.n_items, self.seed, threads)
-        weights = NO_WEIGHTS if pairs.weights is None else pairs.weights
-        warm: list[Any] = [None, None]
-        if start is not None:
-            warm = [
-                (np.arange(len(vectors)), _joined(vectors, bias, config))
-                for vectors, bias in (
-                    (start.user_vectors, start.saved.arrays["user_bias"]),
-                    (start.saved.item_vectors, start.saved.item_bias),
-                )
-            ]
-        users, items = pairs.users, pairs.items
-        sides = [(users, items, pairs.values, weights), (items, users, pairs.values, weights)]
-        trained, log = train(Parts(sides, warm), plan, Alone())
-        (user, user_bias), (item, item_bias) = (_split(side.factors, config) for side in trained)
-        known = [side.block.counts > 0 for side in trained]
-        average = float(np.average(pairs.values, weights=pairs.weights)) if config.mode == "explicit" else 0.0
-        saved = Saved(item, item_bias, known[ITEM], {"user_bias": user_bias}, log[-1]["mean"], average)
-        return ArrayFit(saved, user, known[USER])
-
     def _warm_start(self, run: FitRun) -> dict[str, DataFrame] | None:
         """The vectors of an earlier run, with biases the bias as last entry; None if the ranks differ."""
         warm_start = {}
@@ -132,12 +109,17 @@ class Factorization(Model[Configured]):
             warm_start[side] = factors.select("idx", vector.alias("factor"))
         return warm_start or None
 
-    def fit_local(self, data: LocalData, on_progress: Callable[[dict[str, Any]], None]) -> LocalFit:
+    def fit_local(self, data: LocalData, run: LocalRun) -> LocalFit:
         """Fit in this process; see `fit_arrays`."""
         average = float(data.values.mean(dtype=np.float64)) if self.params.mode == "explicit" else 0.0
-        sizes, more = (data.n_users, data.n_items), {"threads": data.threads, "weights": data.weights}
-        pairs = (data.users, data.items, data.values)
-        found = fit_arrays(*pairs, *sizes, self.params, self.seed, on_progress=on_progress, **more)  # type: ignore[arg-type]
+        config = self.params.model_copy(update={"iterations": run.rounds or self.rounds})
+        start = None
+        if run.start is not None:
+            users, items = run.start.users, run.start.saved
+            sides = ((users.vectors, users.bias), (items.item_vectors, items.item_bias))
+            start = [_joined(vectors, bias, config) for vectors, bias in sides]
+        pairs, sizes = (data.users, data.items, data.values), (data.n_users, data.n_items)
+        found = fit_arrays(*pairs, *sizes, config, self.seed, data.threads, run.on_progress, None, data.weights, start)
         saved = Saved(found.item, found.item_bias, found.item_present, mean=found.mean, average=average)
         return LocalFit(saved, UserBlock(found.user, found.user_bias, found.user_present), found.log)
 
@@ -266,14 +248,23 @@ def fit_arrays(
     on_progress: Callable[[dict[str, Any]], None] | None = None,
     checkpoint_dir: str | None = None,
     weights: F32 | None = None,
+    start: Sequence[F32] | None = None,
 ) -> Factors:
-    """Fit in this process, for notebooks, tests and small data. Arrays (nnz,); weights: mode explicit only."""
+    """Fit in this process, for notebooks, tests and small data.
+
+    Parameters
+    ----------
+    users, items, values : (nnz,).
+    weights : (nnz,); mode explicit only.
+    start : initial rows of users and of items, (n, width) each; None: drawn from the seed.
+    """
     _check_weights(weights is not None, config)
     plan = Plan(config, n_users, n_items, seed, threads)
-    users, items = users.astype(np.int32), items.astype(np.int32)
-    values = values.astype(np.float32)
-    weight = NO_WEIGHTS if weights is None else weights.astype(np.float32)
-    parts = Parts([(users, items, values, weight), (items, users, values, weight)], [None, None])
+    users, items = users.astype(np.int32, copy=False), items.astype(np.int32, copy=False)
+    values = values.astype(np.float32, copy=False)
+    weight = NO_WEIGHTS if weights is None else weights.astype(np.float32, copy=False)
+    warm: list[Any] = [None, None] if start is None else [(np.arange(len(rows)), rows) for rows in start]
+    parts = Parts([(users, items, values, weight), (items, users, values, weight)], warm)
     sides, log = train(parts, plan, Alone(on_progress), SavedSweeps(checkpoint_dir) if checkpoint_dir else None)
     (user, user_bias), (item, item_bias) = (_split(side.factors, config) for side in sides)
     present = [side.block.counts > 0 for side in sides]

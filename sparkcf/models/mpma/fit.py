@@ -26,6 +26,7 @@ from sparkcf.models.contract import (
     Fitted,
     LocalData,
     LocalFit,
+    LocalRun,
     Model,
     Saved,
     TrainingData,
@@ -52,6 +53,7 @@ class MPMA(Model[MPMAConfig]):
     """Mixture probabilistic matrix approximation: predicts a distribution of a rating."""
 
     section = MPMAConfig
+    fits_locally = True
 
     @property
     def reads(self) -> Reads:
@@ -115,7 +117,7 @@ class MPMA(Model[MPMAConfig]):
             arrays = {name: array for name, array in arrays.items() if not name.endswith("_sizes")}
             return Fitted(user, item, log, mean, mean, arrays, figures=figures, cached=cached)
 
-    def fit_local(self, data: LocalData, on_progress: Callable[[dict[str, Any]], None]) -> LocalFit:
+    def fit_local(self, data: LocalData, run: LocalRun) -> LocalFit:
         """Fit in this process; see `fit_arrays`."""
         if self._columns():
             raise ConfigError("mpma.user_group_column and item_group_column are read by the jobs only: leave them out")
@@ -123,7 +125,7 @@ class MPMA(Model[MPMAConfig]):
             raise ConfigError("model=mpma weighs every rating 1: set preference.weight=one and no half_life_days")
         sizes, threads = (data.n_users, data.n_items), data.threads
         pairs = (data.users, data.items, data.values)
-        trained, _ = fit_arrays(*pairs, *sizes, self.params, self.seed, threads, on_progress)
+        trained, _ = fit_arrays(*pairs, *sizes, self.params, self.seed, threads, run.on_progress)
         user, item = trained.rows
         arrays = {name: array for name, array in trained.shared.items() if not name.endswith("_sizes")}
         no_bias = np.zeros(data.n_items, np.float32)

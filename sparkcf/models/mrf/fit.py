@@ -27,26 +27,26 @@ from sparkcf.data.pairs import Reads, row_lists
 from sparkcf.data.partitions import partition_keys
 from sparkcf.data.shared import SharedArrays, share
 from sparkcf.errors import TrainingError
-from sparkcf.kernels.csr import build_csr
 from sparkcf.kernels.mrf import multiply_rows
 from sparkcf.lake.arrays import Arrays, Shapes
 from sparkcf.lake.frames import kept, one_row, side_by_side
 from sparkcf.models.contract import (
     F32,
     I32,
-    ArrayFit,
     Features,
     FitRun,
     Fitted,
+    LocalData,
+    LocalFit,
+    LocalRun,
     Model,
-    PairArrays,
     Rows,
     Saved,
     Scorer,
     TrainingData,
     UserBlock,
 )
-from sparkcf.models.ease import capped, items_of
+from sparkcf.models.ease import capped, capped_rows, items_of
 from sparkcf.models.explanation import Explanation, of_items, strongest_had
 from sparkcf.models.mrf.items import (
     Compressed,
@@ -71,7 +71,7 @@ class MRF(Model[MRFConfig]):
 
     section = MRFConfig
     scores_rows = True
-    fits_arrays = True
+    fits_locally = fits_in_parts = True
 
     @property
     def reads(self) -> Reads:
@@ -107,13 +107,14 @@ class MRF(Model[MRFConfig]):
             run.on_progress({"note": f"{raised:,} items' systems were singular: lower mrf.min_correlation"})
         return Fitted.without_vectors(data.pairs, _stored(joined(columns, len(items)), items))
 
-    def fit_sweeps(self, pairs: PairArrays, sweeps: int, start: ArrayFit | None, threads: int) -> ArrayFit:
-        """See `Model.fit_sweeps`; all of a user's pairs count, also above `mrf.max_history`."""
-        items, places = np.unique(pairs.items, return_inverse=True)
-        rows = build_csr(pairs.users, places.astype(np.int32), pairs.values, pairs.n_users, len(items))
+    def fit_local(self, data: LocalData, run: LocalRun) -> LocalFit:
+        items = np.flatnonzero(data.present()[1]).astype(np.int32)
+        if not len(items):
+            raise TrainingError("no positive interaction to train on: is preference.positive_from too high?")
+        rows = capped_rows(data, items, self.params.max_history, self.seed)
         with threadpool_limits(1, user_api="blas"):
             weights = item_weights(rows, len(items), self.params)
-        return ArrayFit.without_vectors(pairs, _stored(weights, items.astype(np.int32)))
+        return LocalFit.without_vectors(data, _stored(weights, items))
 
     def open(self, saved: Saved) -> MRFScorer:
         return MRFScorer(saved)

@@ -34,6 +34,7 @@ from sparkcf.models.contract import (
     InnerProduct,
     LocalData,
     LocalFit,
+    LocalRun,
     Model,
     Rows,
     Saved,
@@ -59,6 +60,7 @@ class NetModel(Model[NetParams]):
     """A net over users' rows, trained by gradient in separate processes."""
 
     packs_rows = True
+    fits_locally = True
     has_latent: bool = True  # the latent vector differs from a user's factor and is stored beside it
     local_two_sided: bool = False  # in this process it trains on items' rows too
 
@@ -196,10 +198,10 @@ class NetModel(Model[NetParams]):
         """Vectors (n_items, item_width) and biases (n_items,) of all items."""
         raise NotImplementedError
 
-    def fit_local(self, data: LocalData, on_progress: Callable[[dict[str, Any]], None]) -> LocalFit:
+    def fit_local(self, data: LocalData, run: LocalRun) -> LocalFit:
         from sparkcf.models.nets.local import fit_net
 
-        return fit_net(self, data, on_progress)
+        return fit_net(self, data, run.on_progress)
 
     def local_check(self, data: LocalData) -> None:
         """Raise ConfigError or TrainingError for settings or values with which a fit in this process would fail."""
