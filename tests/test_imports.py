@@ -37,7 +37,9 @@ ROOMS = (
     "config",
     "kernels",
 )  # arrows go down only
-CONTRACT = ("sparkcf.models.contract", "sparkcf.models.registry")  # all that jobs and ranking know of the models
+CONTRACT = tuple(  # all that jobs and ranking know of the models
+    f"sparkcf.models.{name}" for name in ("contract", "contract_data", "registry")
+)
 QUICK = (
     "sparkcf.lake.query",
     "sparkcf.cli.main",

@@ -35,7 +35,7 @@ from sparkcf.lake.metrics import write_figures
 from sparkcf.lake.roots import local_folder
 from sparkcf.lake.runs import Run, recorded_run
 from sparkcf.lake.tables import LakeTables
-from sparkcf.models.contract import FitRun
+from sparkcf.models.contract_data import FitRun
 from sparkcf.models.registry import model_of
 from sparkcf.progress import say, step
 from sparkcf.ranking.evaluate import check_protocol, evaluate, measured, persisted_split, settings_of

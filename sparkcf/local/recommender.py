@@ -34,7 +34,8 @@ from sparkcf.local.events import (
 )
 from sparkcf.local.measure import Evaluation, ranking_figures, rating_figures
 from sparkcf.local.split import LocalSplit, split_events
-from sparkcf.models.contract import I32, I64, LocalData, LocalFit, LocalRun, Model, Rows, Scorer, UserBlock
+from sparkcf.models.contract import Model, Scorer
+from sparkcf.models.contract_data import I32, I64, LocalData, LocalFit, LocalRun, Rows, UserBlock
 from sparkcf.models.registry import implementation, model_of
 from sparkcf.ranking.scorers import known_entries
 from sparkcf.ranking.topk import Catalogue, Ranker

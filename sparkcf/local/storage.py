@@ -18,7 +18,7 @@ from sparkcf.errors import LakeError, first_line
 from sparkcf.lake.arrays import Arrays, read_arrays, write_arrays
 from sparkcf.lake.folder import Folder
 from sparkcf.local.events import Events, Ids
-from sparkcf.models.contract import LocalFit
+from sparkcf.models.contract_data import LocalFit
 
 NAME, FORMAT = "model", 1
 

@@ -32,7 +32,8 @@ from sparkcf.kernels.gram import add_gram
 from sparkcf.kernels.random import uniform_rows
 from sparkcf.lake.arrays import Shapes
 from sparkcf.lake.frames import side_by_side
-from sparkcf.models.contract import (
+from sparkcf.models.contract import Model, Scorer
+from sparkcf.models.contract_data import (
     F32,
     F64,
     I32,
@@ -43,10 +44,8 @@ from sparkcf.models.contract import (
     LocalData,
     LocalFit,
     LocalRun,
-    Model,
     Rows,
     Saved,
-    Scorer,
     TrainingData,
     UserBlock,
 )

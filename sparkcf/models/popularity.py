@@ -6,17 +6,16 @@ import numpy as np
 
 from sparkcf.config.models import PopularityConfig
 from sparkcf.data.pairs import Reads, popularity
-from sparkcf.models.contract import (
+from sparkcf.models.contract import InnerProduct, Model
+from sparkcf.models.contract_data import (
     F32,
     I32,
     Features,
     FitRun,
     Fitted,
-    InnerProduct,
     LocalData,
     LocalFit,
     LocalRun,
-    Model,
     Rows,
     Saved,
     TrainingData,

@@ -21,7 +21,8 @@ from sparkcf.data.split import Split
 from sparkcf.errors import SparkcfError, first_line
 from sparkcf.kernels.csr import build_csr
 from sparkcf.kernels.metrics import ranking_measures
-from sparkcf.models.contract import LocalData, LocalFit, LocalRun, Model, UserBlock
+from sparkcf.models.contract import Model
+from sparkcf.models.contract_data import LocalData, LocalFit, LocalRun, UserBlock
 from sparkcf.ranking.topk import Catalogue, Ranker
 from sparkcf.spark import DataFrame, F, SparkSession
 

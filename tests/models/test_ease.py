@@ -10,7 +10,7 @@ from sparkcf.config.models import EASEConfig
 from sparkcf.errors import ConfigError, TrainingError
 from sparkcf.kernels.gram import add_gram
 from sparkcf.models import ease as module
-from sparkcf.models.contract import FitRun, Fitted, TrainingData, UserBlock
+from sparkcf.models.contract_data import FitRun, Fitted, TrainingData, UserBlock
 from sparkcf.models.ease import EASE, item_weights
 from sparkcf.ranking.scorers import saved_of
 

@@ -13,7 +13,8 @@ from sparkcf.config.models import ALSConfig, EASEConfig, FMConfig, FMField, HALS
 from sparkcf.kernels.vectors import unit_rows
 from sparkcf.models.als.explain import contributions
 from sparkcf.models.als.fit import FactorScorer
-from sparkcf.models.contract import Described, InnerProduct, Saved, Scorer, UserBlock
+from sparkcf.models.contract import InnerProduct, Scorer
+from sparkcf.models.contract_data import Described, Saved, UserBlock
 from sparkcf.models.ease import EASEScorer, item_weights
 from sparkcf.models.explanation import Explanation
 from sparkcf.models.fm.factors import folded as folded_fm

@@ -10,7 +10,8 @@ import pytest
 from sparkcf.config.load import load_config
 from sparkcf.config.models import SECTIONS
 from sparkcf.models.als.fit import fit_arrays
-from sparkcf.models.contract import LocalData, LocalFit, LocalRun, Model
+from sparkcf.models.contract import Model
+from sparkcf.models.contract_data import LocalData, LocalFit, LocalRun
 from sparkcf.models.registry import implementation, model_of
 
 N, M = 30, 12

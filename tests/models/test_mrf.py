@@ -11,7 +11,7 @@ from scipy.sparse import csr_matrix
 
 from sparkcf.config.models import EASEConfig, MRFConfig
 from sparkcf.errors import ConfigError, TrainingError
-from sparkcf.models.contract import FitRun, Saved, TrainingData, UserBlock
+from sparkcf.models.contract_data import FitRun, Saved, TrainingData, UserBlock
 from sparkcf.models.ease import item_weights as dense_weights
 from sparkcf.models.mrf.fit import MRF, MRFScorer
 from sparkcf.models.mrf.items import (

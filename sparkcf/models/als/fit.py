@@ -27,15 +27,14 @@ from sparkcf.lake.frames import one_row
 from sparkcf.models.als.explain import contributions
 from sparkcf.models.als.objective import Objective
 from sparkcf.models.als.sweeps import NOTHING, Plan, Side, solve_rows, train
-from sparkcf.models.contract import (
+from sparkcf.models.contract import InnerProduct, Model
+from sparkcf.models.contract_data import (
     Features,
     FitRun,
     Fitted,
-    InnerProduct,
     LocalData,
     LocalFit,
     LocalRun,
-    Model,
     Rows,
     Saved,
     TrainingData,

@@ -12,7 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from sparkcf.config.models import FMConfig
-from sparkcf.models.contract import Described, Rows
+from sparkcf.models.contract_data import Described, Rows
 from sparkcf.models.fm.factors import parts_of
 from sparkcf.models.fm.rows import WEIGHT_EXPONENTS, FMPlan
 

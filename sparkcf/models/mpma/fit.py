@@ -19,7 +19,8 @@ from sparkcf.data.arrow import vectors_to_arrow
 from sparkcf.data.pairs import Reads
 from sparkcf.errors import ConfigError
 from sparkcf.lake.arrays import Shapes
-from sparkcf.models.contract import (
+from sparkcf.models.contract import Model, check_unweighted
+from sparkcf.models.contract_data import (
     F32,
     FitFigure,
     FitRun,
@@ -27,11 +28,9 @@ from sparkcf.models.contract import (
     LocalData,
     LocalFit,
     LocalRun,
-    Model,
     Saved,
     TrainingData,
     UserBlock,
-    check_unweighted,
 )
 from sparkcf.models.mpma.layout import NAMES
 from sparkcf.models.mpma.scorer import MPMAScorer

@@ -30,7 +30,8 @@ from sparkcf.errors import TrainingError
 from sparkcf.kernels.mrf import multiply_rows
 from sparkcf.lake.arrays import Arrays, Shapes
 from sparkcf.lake.frames import kept, one_row, side_by_side
-from sparkcf.models.contract import (
+from sparkcf.models.contract import Model, Scorer
+from sparkcf.models.contract_data import (
     F32,
     I32,
     Features,
@@ -39,10 +40,8 @@ from sparkcf.models.contract import (
     LocalData,
     LocalFit,
     LocalRun,
-    Model,
     Rows,
     Saved,
-    Scorer,
     TrainingData,
     UserBlock,
 )

@@ -25,20 +25,18 @@ from sparkcf.data.shared import share, share_state
 from sparkcf.errors import ConfigError, TrainingError
 from sparkcf.lake.arrays import Arrays, Shapes
 from sparkcf.lake.frames import one_row
-from sparkcf.models.contract import (
+from sparkcf.models.contract import InnerProduct, Model, Scorer
+from sparkcf.models.contract_data import (
     F32,
     Features,
     FitFigure,
     FitRun,
     Fitted,
-    InnerProduct,
     LocalData,
     LocalFit,
     LocalRun,
-    Model,
     Rows,
     Saved,
-    Scorer,
     TrainingData,
 )
 from sparkcf.spark import DataFrame, F, StorageLevel

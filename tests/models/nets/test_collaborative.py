@@ -20,7 +20,7 @@ from sparkcf.jobs.predict import predict_pairs
 from sparkcf.jobs.recommend import recommend_run
 from sparkcf.jobs.train import train_model
 from sparkcf.lake.tables import LakeTables
-from sparkcf.models.contract import TrainingData
+from sparkcf.models.contract_data import TrainingData
 from sparkcf.models.nets.collaborative import NCFModel
 from tests.jobs.test_fold_in import BEFORE, DAY, write
 

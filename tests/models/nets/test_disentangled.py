@@ -17,7 +17,7 @@ from sparkcf.jobs.fold_in import fold_in_users
 from sparkcf.jobs.recommend import recommend_run
 from sparkcf.jobs.train import train_model
 from sparkcf.lake.tables import LakeTables
-from sparkcf.models.contract import TrainingData
+from sparkcf.models.contract_data import TrainingData
 from sparkcf.models.nets.disentangled import DisenGCNModel
 from tests.jobs.test_fold_in import BEFORE, DAY, write
 

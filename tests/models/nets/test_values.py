@@ -7,7 +7,7 @@ from pyspark.sql import SparkSession
 
 from sparkcf.config.models import MultVAEConfig
 from sparkcf.errors import TrainingError
-from sparkcf.models.contract import TrainingData
+from sparkcf.models.contract_data import TrainingData
 from sparkcf.models.nets.fit import MultVAEModel
 
 
