@@ -375,7 +375,7 @@ BREACHES: list[tuple[Callable[..., list[str]], str]] = [
     (foreign_to_kernels, "from sparkcf.config.root import Config"),
     (foreign_to_nets, "from pyspark.sql import DataFrame"),
     (foreign_to_nets, "from sparkcf.training.feed import Feed"),
-    (partial(upward, "sparkcf.kernels.als"), "from sparkcf.config.models import ALSConfig"),
+    (partial(upward, "sparkcf.kernels.als"), "from sparkcf.config.factorization import ALSConfig"),
     (partial(upward, "sparkcf.training.loop"), "def f():\n    from sparkcf.models.nets.multvae import MultVAE"),
     (partial(upward, "sparkcf.models.popularity"), "from sparkcf.jobs.base import base_run"),
     (partial(upward, "sparkcf.models.popularity"), "from sparkcf.ranking import topk"),

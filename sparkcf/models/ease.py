@@ -23,7 +23,7 @@ from numpy.typing import NDArray
 from scipy.linalg.lapack import dpotrf, dpotri
 from scipy.sparse import csr_matrix
 
-from sparkcf.config.models import EASEConfig
+from sparkcf.config.linear import EASEConfig
 from sparkcf.data.pairs import row_lists
 from sparkcf.data.partitions import partition_keys
 from sparkcf.errors import ConfigError, TrainingError

@@ -12,7 +12,7 @@ from typing import Any, TypeVar
 
 import numpy as np
 
-from sparkcf.config.models import EASEConfig, MRFConfig
+from sparkcf.config.linear import EASEConfig, MRFConfig
 from sparkcf.data.pairs import Reads
 from sparkcf.data.split import uniform
 from sparkcf.errors import TrainingError

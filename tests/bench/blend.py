@@ -18,7 +18,9 @@ from typing import Any
 import numpy as np
 import torch
 
-from sparkcf.config.models import ALSConfig, BlendConfig, EASEConfig
+from sparkcf.config.factorization import ALSConfig
+from sparkcf.config.linear import EASEConfig
+from sparkcf.config.models import BlendConfig
 from sparkcf.data.packed import PackedRows
 from sparkcf.kernels.metrics import ranking_measures, summarize
 from sparkcf.kernels.topk import rank_scores

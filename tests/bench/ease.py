@@ -16,7 +16,7 @@ from typing import Any
 
 import numpy as np
 
-from sparkcf.config.models import EASEConfig
+from sparkcf.config.linear import EASEConfig
 from sparkcf.kernels.gram import add_gram
 from sparkcf.kernels.metrics import ranking_measures
 from sparkcf.kernels.topk import rank_scores

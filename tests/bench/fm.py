@@ -19,8 +19,9 @@ from typing import Any
 
 import numpy as np
 
+from sparkcf.config.factorization import ALSConfig
+from sparkcf.config.fm import FMConfig
 from sparkcf.config.load import load_config
-from sparkcf.config.models import ALSConfig, FMConfig
 from sparkcf.config.root import Config
 from sparkcf.models.als.fit import fit_arrays
 from sparkcf.models.contract_data import FitRun, TrainingData

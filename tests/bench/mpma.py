@@ -14,7 +14,7 @@ from typing import Any
 
 import numpy as np
 
-from sparkcf.config.models import ALSConfig, MPMAConfig
+from sparkcf.config.factorization import ALSConfig, MPMAConfig
 from sparkcf.kernels.mixture import CALIBRATION_MEASURES, Mixture, calibration
 from sparkcf.models.als.fit import fit_arrays as fit_als
 from sparkcf.models.contract_data import UserBlock

@@ -18,7 +18,7 @@ from typing import Any
 import numpy as np
 from threadpoolctl import threadpool_limits
 
-from sparkcf.config.models import MRFConfig
+from sparkcf.config.linear import MRFConfig
 from sparkcf.kernels.csr import build_csr
 from sparkcf.kernels.mrf import multiply_rows
 from sparkcf.kernels.topk import rank_scores

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from pyspark.sql import DataFrame, SparkSession
 
-from sparkcf.config.models import EASEConfig
+from sparkcf.config.linear import EASEConfig
 from sparkcf.errors import ConfigError, TrainingError
 from sparkcf.kernels.gram import add_gram
 from sparkcf.models import ease as module

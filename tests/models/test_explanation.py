@@ -9,7 +9,10 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from sparkcf.config.models import ALSConfig, EASEConfig, FMConfig, FMField, HALSConfig, MacridVAEConfig
+from sparkcf.config.factorization import ALSConfig, HALSConfig
+from sparkcf.config.fm import FMConfig, FMField
+from sparkcf.config.linear import EASEConfig
+from sparkcf.config.nets import MacridVAEConfig
 from sparkcf.kernels.vectors import unit_rows
 from sparkcf.models.als.explain import contributions
 from sparkcf.models.als.fit import FactorScorer

@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 from pyspark.sql import SparkSession
 from scipy.sparse import csr_matrix
 
-from sparkcf.config.models import EASEConfig, MRFConfig
+from sparkcf.config.linear import EASEConfig, MRFConfig
 from sparkcf.errors import ConfigError, TrainingError
 from sparkcf.models.contract_data import FitRun, Saved, TrainingData, UserBlock
 from sparkcf.models.ease import item_weights as dense_weights

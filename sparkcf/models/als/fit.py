@@ -18,7 +18,7 @@ import numpy as np
 from numpy.typing import NDArray
 from threadpoolctl import threadpool_limits
 
-from sparkcf.config.models import ALSConfig, FactorizationConfig, HALSConfig
+from sparkcf.config.factorization import ALSConfig, FactorizationConfig, HALSConfig
 from sparkcf.data.arrow import vectors_to_arrow
 from sparkcf.data.pairs import Reads
 from sparkcf.errors import ConfigError

@@ -16,7 +16,7 @@ import numpy as np
 from numpy.typing import NDArray
 from threadpoolctl import threadpool_limits
 
-from sparkcf.config.models import ALSConfig, FactorizationConfig, HALSConfig
+from sparkcf.config.factorization import ALSConfig, FactorizationConfig, HALSConfig
 from sparkcf.errors import TrainingError
 from sparkcf.kernels.als import gramian, normal_equations, solve_summed, work_order
 from sparkcf.kernels.cg import solve_cg

@@ -18,7 +18,7 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy.sparse import csr_matrix
 
-from sparkcf.config.models import FMConfig
+from sparkcf.config.fm import FMConfig
 from sparkcf.kernels.fm import fold_in_users
 from sparkcf.models.fm.links import link_of
 from sparkcf.models.fm.rows import WEIGHT_EXPONENTS, Field, FMPlan

@@ -19,7 +19,7 @@ from numpy.typing import NDArray
 from pyspark.sql import Column, DataFrame
 from pyspark.sql import functions as F
 
-from sparkcf.config.models import FMConfig, FMField
+from sparkcf.config.fm import FMConfig, FMField
 from sparkcf.data.dictionary import numbered
 from sparkcf.data.pairs import last_items
 from sparkcf.errors import ConfigError

@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 from pyspark.sql import DataFrame
 from pyspark.sql import functions as F
 
-from sparkcf.config.models import FMConfig
+from sparkcf.config.fm import FMConfig
 from sparkcf.data.arrow import collect_factors, lengths, vectors_to_arrow
 from sparkcf.data.pairs import Reads, Texts, last_items
 from sparkcf.data.shared import share

@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from sparkcf.config.models import FMConfig
+from sparkcf.config.fm import FMConfig
 from sparkcf.kernels.csr import take_rows
 from sparkcf.kernels.fm import group_features, list_keys
 from sparkcf.training.blocks import USER, places, row_ids

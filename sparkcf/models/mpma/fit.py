@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from sparkcf.config.models import MPMAConfig
+from sparkcf.config.factorization import MPMAConfig
 from sparkcf.data.arrow import vectors_to_arrow
 from sparkcf.data.pairs import Reads
 from sparkcf.errors import ConfigError

@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 from numpy.typing import NDArray
 
-from sparkcf.config.models import MPMAConfig
+from sparkcf.config.factorization import MPMAConfig
 from sparkcf.kernels.als import work_order
 from sparkcf.kernels.cholesky import solve_cholesky
 from sparkcf.kernels.csr import take_rows

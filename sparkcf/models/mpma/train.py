@@ -19,7 +19,7 @@ import numpy as np
 from numpy.typing import NDArray
 from threadpoolctl import threadpool_limits
 
-from sparkcf.config.models import MPMAConfig
+from sparkcf.config.factorization import MPMAConfig
 from sparkcf.errors import TrainingError
 from sparkcf.kernels.random import normal_rows
 from sparkcf.models.mpma.entries import fetched, make_copy, split_view, whole_view

@@ -22,7 +22,7 @@ from typing import Any
 import numpy as np
 from threadpoolctl import threadpool_limits
 
-from sparkcf.config.models import MRFConfig
+from sparkcf.config.linear import MRFConfig
 from sparkcf.data.pairs import row_lists
 from sparkcf.data.partitions import partition_keys
 from sparkcf.data.shared import SharedArrays, share

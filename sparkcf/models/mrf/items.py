@@ -12,7 +12,7 @@ from functools import cached_property
 import numpy as np
 from scipy.linalg.lapack import dpotrf, dpotrs
 
-from sparkcf.config.models import MRFConfig
+from sparkcf.config.linear import MRFConfig
 from sparkcf.errors import ConfigError
 from sparkcf.kernels.csr import build_csr
 from sparkcf.kernels.mrf import add_products, fill_block

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any, Literal
 import numpy as np
 from numpy.typing import NDArray
 
-from sparkcf.config.models import NCFConfig, SideField
+from sparkcf.config.nets import NCFConfig, SideField
 from sparkcf.data.arrow import vectors_to_arrow
 from sparkcf.data.packed import PackedRows, unpack
 from sparkcf.data.pairs import Reads

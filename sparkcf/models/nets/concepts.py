@@ -12,7 +12,7 @@ from typing import Any
 
 import numpy as np
 
-from sparkcf.config.models import MacridVAEConfig
+from sparkcf.config.nets import MacridVAEConfig
 from sparkcf.data.shared import share
 from sparkcf.errors import ConfigError
 from sparkcf.kernels.concepts import assignments, concept_mass, normalised_mutual_information

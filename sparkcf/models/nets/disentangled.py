@@ -12,7 +12,7 @@ from typing import Any
 
 import numpy as np
 
-from sparkcf.config.models import DisenGCNConfig
+from sparkcf.config.nets import DisenGCNConfig
 from sparkcf.data.packed import PackedRows
 from sparkcf.errors import TrainingError
 from sparkcf.lake.arrays import Arrays

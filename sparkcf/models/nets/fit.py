@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 import numpy as np
 from numpy.typing import NDArray
 
-from sparkcf.config.models import MultDAEConfig, MultVAEConfig, NetConfig
+from sparkcf.config.nets import MultDAEConfig, MultVAEConfig, NetConfig
 from sparkcf.data.arrow import vectors_to_arrow
 from sparkcf.data.packed import PackedRows, unpack
 from sparkcf.data.pairs import Reads

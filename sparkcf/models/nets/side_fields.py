@@ -10,7 +10,7 @@ from typing import Any
 
 import numpy as np
 
-from sparkcf.config.models import SideField
+from sparkcf.config.nets import SideField
 from sparkcf.data.pairs import Texts
 from sparkcf.errors import ConfigError
 from sparkcf.lake.frames import one_row

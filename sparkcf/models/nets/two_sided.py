@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from sparkcf.config.models import BiVAEConfig
+from sparkcf.config.nets import BiVAEConfig
 from sparkcf.data.packed import PackedRows
 from sparkcf.data.pairs import Reads
 from sparkcf.errors import ConfigError

@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from sparkcf.config.models import ALSConfig
+from sparkcf.config.factorization import ALSConfig
 from sparkcf.errors import TrainingError
 from sparkcf.kernels.random import normal_rows
 from sparkcf.models.als.fit import Factors, FactorScorer, fit_arrays, fold_in

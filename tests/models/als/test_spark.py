@@ -16,7 +16,7 @@ import pytest
 from pyspark.sql import DataFrame, SparkSession
 from pyspark.sql import functions as F
 
-from sparkcf.config.models import ALSConfig
+from sparkcf.config.factorization import ALSConfig
 from sparkcf.data.pairs import popularity
 from sparkcf.data.partitions import partition_keys
 from sparkcf.errors import ConfigError, TrainingError

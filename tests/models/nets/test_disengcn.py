@@ -9,7 +9,7 @@ import pytest
 import torch
 from torch.nn import functional as F
 
-from sparkcf.config.models import DisenGCNConfig
+from sparkcf.config.nets import DisenGCNConfig
 from sparkcf.data.packed import NO_ROWS, PackedRows, fold_in_and_heldout
 from sparkcf.errors import TrainingError
 from sparkcf.models.contract_data import Saved

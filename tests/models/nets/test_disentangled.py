@@ -10,7 +10,7 @@ from pyspark.sql import SparkSession
 from pyspark.sql import functions as F
 
 from sparkcf.config.load import load_config
-from sparkcf.config.models import DisenGCNConfig
+from sparkcf.config.nets import DisenGCNConfig
 from sparkcf.config.root import Config
 from sparkcf.errors import TrainingError
 from sparkcf.jobs.fold_in import fold_in_users

@@ -10,7 +10,7 @@ import pytest
 import torch
 from scipy.stats import chisquare
 
-from sparkcf.config.models import NCFConfig
+from sparkcf.config.nets import NCFConfig
 from sparkcf.data.packed import PackedRows, fold_in_and_heldout
 from sparkcf.kernels import ncf as kernel
 from sparkcf.models.contract_data import Saved, UserBlock
