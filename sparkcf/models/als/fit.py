@@ -26,7 +26,7 @@ from sparkcf.kernels.als import gramian, work_order
 from sparkcf.lake.frames import one_row
 from sparkcf.models.als.explain import contributions
 from sparkcf.models.als.objective import Objective
-from sparkcf.models.als.sweeps import NOTHING, Plan, Side, solve_rows, train
+from sparkcf.models.als.sweeps import NOTHING, ALSPlan, Side, solve_rows, train
 from sparkcf.models.contract import InnerProduct, Model
 from sparkcf.models.contract_data import (
     Features,
@@ -218,7 +218,7 @@ def fit(
     _check_weights("weight" in pairs.columns, config)
     workers = check_slots(spark, config.workers, config.section)
     warm = bool(warm_start)
-    plan = Plan(config, n_users, n_items, seed, worker_threads(spark))
+    plan = ALSPlan(config, n_users, n_items, seed, worker_threads(spark))
     saved = SavedSweeps(checkpoint_dir) if checkpoint_dir and config.save_every else None
 
     def work(batches: Iterable[Any], gang: Gang) -> Iterator[Any]:
@@ -258,7 +258,7 @@ def fit_arrays(
     start : initial rows of users and of items, (n, width) each; None: drawn from the seed.
     """
     _check_weights(weights is not None, config)
-    plan = Plan(config, n_users, n_items, seed, threads)
+    plan = ALSPlan(config, n_users, n_items, seed, threads)
     users, items = users.astype(np.int32, copy=False), items.astype(np.int32, copy=False)
     values = values.astype(np.float32, copy=False)
     weight = NO_WEIGHTS if weights is None else weights.astype(np.float32, copy=False)
@@ -286,7 +286,7 @@ def _joined(vectors: F32, bias: F32, config: FactorizationConfig) -> F32:
     return np.concatenate([vectors, bias[:, None]], axis=1) if config.biases else vectors
 
 
-def _result(sides: list[Side], log: list[dict[str, Any]], plan: Plan, gang: Gang) -> Iterator[Any]:
+def _result(sides: list[Side], log: list[dict[str, Any]], plan: ALSPlan, gang: Gang) -> Iterator[Any]:
     """A worker's factors, and the log from the first worker, as Arrow batches of RESULT."""
     import pyarrow as pa
 
