@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 
 from sparkcf.config.fm import FMConfig
 from sparkcf.kernels.csr import take_rows
-from sparkcf.kernels.fm import group_features, list_keys
+from sparkcf.kernels.feature_groups import group_features, list_keys
 from sparkcf.training.blocks import USER, places, row_ids
 from sparkcf.training.gang import Gang
 from sparkcf.training.plan import Plan
