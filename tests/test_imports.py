@@ -37,7 +37,9 @@ ROOMS = (
     "config",
     "kernels",
 )  # arrows go down only
-CONTRACT = ("sparkcf.models.contract", "sparkcf.models.registry")  # all that jobs and ranking know of the models
+CONTRACT = tuple(  # all that jobs and ranking know of the models
+    f"sparkcf.models.{name}" for name in ("contract", "contract_data", "registry")
+)
 QUICK = (
     "sparkcf.lake.query",
     "sparkcf.cli.main",
@@ -373,7 +375,7 @@ BREACHES: list[tuple[Callable[..., list[str]], str]] = [
     (foreign_to_kernels, "from sparkcf.config.root import Config"),
     (foreign_to_nets, "from pyspark.sql import DataFrame"),
     (foreign_to_nets, "from sparkcf.training.feed import Feed"),
-    (partial(upward, "sparkcf.kernels.als"), "from sparkcf.config.models import ALSConfig"),
+    (partial(upward, "sparkcf.kernels.als"), "from sparkcf.config.factorization import ALSConfig"),
     (partial(upward, "sparkcf.training.loop"), "def f():\n    from sparkcf.models.nets.multvae import MultVAE"),
     (partial(upward, "sparkcf.models.popularity"), "from sparkcf.jobs.base import base_run"),
     (partial(upward, "sparkcf.models.popularity"), "from sparkcf.ranking import topk"),

@@ -20,7 +20,8 @@ from sparkcf import runtime
 from sparkcf.errors import ConfigError, first_line
 from sparkcf.lake.damage import NUMBERED, damaged_files, take_out
 from sparkcf.lake.log import TableLog
-from sparkcf.lake.query import CURE, TABLE_NAMES, Lake, foreign_features
+from sparkcf.lake.query import Lake
+from sparkcf.lake.reader import CURE, TABLE_NAMES, foreign_features
 from sparkcf.lake.roots import FREE, free_space
 from sparkcf.redact import redacted
 

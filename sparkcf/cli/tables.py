@@ -7,7 +7,8 @@ import pyarrow.compute as pc
 
 from sparkcf.cli.show import Record
 from sparkcf.errors import NotFoundError
-from sparkcf.lake.query import TABLE_NAMES, Lake
+from sparkcf.lake.query import Lake
+from sparkcf.lake.reader import TABLE_NAMES
 
 TABLE_COLUMNS = ["table", "version", "rows", "files", "mb"]
 

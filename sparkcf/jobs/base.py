@@ -20,7 +20,8 @@ from sparkcf.lake.published import published_run
 from sparkcf.lake.runs import Run, find_run, trained_run
 from sparkcf.lake.tables import LakeTables
 from sparkcf.lake.weights import read_state
-from sparkcf.models.contract import Fitted, Model, TrainingData
+from sparkcf.models.contract import Model
+from sparkcf.models.contract_data import Fitted, TrainingData
 
 STATES = ("trained", "evaluated", "recommended", "refused", "published")  # states of a run that has factors
 

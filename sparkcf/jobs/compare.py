@@ -39,7 +39,8 @@ from sparkcf.lake.metrics import write_figures
 from sparkcf.lake.roots import absolute
 from sparkcf.lake.runs import Run, recorded_run
 from sparkcf.lake.tables import LakeTables
-from sparkcf.models.contract import FitRun, Fitted, Model, TrainingData
+from sparkcf.models.contract import Model
+from sparkcf.models.contract_data import FitRun, Fitted, TrainingData
 from sparkcf.models.registry import model_of
 from sparkcf.progress import say, step
 from sparkcf.ranking.evaluate import check_protocol, measured, persisted_split, settings_of

@@ -15,7 +15,7 @@ from sparkcf.lake.metrics import measured_protocols, write_figures
 from sparkcf.lake.published import published_run
 from sparkcf.lake.runs import reason_recorded
 from sparkcf.lake.tables import LakeTables
-from sparkcf.models.contract import FitRun
+from sparkcf.models.contract_data import FitRun
 from sparkcf.models.registry import model_of
 from sparkcf.progress import say, step
 from sparkcf.ranking.evaluate import SYSTEMS, Evaluation, evaluate, settings_of

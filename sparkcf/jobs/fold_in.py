@@ -26,7 +26,8 @@ from sparkcf.jobs.train import write_fitted, write_log
 from sparkcf.lake.frames import one_row
 from sparkcf.lake.runs import recorded_run
 from sparkcf.lake.tables import LakeTables
-from sparkcf.models.contract import Fitted, Scorer
+from sparkcf.models.contract import Scorer
+from sparkcf.models.contract_data import Fitted
 from sparkcf.models.registry import model_of
 from sparkcf.progress import say, step
 from sparkcf.ranking.scorers import SharedScorer, known_entries, rows_of, share_fitted

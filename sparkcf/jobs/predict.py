@@ -19,7 +19,8 @@ from sparkcf.lake.factors import replace_of_run
 from sparkcf.lake.forgotten import forgotten_users
 from sparkcf.lake.frames import one_row
 from sparkcf.lake.tables import LakeTables
-from sparkcf.models.contract import Fitted, Model, TrainingData
+from sparkcf.models.contract import Model
+from sparkcf.models.contract_data import Fitted, TrainingData
 from sparkcf.models.registry import model_of
 from sparkcf.progress import step
 from sparkcf.ranking.predict import predicted

@@ -16,7 +16,8 @@ from sparkcf.lake.factors import read_of_run, replace_of_run
 from sparkcf.lake.frames import kept, one_row
 from sparkcf.lake.runs import reason_recorded
 from sparkcf.lake.tables import LakeTables
-from sparkcf.models.contract import Fitted, Model, TrainingData
+from sparkcf.models.contract import Model
+from sparkcf.models.contract_data import Fitted, TrainingData
 from sparkcf.models.registry import model_of
 from sparkcf.progress import step
 from sparkcf.ranking.rerank_items import check_attributes, excluded_items, share_reranker

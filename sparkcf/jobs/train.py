@@ -24,7 +24,8 @@ from sparkcf.lake.roots import absolute
 from sparkcf.lake.runs import Run, recorded_run
 from sparkcf.lake.tables import LakeTables
 from sparkcf.lake.weights import write_state
-from sparkcf.models.contract import FitRun, Fitted, Model
+from sparkcf.models.contract import Model
+from sparkcf.models.contract_data import FitRun, Fitted
 from sparkcf.models.registry import model_of
 from sparkcf.progress import Step, say, step
 

@@ -35,7 +35,7 @@ from sparkcf.lake.metrics import write_figures
 from sparkcf.lake.roots import local_folder
 from sparkcf.lake.runs import Run, recorded_run
 from sparkcf.lake.tables import LakeTables
-from sparkcf.models.contract import FitRun
+from sparkcf.models.contract_data import FitRun
 from sparkcf.models.registry import model_of
 from sparkcf.progress import say, step
 from sparkcf.ranking.evaluate import check_protocol, evaluate, measured, persisted_split, settings_of
@@ -136,7 +136,7 @@ def _search(inputs: Inputs, events: DataFrame, config: Config, study: Study) -> 
     with persisted_split(rest, model, apart) as parts:
         metric, k = config.gate_measure()
         pairs = parts.train.count()
-        if model.fits_arrays and k is not None and pairs <= config.tune.max_pairs:
+        if model.fits_in_parts and k is not None and pairs <= config.tune.max_pairs:
             with step("share", what=f"{pairs:,} pairs"):
                 folded = config.evaluation.protocol == "q1"
                 data = share_split(spark, parts, inputs.sizes, folded)

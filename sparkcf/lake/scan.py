@@ -10,7 +10,8 @@ from urllib.parse import unquote
 
 import pyarrow as pa
 
-from sparkcf.lake.query import Lake, Partition
+from sparkcf.lake.query import Lake
+from sparkcf.lake.reader import Partition
 
 DAY = re.compile(r"(?:^|/)ds=(\d{4}-\d{2}-\d{2})/")
 

@@ -19,7 +19,7 @@ from numpy.typing import NDArray
 from sparkcf.config.root import Config
 from sparkcf.data.pairs import Reads
 from sparkcf.errors import ConfigError, InputError
-from sparkcf.models.contract import F64, I32, LocalData
+from sparkcf.models.contract_data import F64, I32, LocalData
 
 Data: TypeAlias = "pd.DataFrame | Sequence[Any]"
 NEEDED, OPTIONAL = ("user_id", "item_id"), ("value", "ts", "event")

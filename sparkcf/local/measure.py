@@ -12,7 +12,7 @@ from threadpoolctl import threadpool_limits
 from sparkcf.config.root import EvaluationConfig
 from sparkcf.kernels.metrics import Summary, mae, merge, ranking_measures, rating_errors, rmse, summarize
 from sparkcf.lake.figures import Figure
-from sparkcf.models.contract import F64, I32, I64, UserBlock
+from sparkcf.models.contract_data import F64, I32, I64, UserBlock
 from sparkcf.ranking.topk import Ranker, Seen
 
 BLOCK = 2_000  # users ranked at once

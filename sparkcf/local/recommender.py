@@ -10,8 +10,7 @@ from __future__ import annotations
 import datetime as dt
 import os
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, replace
-from functools import cached_property
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -21,7 +20,7 @@ from numpy.typing import NDArray
 from sparkcf.config.load import model_names, parse_config
 from sparkcf.config.root import Config, EvaluationConfig
 from sparkcf.errors import ConfigError, NotFoundError
-from sparkcf.kernels.csr import build_csr, take_rows
+from sparkcf.kernels.csr import take_rows
 from sparkcf.local.events import (
     DAY_S,
     Data,
@@ -32,12 +31,12 @@ from sparkcf.local.events import (
     liked_pairs,
     pairs_of,
 )
+from sparkcf.local.fitted import FittedModel, compressed, taken
 from sparkcf.local.measure import Evaluation, ranking_figures, rating_figures
 from sparkcf.local.split import LocalSplit, split_events
-from sparkcf.models.contract import I32, I64, LocalData, LocalFit, Model, Rows, Scorer, UserBlock
+from sparkcf.models.contract_data import I32, I64, LocalRun
 from sparkcf.models.registry import implementation, model_of
 from sparkcf.ranking.scorers import known_entries
-from sparkcf.ranking.topk import Catalogue, Ranker
 
 BLOCK = 2_000  # users ranked at once
 PROTOCOLS = ("q1", "q2", "q3", "q4")
@@ -97,57 +96,15 @@ def fit_events(
 ) -> Recommender:
     """Fit the configured model on events."""
     made = model_of(config)
-    if not fits_locally(type(made)):
-        able = [name for name in model_names() if fits_locally(implementation(name))]
+    if not made.fits_locally:
+        able = [name for name in model_names() if implementation(name).fits_locally]
         raise ConfigError(f"model={made.name} is fitted by the train job only; without Spark: {', '.join(able)}")
     data = pairs_of(events, made.reads, config, len(users), len(items), threads)
-    return Recommender(config, users, items, events, made.fit_local(data, on_progress), threads)
+    return Recommender(config, users, items, events, made.fit_local(data, LocalRun(on_progress)), threads)
 
 
-def fits_locally(kind: type[Model[Any]]) -> bool:
-    return kind.fit_local is not Model.fit_local
-
-
-@dataclass(frozen=True)
-class Recommender:
-    """A fitted model with the interactions that it was fitted on.
-
-    config : the configuration as the jobs have it.
-    users, items : the ids by dense index.
-    events : the interactions.
-    fitted : vectors, arrays and the log.
-    threads : of the kernels, in `evaluate` by a protocol.
-    """
-
-    config: Config
-    users: Ids
-    items: Ids
-    events: Events
-    fitted: LocalFit
-    threads: int = 1
-
-    @cached_property
-    def model(self) -> Model[Any]:
-        return model_of(self.config)
-
-    @cached_property
-    def scorer(self) -> Scorer:
-        return self.model.open(self.fitted.saved)
-
-    @property
-    def log(self) -> list[dict[str, Any]]:
-        """An entry per sweep or epoch."""
-        return self.fitted.log
-
-    @cached_property
-    def data(self) -> LocalData:
-        """The pairs that the model was fitted on."""
-        return pairs_of(self.events, self.model.reads, self.config, len(self.users), len(self.items))
-
-    @cached_property
-    def ranker(self) -> Ranker:
-        popular = np.bincount(liked_pairs(self.events, self.config)[1], minlength=len(self.items)).astype(np.float32)
-        return Ranker(self.scorer, Catalogue(np.ones(len(self.items), bool), popular))
+class Recommender(FittedModel):
+    """A fitted model that is asked, and answers, by external ids and frames. Its attributes: see `FittedModel`."""
 
     def factors(self, side: str) -> pd.DataFrame:
         """The vectors of users or of items that the model knows, a row each, by id. `side` : "user" or "item"."""
@@ -297,7 +254,7 @@ class Recommender:
         block, seen = self._block(users.values, history)
         own = np.repeat(np.arange(len(users), dtype=np.int64), np.diff(seen[0])) << 32 | seen[1]
         events = events.where(~np.isin(events.keys, own))
-        heldout = _compressed(*liked_pairs(events, self.config), len(users), len(self.items) + len(new))
+        heldout = compressed(*liked_pairs(events, self.config), len(users), len(self.items) + len(new))
         ids = self.users.index(users.values)
         ids = np.where(ids < 0, len(self.users) + np.arange(len(users)), ids)
         n_trained = len(np.unique(self.data.users))
@@ -344,13 +301,13 @@ class Recommender:
         rows = pairs_of(parts.rows, self.model.reads, self.config, *n).rows()
         block = self.fitted.users.take(tested)
         if evaluation.protocol == "q1":
-            block = self._folded(known_entries(_taken(rows, tested), self.scorer.known_items))
+            block = self._folded(known_entries(taken(rows, tested), self.scorer.known_items))
             block = replace(block, known=np.ones(len(block), bool))
         elif self.model.scores_rows:
-            block = replace(block, rows=_taken(rows, tested))
-        whole_seen = _compressed(parts.rows.users, parts.rows.items, *n)
+            block = replace(block, rows=taken(rows, tested))
+        whole_seen = compressed(parts.rows.users, parts.rows.items, *n)
         indptr, entries = take_rows(whole_seen[0], tested)
-        held = _compressed(parts.users, parts.items, *n)
+        held = compressed(parts.users, parts.items, *n)
         of_tested, places = take_rows(held[0], tested)
         n_trained = len(np.unique(self.data.users))
         seen, heldout = (indptr, whole_seen[1][entries]), (of_tested, held[1][places])
@@ -366,17 +323,6 @@ class Recommender:
         if not self.model.reads.predicts:
             raise ConfigError(f"model={self.model.name} predicts no values: fit als with mode='explicit', or mpma")
 
-    def _predicted(self, users: NDArray[Any], items: I32) -> tuple[Any, Any, NDArray[np.bool_]]:
-        at = np.maximum(users, 0).astype(np.intp)
-        block = self.fitted.users.take(at)
-        known = block.known & (users >= 0)
-        vectors, bias = np.where(known[:, None], block.vectors, 0), np.where(known, block.bias, 0)
-        block = UserBlock(vectors.astype(np.float32), bias.astype(np.float32), known)
-        if self.model.scores_rows:
-            block = replace(block, rows=_taken(self.data.rows(), at))
-        value, sd = self.scorer.predict(block, items)
-        return value, sd, known
-
     def _asked(self, users: Any, history: Data | None) -> NDArray[Any]:
         if users is not None:
             return Ids.in_order(_several(users)).values
@@ -391,70 +337,6 @@ class Recommender:
             raise NotFoundError(f"item {np.asarray(items)[~known][0]!s} is not known to the model")
         return idx
 
-    def _block(self, users: NDArray[Any], history: Data | None) -> tuple[UserBlock, tuple[I64, I32]]:
-        """Users as the scorer takes them, and their seen items."""
-        idx = self.users.index(users)
-        at = np.maximum(idx, 0)
-        rows = self._rows(users, history)
-        usable = known_entries(rows, self.scorer.known_items)
-        block = self.fitted.users.take(at)
-        block = replace(block, known=block.known & (idx >= 0))
-        seen = _compressed(self.events.users, self.events.items, len(self.users), len(self.items))
-        indptr, entries = take_rows(seen[0], at)
-        own = np.repeat(idx >= 0, np.diff(indptr))
-        counts = np.bincount(np.repeat(np.arange(len(users)), np.diff(indptr))[own], minlength=len(users))
-        shown = (np.concatenate([[0], np.cumsum(counts)]).astype(np.int64), seen[1][entries][own])
-        if history is not None:
-            told, new = self._history(users, history)
-            n = np.bincount(told.users, minlength=len(users)) > 0
-            folded = self._folded(usable)
-            vectors = np.where(n[:, None], folded.vectors, block.vectors)
-            known = np.where(n, np.diff(usable[0]) > 0, block.known)
-            block = UserBlock(vectors, np.where(n, folded.bias, block.bias).astype(np.float32), known)
-            rest = np.flatnonzero(~n[np.repeat(np.arange(len(users)), counts)])
-            whose = np.concatenate([np.repeat(np.arange(len(users)), counts)[rest], told.users[new]])
-            listed = np.concatenate([shown[1][rest], told.items[new]])
-            shown = _compressed(whose.astype(np.int32), listed.astype(np.int32), len(users), len(self.items))
-        if self.model.scores_rows:
-            block = replace(block, rows=usable, known=block.known & (np.diff(usable[0]) > 0))
-        return block, shown
-
-    def _folded(self, rows: Rows) -> UserBlock:
-        vectors, bias = self.scorer.fold_in(rows)
-        return UserBlock(vectors, bias, np.diff(rows[0]) > 0, rows if self.model.scores_rows else None)
-
-    def _rows(self, users: NDArray[Any], history: Data | None) -> Rows:
-        """The users' pairs over all items; of the history, for users who have one."""
-        idx = self.users.index(users)
-        own = self.data.rows()
-        rows = _taken(own, np.maximum(idx, 0))
-        unknown = np.repeat(idx < 0, np.diff(rows[0]))
-        whose = np.repeat(np.arange(len(users), dtype=np.int32), np.diff(rows[0]))
-        parts = [column[~unknown] for column in (whose, *rows[1:])]
-        if history is not None:
-            told, inside = self._history(users, history)
-            told = told.where(inside)
-            read = pairs_of(told, self.model.reads, self.config, len(users), len(self.items))
-            kept = ~np.isin(parts[0], told.users)
-            weights = read.rows()[3]
-            columns = (read.users, read.items, read.values, weights)
-            parts = [np.concatenate([old[kept], new]) for old, new in zip(parts, columns, strict=True)]
-        order = np.lexsort((parts[1], parts[0]))
-        whose, items, values, weights = (column[order] for column in parts)
-        indptr = np.concatenate([[0], np.cumsum(np.bincount(whose, minlength=len(users)))]).astype(np.int64)
-        return indptr, items.astype(np.int32), values.astype(np.float32), weights.astype(np.float32)
-
-    def _history(self, users: NDArray[Any], history: Data) -> tuple[Events, NDArray[np.bool_]]:
-        """Events of the asked users by their places, and which of them are of items of the training."""
-        frame = checked_frame(history, None, "history")
-        asked = Ids.in_order(users)
-        at = asked.index(frame["user_id"])
-        frame, at = frame[at >= 0].reset_index(drop=True), at[at >= 0]
-        items = self.items.index(frame["item_id"])
-        inside = items >= 0
-        told = events_of(frame[inside].reset_index(drop=True), at[inside], items[inside], self.config)
-        return told, np.ones(len(told), bool)
-
 
 def load(folder: str | os.PathLike[str]) -> Recommender:
     """Read a model that `Recommender.save` wrote. Raises LakeError if it is missing, damaged or of another format."""
@@ -465,16 +347,6 @@ def load(folder: str | os.PathLike[str]) -> Recommender:
 
 def _several(ids: Any) -> list[Any]:
     return [ids] if isinstance(ids, str) or not hasattr(ids, "__iter__") else list(ids)
-
-
-def _taken(rows: Rows, at: NDArray[Any]) -> Rows:
-    indptr, entries = take_rows(rows[0], at)
-    return indptr, rows[1][entries], rows[2][entries], rows[3][entries]
-
-
-def _compressed(users: I32, items: I32, n: int, n_items: int) -> tuple[I64, I32]:
-    indptr, indices, _ = build_csr(users, items, np.ones(len(users), np.float32), n, max(n_items, 1))
-    return indptr, indices
 
 
 def _listed(own: str, ids: NDArray[Any], other: str, others: NDArray[Any], ranked: I32, scores: Any) -> pd.DataFrame:

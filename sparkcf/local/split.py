@@ -12,7 +12,7 @@ from sparkcf.data.pairs import Reads
 from sparkcf.errors import GateRefused
 from sparkcf.kernels.random import uniform_rows
 from sparkcf.local.events import DAY_S, Events, liked_pairs, pair_keys
-from sparkcf.models.contract import I32
+from sparkcf.models.contract_data import I32
 
 Q1_USERS, Q1_ITEMS, Q2_ITEMS, Q3_PAIRS = 11, 12, 13, 14  # streams of the draws
 

@@ -18,17 +18,14 @@ from sparkcf.errors import LakeError, first_line
 from sparkcf.lake.arrays import Arrays, read_arrays, write_arrays
 from sparkcf.lake.folder import Folder
 from sparkcf.local.events import Events, Ids
-from sparkcf.models.contract import LocalFit, Saved, UserBlock
+from sparkcf.models.contract_data import LocalFit
 
 NAME, FORMAT = "model", 1
-USERS, ITEMS = ("vectors", "bias", "known"), ("item_vectors", "item_bias", "item_known")
 
 
 def save(folder: str, config: Config, users: Ids, items: Ids, events: Events, fitted: LocalFit) -> None:
     """Write the parts of a recommender. Raises LakeError if the folder cannot be written."""
-    arrays: Arrays = {f"saved.{name}": getattr(fitted.saved, name) for name in ITEMS}
-    arrays |= {f"users.{name}": getattr(fitted.users, name) for name in USERS}
-    arrays |= {f"array.{name}": array for name, array in fitted.saved.arrays.items()}
+    arrays = fitted.to_arrays()
     arrays |= {f"events.{f.name}": getattr(events, f.name) for f in fields(Events)}
     for side, ids in (("users", users), ("items", items)):
         arrays |= {f"ids.{side}.{name}": array for name, array in _packed_ids(ids).items()}
@@ -67,8 +64,7 @@ def load(folder: str) -> tuple[Config, Ids, Ids, Events, LocalFit]:
     try:
         users, items = (_ids(_part(arrays, f"ids.{side}.")) for side in ("users", "items"))
         events = Events(**_part(arrays, "events."))
-        saved = Saved(**_part(arrays, "saved."), arrays=_part(arrays, "array."), mean=mean, average=average)
-        fitted = LocalFit(saved, UserBlock(**_part(arrays, "users.")), log)
+        fitted = LocalFit.of_arrays(arrays, mean, average, log)
     except (TypeError, KeyError, ValueError) as error:
         raise LakeError(f"{folder} holds no saved model: {first_line(error)}") from None
     return config, users, items, events, fitted

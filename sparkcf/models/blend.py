@@ -25,7 +25,8 @@ from sparkcf.kernels.blend import add_reciprocal_ranks, blend_weights
 from sparkcf.kernels.topk import select_top
 from sparkcf.kernels.vectors import unit_rows
 from sparkcf.lake.arrays import Arrays, Shapes
-from sparkcf.models.contract import (
+from sparkcf.models.contract import Model, Scorer
+from sparkcf.models.contract_data import (
     F32,
     F64,
     I32,
@@ -34,10 +35,8 @@ from sparkcf.models.contract import (
     FitFigure,
     FitRun,
     Fitted,
-    Model,
     Rows,
     Saved,
-    Scorer,
     TrainingData,
     UserBlock,
 )

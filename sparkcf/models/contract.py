@@ -1,7 +1,7 @@
 """The interface between jobs and models; jobs use a model only through it.
 
     TrainingData, FitRun ──Model.fit──▶ Fitted ──stored, read back──▶ Saved ──Model.open──▶ Scorer
-    LocalData ──Model.fit_local──▶ LocalFit, with its Saved ──────────────────┘
+    LocalData, LocalRun ──Model.fit_local──▶ LocalFit, with its Saved ────────┘
 
 `Fitted` is the result of a fit, fresh or read back from the lake: frames and arrays. A `Scorer` is opened from its
 arrays in any process, without Spark. There are two kinds: an `InnerProduct` of user and item vectors, which the fused
@@ -11,273 +11,43 @@ top-K kernel ranks, and any other scorer, which scores blocks of users against a
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Mapping
 from functools import cached_property
-from typing import TYPE_CHECKING, Any, ClassVar, Generic, NamedTuple, TypeVar
+from typing import TYPE_CHECKING, Any, ClassVar, Generic, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
 
 from sparkcf.config.section import ModelSection
 from sparkcf.errors import ConfigError
-from sparkcf.kernels.csr import take_rows
 from sparkcf.kernels.mixture import Mixture
 from sparkcf.kernels.vectors import unit_rows
-from sparkcf.lake.arrays import Arrays, Shapes
+from sparkcf.lake.arrays import Shapes
+from sparkcf.models.contract_data import (
+    F32,
+    F64,
+    I32,
+    Described,
+    Features,
+    FitRun,
+    Fitted,
+    LocalData,
+    LocalFit,
+    LocalRun,
+    Rows,
+    Saved,
+    TrainingData,
+    UserBlock,
+)
 from sparkcf.models.explanation import Explanation, nearest, nearest_had
 
 if TYPE_CHECKING:
     from pyspark.sql import DataFrame
 
-    from sparkcf.data.packing import Packing, Snapshot
+    from sparkcf.data.packing import Snapshot
     from sparkcf.data.pairs import Reads
 
-F32 = NDArray[np.float32]
-F64 = NDArray[np.float64]
-I32 = NDArray[np.int32]
-I64 = NDArray[np.int64]
-Rows = tuple[I64, I32, F32, F32]  # indptr (n + 1,), indices, values, weights (nnz,) of users' pairs over the items
-Features = tuple[I64, I32, F32]  # indptr (n + 1,), feature, value: side features of users
 Params = TypeVar("Params", bound=ModelSection)
-
-
-@dataclass(frozen=True)
-class TrainingData:
-    """Input data of a fit.
-
-    pairs : user_idx, item_idx, value and the further columns of `Model.reads`.
-    n_users : user_idx is dense and below it.
-    n_items : item_idx is dense and below it.
-    users : table of users with attributes; None: the model reads none.
-    items : table of items with attributes; None: the model reads none.
-    dictionary : table of the numbers of texts; None: the model reads none.
-    packing : packs rows into files for models that train by gradient; None: nothing can be written.
-    """
-
-    pairs: DataFrame
-    n_users: int
-    n_items: int
-    users: DataFrame | None = None
-    items: DataFrame | None = None
-    dictionary: DataFrame | None = None
-    packing: Packing | None = None
-
-
-@dataclass(frozen=True)
-class FitRun:
-    """How a fit begins, reports and saves its progress.
-
-    warm_start : by side ("user", "item"), frames (idx, factor, bias) of an earlier run; None: start from the seed.
-    on_progress : called on the driver with the log entry of every sweep or epoch, or with a "note" to print.
-    checkpoint_dir : folder or address of checkpoints, from which an interrupted fit resumes.
-    """
-
-    warm_start: Mapping[str, DataFrame] | None = None
-    on_progress: Callable[[dict[str, Any]], None] = lambda entry: None
-    checkpoint_dir: str | None = None
-
-
-class FitFigure(NamedTuple):
-    """A figure of a fit as a whole. `segment`: the part that it describes; None: all."""
-
-    metric: str
-    value: float
-    segment: str | None = None
-
-
-@dataclass(frozen=True)
-class Fitted:
-    """The result of a fit, fresh or read back from the lake.
-
-    user_factors : idx, factor, bias (nets: latent too) of every user that the model knows; empty factors where scores
-        do not come from vectors.
-    item_factors : idx, factor, bias of every item that the model knows; likewise.
-    log : an entry per sweep or epoch, with its number as "sweep" or "epoch".
-    mean : the mean that biases are relative to; 0 without biases.
-    average : mean value of the training pairs, if the model predicts values.
-    arrays : further arrays for scoring and fold-in.
-    tables : further frames to store, by table name.
-    figures : figures of the fit as a whole, for the table of metrics.
-    cached : persisted frame behind the other frames, freed by `release`.
-    """
-
-    user_factors: DataFrame
-    item_factors: DataFrame
-    log: list[dict[str, Any]] = field(default_factory=list)
-    mean: float = 0.0
-    average: float = 0.0
-    arrays: Arrays = field(default_factory=dict)
-    tables: Mapping[str, DataFrame] = field(default_factory=dict)
-    figures: Sequence[FitFigure] = ()
-    cached: DataFrame | None = None
-
-    @classmethod
-    def without_vectors(cls, pairs: DataFrame, arrays: Arrays) -> Fitted:
-        """A fit whose scores do not come from vectors; it knows every user and item of the pairs."""
-        from pyspark import StorageLevel
-        from pyspark.sql import functions as F
-
-        sides = [F.struct(F.lit(side).alias("side"), F.col(f"{side}_idx").alias("idx")) for side in ("user", "item")]
-        known = pairs.select(F.inline(F.array(*sides))).distinct()
-        empty, no_bias = F.array().cast("array<float>"), F.lit(0.0).cast("float")
-        cached = known.select("side", "idx", empty.alias("factor"), no_bias.alias("bias"))
-        cached = cached.persist(StorageLevel.MEMORY_AND_DISK)  # unpersisted by `release`
-        user, item = (cached.where(F.col("side") == side).drop("side") for side in ("user", "item"))
-        return cls(user, item, arrays=arrays, cached=cached)
-
-    def release(self) -> None:
-        if self.cached is not None:
-            self.cached.unpersist()
-
-
-@dataclass(frozen=True)
-class Saved:
-    """A fit as arrays, in one process.
-
-    item_vectors : (m, item_width).
-    item_bias : (m,).
-    item_known : bool (m,), whether the model knows the item.
-    arrays : see `Fitted`.
-    mean : see `Fitted`.
-    average : see `Fitted`.
-    """
-
-    item_vectors: F32
-    item_bias: F32
-    item_known: NDArray[np.bool_]
-    arrays: Arrays = field(default_factory=dict)
-    mean: float = 0.0
-    average: float = 0.0
-
-
-@dataclass(frozen=True)
-class PairArrays:
-    """The pairs of a fit in one process.
-
-    users, items : int32 (nnz,).
-    values : (nnz,).
-    weights : (nnz,); None: all are 1.
-    """
-
-    users: I32
-    items: I32
-    values: F32
-    weights: F32 | None
-    n_users: int
-    n_items: int
-
-
-@dataclass(frozen=True)
-class ArrayFit:
-    """A fit in one process. user_vectors: (n_users, width). user_known: bool (n_users,)."""
-
-    saved: Saved
-    user_vectors: F32
-    user_known: NDArray[np.bool_]
-
-    @classmethod
-    def without_vectors(cls, pairs: PairArrays, arrays: Arrays) -> ArrayFit:
-        """A fit whose scores do not come from vectors; it knows every user and item of the pairs."""
-        users, items = np.zeros(pairs.n_users, bool), np.zeros(pairs.n_items, bool)
-        users[pairs.users] = items[pairs.items] = True
-        nothing = np.zeros((pairs.n_items, 0), np.float32)
-        saved = Saved(nothing, np.zeros(pairs.n_items, np.float32), items, arrays)
-        return cls(saved, np.zeros((pairs.n_users, 0), np.float32), users)
-
-
-@dataclass(frozen=True)
-class LocalData:
-    """Input data of a fit in this process: an entry per pair, sorted by user and item, each pair once.
-
-    users, items : int32 (nnz,), below n_users and n_items.
-    values : float32 (nnz,), as `Model.reads` asks for them.
-    weights : float32 (nnz,); None: all are 1.
-    threads : threads that a kernel may use.
-    """
-
-    users: I32
-    items: I32
-    values: F32
-    n_users: int
-    n_items: int
-    weights: F32 | None = None
-    threads: int = 1
-
-    def rows(self) -> Rows:
-        """The pairs as compressed rows of all users."""
-        indptr = np.concatenate([[0], np.cumsum(np.bincount(self.users, minlength=self.n_users))]).astype(np.int64)
-        weights = np.ones(len(self.values), np.float32) if self.weights is None else self.weights
-        return indptr, self.items, self.values, weights
-
-    def present(self) -> tuple[NDArray[np.bool_], NDArray[np.bool_]]:
-        """Which users and which items have a pair, bool (n_users,) and (n_items,)."""
-        user, item = np.zeros(self.n_users, bool), np.zeros(self.n_items, bool)
-        user[self.users], item[self.items] = True, True
-        return user, item
-
-
-@dataclass(frozen=True)
-class UserBlock:
-    """Input of a scorer: some users.
-
-    vectors : (n, width); 0 for users that the model does not know.
-    bias : (n,).
-    known : bool (n,), whether the model knows the user.
-    rows : the users' pairs; None unless `Model.scores_rows`.
-    """
-
-    vectors: F32
-    bias: F32
-    known: NDArray[np.bool_]
-    rows: Rows | None = None
-
-    def __len__(self) -> int:
-        return len(self.known)
-
-    def take(self, chosen: NDArray[np.intp]) -> UserBlock:
-        """The chosen users, in the given order."""
-        rows = None
-        if self.rows is not None:
-            indptr, entries = take_rows(self.rows[0], chosen)
-            indices, values, weights = self.rows[1:]
-            rows = (indptr, indices[entries], values[entries], weights[entries])
-        return UserBlock(self.vectors[chosen], self.bias[chosen], self.known[chosen], rows)
-
-
-@dataclass(frozen=True)
-class Described:
-    """Attributes of one user and one item, for explanations.
-
-    user, item : rows of the lake's tables `users` and `items`.
-    texts : numbers of texts by their field in the dictionary, as `data.dictionary.numbered` gives them.
-    """
-
-    user: Mapping[str, Any]
-    item: Mapping[str, Any]
-    texts: Mapping[str, Mapping[str, int]]
-
-
-@dataclass(frozen=True)
-class LocalFit:
-    """The result of a fit in this process.
-
-    saved : what `Model.open` takes.
-    users : all users of the data; without rows.
-    log : see `Fitted`.
-    """
-
-    saved: Saved
-    users: UserBlock
-    log: list[dict[str, Any]] = field(default_factory=list)
-
-    @classmethod
-    def without_vectors(cls, data: LocalData, arrays: Arrays) -> LocalFit:
-        """A fit whose scores do not come from vectors; it knows every user and item of the data."""
-        user, item = data.present()
-        none, no_bias = (np.zeros((data.n_items, 0), np.float32), np.zeros(data.n_items, np.float32))
-        users = UserBlock(np.zeros((data.n_users, 0), np.float32), np.zeros(data.n_users, np.float32), user)
-        return cls(Saved(none, no_bias, item, arrays), users)
 
 
 class Scorer(ABC):
@@ -436,7 +206,9 @@ class Model(ABC, Generic[Params]):
     section : class of its parameters.
     packs_rows : its fit reads the rows that `pack` writes.
     scores_rows : its scorer needs the users' pairs.
-    fits_arrays : `fit_sweeps` fits it in one process.
+    fits_locally : it has `fit_local`.
+    fits_in_parts : `fit_local` can run some of its `rounds`, and go on from an earlier fit; a model of one round may
+        ignore both.
     tables : tables that it stores besides the factors.
     item_tables : those of `tables` without users; folding in users leaves them unchanged.
     validation_share : share of user rows kept from training, for early stopping.
@@ -445,7 +217,8 @@ class Model(ABC, Generic[Params]):
     section: ClassVar[type[ModelSection]]
     packs_rows: ClassVar[bool] = False
     scores_rows: ClassVar[bool] = False
-    fits_arrays: ClassVar[bool] = False
+    fits_locally: ClassVar[bool] = False
+    fits_in_parts: ClassVar[bool] = False
     tables: ClassVar[tuple[str, ...]] = ()
     item_tables: ClassVar[tuple[str, ...]] = ()
     validation_share: float = 0.0
@@ -499,24 +272,8 @@ class Model(ABC, Generic[Params]):
             The numbers are not finite, or the data do not suit the model.
         """
 
-    def fit_sweeps(self, pairs: PairArrays, sweeps: int, start: ArrayFit | None, threads: int) -> ArrayFit:
-        """Fit in this process, without Spark.
-
-        Parameters
-        ----------
-        sweeps : sweeps to run, of `rounds`.
-        start : an earlier fit to continue from; None: start from the seed.
-
-        Raises ConfigError or TrainingError as `fit`.
-        """
-        raise NotImplementedError
-
-    def fit_local(self, data: LocalData, on_progress: Callable[[dict[str, Any]], None]) -> LocalFit:
-        """Train in this process, without Spark, on the same objective as `fit`; a model need not have it.
-
-        Parameters
-        ----------
-        on_progress : called with the log entry of every sweep or epoch.
+    def fit_local(self, data: LocalData, run: LocalRun) -> LocalFit:
+        """Train in this process, without Spark, on the same objective as `fit`; only with `fits_locally`.
 
         Raises
         ------

@@ -15,7 +15,7 @@ A user's scores are x B, with x the user's row of positives. Two settings extend
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Iterable, Iterator
 from typing import Any
 
 import numpy as np
@@ -23,102 +23,28 @@ from numpy.typing import NDArray
 from scipy.linalg.lapack import dpotrf, dpotri
 from scipy.sparse import csr_matrix
 
-from sparkcf.config.models import EASEConfig
-from sparkcf.data.pairs import Reads, row_lists
+from sparkcf.config.linear import EASEConfig
+from sparkcf.data.pairs import row_lists
 from sparkcf.data.partitions import partition_keys
-from sparkcf.data.split import uniform
 from sparkcf.errors import ConfigError, TrainingError
-from sparkcf.kernels.csr import build_csr
 from sparkcf.kernels.gram import add_gram
-from sparkcf.kernels.random import uniform_rows
-from sparkcf.lake.arrays import Shapes
+from sparkcf.lake.arrays import Arrays, Shapes
 from sparkcf.lake.frames import side_by_side
-from sparkcf.models.contract import (
-    F32,
-    F64,
-    I32,
-    ArrayFit,
-    Features,
-    FitRun,
-    Fitted,
-    LocalData,
-    LocalFit,
-    Model,
-    PairArrays,
-    Rows,
-    Saved,
-    Scorer,
-    TrainingData,
-    UserBlock,
-)
-from sparkcf.models.explanation import Explanation, of_items, strongest_had
+from sparkcf.models.contract_data import F32, F64, I32, FitRun, Saved, TrainingData, UserBlock
+from sparkcf.models.linear import Compressed, LinearModel, LinearScorer
 from sparkcf.spark import DataFrame, F
 
 SLICE_BYTES = 256 << 20  # of G in a task, in float64
 GRAM_ROWS = "place int, row binary"
 
 
-class EASE(Model[EASEConfig]):
-    """EASE: a weight for every pair of items. Users have no vectors; they are scored by their rows."""
+class EASE(LinearModel[EASEConfig]):
+    """EASE: a weight for every pair of items."""
 
     section = EASEConfig
-    scores_rows = True
-    fits_arrays = True
 
-    @property
-    def reads(self) -> Reads:
-        return Reads("positives")
-
-    @property
-    def width(self) -> int:
-        return 0
-
-    def fit(self, data: TrainingData, run: FitRun) -> Fitted:
-        """Sum the Gram matrix on the executors, invert it on the driver.
-
-        Raises
-        ------
-        ConfigError
-            There are more items than `ease.max_items`.
-        TrainingError
-            There is no pair.
-        """
-        if run.warm_start:
-            run.on_progress({"note": "train.warm_start is ignored: ease is solved exactly"})
-        items = items_of(data.pairs)
-        self._check_size(len(items))
-        gram, counts = self._gram(data.pairs, items)
-        weights = item_weights(gram, counts, self.params)
-        return Fitted.without_vectors(data.pairs, {"weights": weights, "items": items})
-
-    def fit_sweeps(self, pairs: PairArrays, sweeps: int, start: ArrayFit | None, threads: int) -> ArrayFit:
-        """See `Model.fit_sweeps`; all of a user's pairs count, also above `ease.max_history`."""
-        items, places = np.unique(pairs.items, return_inverse=True)
-        self._check_size(m := len(items))
-        rows = build_csr(pairs.users, places.astype(np.int32), pairs.values, pairs.n_users, m)
-        gram = np.zeros((m, m))
-        add_gram(*rows, np.diff(rows[0]).clip(1).astype(np.float64) ** -self.params.user_exponent, 0, gram)
-        weights = item_weights(gram, np.bincount(rows[1], minlength=m).astype(np.float64), self.params)
-        return ArrayFit.without_vectors(pairs, {"weights": weights, "items": items.astype(np.int32)})
-
-    def fit_local(self, data: LocalData, on_progress: Callable[[dict[str, Any]], None]) -> LocalFit:
-        items = np.flatnonzero(data.present()[1]).astype(np.int32)
-        self._check_size(len(items))
-        indptr, indices, values, _ = data.rows()
-        place = np.full(data.n_items, -1, np.int32)
-        place[items] = np.arange(len(items), dtype=np.int32)
-        kept = _longest(indptr, self.params.max_history, self.seed)
-        counts = np.bincount(data.users[kept], minlength=data.n_users)
-        indptr, indices, values = np.concatenate([[0], np.cumsum(counts)]), place[indices[kept]], values[kept]
-        gram = np.zeros((len(items), len(items)))
-        factors = np.maximum(counts, 1).astype(np.float64) ** -self.params.user_exponent
-        add_gram(indptr, indices, values, factors, 0, gram)
-        of_items = np.bincount(indices, minlength=len(items)).astype(np.float64)
-        return LocalFit.without_vectors(data, {"weights": item_weights(gram, of_items, self.params), "items": items})
-
-    def _check_size(self, n_items: int) -> None:
-        if not n_items:
-            raise TrainingError("no positive interaction to train on: is preference.positive_from too high?")
+    def check_size(self, n_items: int) -> None:
+        super().check_size(n_items)
         if n_items > self.params.max_items:
             memory = 12 * n_items**2 / 1e9  # G in float64, the weights in float32
             raise ConfigError(
@@ -126,14 +52,22 @@ class EASE(Model[EASEConfig]):
                 f"{memory:,.1f} GB of the driver's memory; raise ease.max_items if it has that much, or set model=als"
             )
 
-    def _gram(self, pairs: DataFrame, items: I32) -> tuple[F64, F64]:
-        """G (m, m) in the order of `items`, and the number of users of each item (m,)."""
-        spark, m, exponent = pairs.sparkSession, len(items), self.params.user_exponent
+    def solve(self, pairs: DataFrame, n_items: int, run: FitRun) -> Arrays:
+        """Sum the Gram matrix on the executors, invert it on the driver."""
+        return {"weights": item_weights(*self._gram(pairs, n_items), self.params)}
+
+    def solve_rows(self, rows: Compressed, n_items: int) -> Arrays:
+        gram, lengths = np.zeros((n_items, n_items)), np.diff(rows[0]).clip(1).astype(np.float64)
+        add_gram(*rows, lengths**-self.params.user_exponent, 0, gram)
+        counts = np.bincount(rows[1], minlength=n_items).astype(np.float64)
+        return {"weights": item_weights(gram, counts, self.params)}
+
+    def _gram(self, pairs: DataFrame, m: int) -> tuple[F64, F64]:
+        """G (m, m), and the number of users of each item (m,)."""
+        spark, exponent = pairs.sparkSession, self.params.user_exponent
         slices = max(spark.sparkContext.defaultParallelism, -(-8 * m * m // SLICE_BYTES))
         height = -(-m // slices)
-        places = spark.createDataFrame(enumerate(items.tolist()), "place int, item_idx int")
-        placed = capped(pairs, self.params.max_history, self.seed).join(places, on="item_idx", how="inner")
-        rows = row_lists(placed.withColumn("item_idx", F.col("place")))
+        rows = row_lists(pairs)
         touched = F.array_distinct(F.transform("row_items", lambda place: (place / height).cast("int")))
         copies = rows.select(F.explode(touched).alias("slice"), "row_items", "row_values")
         by_slice = copies.repartition(slices, F.array(*map(F.lit, partition_keys(slices)))[F.col("slice")])
@@ -144,8 +78,8 @@ class EASE(Model[EASEConfig]):
         gram, counts = np.zeros((m, m)), np.zeros(m)
         for row in side_by_side(by_slice.mapInArrow(work, GRAM_ROWS)):
             gram[row["place"]] = np.frombuffer(row["row"])
-        counted: Any = placed.groupBy("place").count().toPandas()
-        counts[counted["place"].to_numpy()] = counted["count"].to_numpy()
+        counted: Any = pairs.groupBy("item_idx").count().toPandas()
+        counts[counted["item_idx"].to_numpy()] = counted["count"].to_numpy()
         return gram, counts
 
     def open(self, saved: Saved) -> EASEScorer:
@@ -179,87 +113,31 @@ def item_weights(gram: F64, counts: F64, params: EASEConfig) -> F32:
     return weights
 
 
-class EASEScorer(Scorer):
-    """Scores users by their rows; folding in a new user needs no solve."""
+class EASEScorer(LinearScorer):
+    """Scores users by their rows and a dense matrix of weights."""
 
     def __init__(self, saved: Saved) -> None:
-        self.known_items = saved.item_known
+        super().__init__(saved)
         self.weights: F32 = saved.arrays["weights"]
-        self.items: I32 = saved.arrays["items"]
-        self._place = np.full(len(saved.item_known), -1, np.int32)
-        self._place[self.items] = np.arange(len(self.items), dtype=np.int32)
 
     def score_block(self, users: UserBlock) -> F32:
         assert users.rows is not None
         indptr, indices, values, _ = users.rows
-        place = self._place[indices]
+        place = self.place[indices]
         shape = (len(users), len(self.items))
         rows = csr_matrix((np.where(place >= 0, values, 0), np.maximum(place, 0), indptr), shape=shape)
-        return self._everywhere(rows @ self.weights)
-
-    def fold_in(self, rows: Rows, features: Features | None = None) -> tuple[F32, F32]:
-        n = len(rows[0]) - 1
-        return np.zeros((n, 0), np.float32), np.zeros(n, np.float32)
+        return self.everywhere(rows @ self.weights)
 
     def similar_block(self, items: I32) -> F32:
         """The weights from an item to all others."""
-        place = self._place[items]
-        return self._everywhere(np.where((place >= 0)[:, None], self.weights[place], np.float32(0)))
+        place = self.place[items]
+        return self.everywhere(np.where((place >= 0)[:, None], self.weights[place], np.float32(0)))
 
-    def explain(self, user: UserBlock, item: int) -> Explanation:
-        """The weights from the user's items to the item, times the pairs' values."""
-        assert user.rows is not None
-        had, values = user.rows[1:3]
-        parts = self._brought(had, values, np.array([item], np.int32))[:, 0]
-        return Explanation.summing(float(parts.sum(dtype=np.float64)), of_items(had, parts))
-
-    def because(self, users: UserBlock, items: I32) -> I32:
-        assert users.rows is not None
-        return strongest_had(*users.rows[:3], items, self._brought)
-
-    def _brought(self, had: I32, values: F32, items: I32) -> F32:
-        """What each item of a user brings to the score of each item, (h, k)."""
-        place, target = self._place[had], self._place[items]
+    def brought(self, had: I32, values: F32, items: I32) -> F32:
+        place, target = self.place[had], self.place[items]
         weights = self.weights[np.ix_(place, target)] * values[:, None]
         parts: F32 = np.where((place >= 0)[:, None] & (target >= 0), weights, np.float32(0))
         return parts
-
-    def _everywhere(self, scores: F32) -> F32:
-        """Expand scores of the items with weights to all items, (n, m)."""
-        if len(self.items) == len(self.known_items):
-            return scores
-        out = np.zeros((len(scores), len(self.known_items)), np.float32)
-        out[:, self.items] = scores
-        return out
-
-
-def items_of(pairs: DataFrame) -> I32:
-    """The items of the pairs, ascending."""
-    found: Any = pairs.select("item_idx").distinct().toPandas()
-    return np.sort(found["item_idx"].to_numpy(np.int32))
-
-
-def _longest(indptr: NDArray[np.int64], most: int, seed: int) -> NDArray[np.bool_]:
-    """Which entries are kept, bool (nnz,): of a row of more than `most` entries, `most` drawn by the seed."""
-    kept = np.ones(indptr[-1], bool)
-    for row in np.flatnonzero(np.diff(indptr) > most):
-        here = np.arange(indptr[row], indptr[row + 1])
-        drawn = np.argsort(uniform_rows(seed, int(row), here - here[0]), kind="stable")
-        kept[here[drawn[most:]]] = False
-    return kept
-
-
-def capped(pairs: DataFrame, most: int, seed: int) -> DataFrame:
-    """Keep at most `most` pairs of each user, by hash: a user's cost grows with the square of their number."""
-    many = pairs.groupBy("user_idx").count().where(F.col("count") > most)
-    if many.isEmpty():
-        return pairs
-    entry = F.struct(uniform(seed, "ease", F.col("user_idx"), F.col("item_idx")).alias("at"), "item_idx", "value")
-    of_many = pairs.join(F.broadcast(many), on="user_idx", how="left_semi")
-    listed = of_many.groupBy("user_idx").agg(F.slice(F.sort_array(F.collect_list(entry)), 1, most).alias("row"))
-    kept = listed.select("user_idx", F.inline("row")).select("user_idx", "item_idx", "value")
-    others = pairs.join(F.broadcast(many), on="user_idx", how="left_anti")
-    return others.select("user_idx", "item_idx", "value").unionByName(kept)
 
 
 def _slice_of_gram(batches: Iterable[Any], m: int, height: int, exponent: float) -> Iterator[Any]:

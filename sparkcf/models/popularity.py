@@ -2,23 +2,20 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from typing import Any
-
 import numpy as np
 
 from sparkcf.config.models import PopularityConfig
 from sparkcf.data.pairs import Reads, popularity
-from sparkcf.models.contract import (
+from sparkcf.models.contract import InnerProduct, Model
+from sparkcf.models.contract_data import (
     F32,
     I32,
     Features,
     FitRun,
     Fitted,
-    InnerProduct,
     LocalData,
     LocalFit,
-    Model,
+    LocalRun,
     Rows,
     Saved,
     TrainingData,
@@ -32,6 +29,7 @@ class Popularity(Model[PopularityConfig]):
     """Every user's vector is [1]; an item's vector is its number of users, or the sum of its pairs' weights."""
 
     section = PopularityConfig
+    fits_locally = True
 
     @property
     def reads(self) -> Reads:
@@ -58,7 +56,7 @@ class Popularity(Model[PopularityConfig]):
             return popularity(pairs)
         return pairs.groupBy("item_idx").agg(F.sum("value").cast("float").alias("score"))
 
-    def fit_local(self, data: LocalData, on_progress: Callable[[dict[str, Any]], None]) -> LocalFit:
+    def fit_local(self, data: LocalData, run: LocalRun) -> LocalFit:
         user, item = data.present()
         weights = None if self.params.by == "users" else data.values
         scores = np.bincount(data.items, weights, minlength=data.n_items).astype(np.float32)

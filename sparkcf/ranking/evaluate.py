@@ -26,7 +26,8 @@ from sparkcf.kernels.metrics import Summary, mae, merge, ranking_measures, ratin
 from sparkcf.kernels.mixture import CALIBRATION_MEASURES
 from sparkcf.lake.figures import Figure
 from sparkcf.lake.frames import kept, side_by_side
-from sparkcf.models.contract import FitRun, Fitted, Model, Saved, TrainingData
+from sparkcf.models.contract import Model
+from sparkcf.models.contract_data import FitRun, Fitted, Saved, TrainingData
 from sparkcf.ranking.predict import predicted
 from sparkcf.ranking.rerank import MEASURES, Lists
 from sparkcf.ranking.rerank_items import excluded_items, share_reranker

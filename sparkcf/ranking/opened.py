@@ -16,7 +16,8 @@ from sparkcf.data.one_user import as_of, user_pairs
 from sparkcf.errors import ConfigError, LakeError, NotFoundError
 from sparkcf.lake.query import Day, Lake, RunOfModel
 from sparkcf.lake.weights import read_all
-from sparkcf.models.contract import F32, Described, Explanation, Model, Rows, Saved, Scorer, UserBlock
+from sparkcf.models.contract import Explanation, Model, Scorer
+from sparkcf.models.contract_data import F32, Described, Rows, Saved, UserBlock
 from sparkcf.models.registry import model_of
 
 EVENTS = ("user_id", "item_id", "event", "value", "ts", "replaced")

@@ -14,7 +14,7 @@ from scipy.sparse import csr_matrix
 
 from sparkcf.kernels.random import draw_keys, uniform_rows
 from sparkcf.kernels.rerank import calibration_kl, intra_list_diversity, rerank_rows, within_user
-from sparkcf.models.contract import F32, F64, I32, I64, UserBlock
+from sparkcf.models.contract_data import F32, F64, I32, I64, UserBlock
 
 EXPLORATION = 71  # stream of the random draws
 MEASURES = ("intra_list_diversity_at_k", "calibration_kl_at_k", "exploration_share_at_k")

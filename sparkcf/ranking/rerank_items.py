@@ -15,7 +15,8 @@ from sparkcf.config.root import Config
 from sparkcf.data.shared import SharedArrays, share
 from sparkcf.errors import ConfigError, NotFoundError
 from sparkcf.kernels.vectors import unit_rows
-from sparkcf.models.contract import F32, Scorer
+from sparkcf.models.contract import Scorer
+from sparkcf.models.contract_data import F32
 from sparkcf.ranking.rerank import ItemSide, Reranker, Rules
 from sparkcf.spark import Column, DataFrame, F, SparkSession
 

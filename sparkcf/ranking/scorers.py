@@ -13,7 +13,8 @@ from numpy.typing import NDArray
 from sparkcf.data.arrow import collect_factors, csr_of, vectors_of
 from sparkcf.data.pairs import ROW
 from sparkcf.data.shared import SharedState, share_state
-from sparkcf.models.contract import F32, Fitted, Model, Rows, Saved, Scorer, UserBlock
+from sparkcf.models.contract import Model, Scorer
+from sparkcf.models.contract_data import F32, Fitted, Rows, Saved, UserBlock
 from sparkcf.spark import SparkSession
 
 ITEMS = ("item_vectors", "item_bias", "item_known")

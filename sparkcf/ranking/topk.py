@@ -20,7 +20,8 @@ from sparkcf.data.shared import SharedArrays, share
 from sparkcf.kernels.csr import take_rows
 from sparkcf.kernels.topk import rank_block, rank_scores
 from sparkcf.kernels.vectors import unit_rows
-from sparkcf.models.contract import F32, InnerProduct, Model, Saved, Scorer, UserBlock
+from sparkcf.models.contract import InnerProduct, Model, Scorer
+from sparkcf.models.contract_data import F32, Saved, UserBlock
 from sparkcf.ranking.rerank import Lists, Reranker
 from sparkcf.ranking.rerank_items import SharedReranker
 from sparkcf.ranking.scorers import SharedScorer, share_scorer, user_block

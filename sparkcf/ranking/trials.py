@@ -7,7 +7,7 @@ The split's pairs are collected once and shared with the executors. The lists an
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from time import perf_counter
 from typing import Any
 
@@ -21,13 +21,13 @@ from sparkcf.data.split import Split
 from sparkcf.errors import SparkcfError, first_line
 from sparkcf.kernels.csr import build_csr
 from sparkcf.kernels.metrics import ranking_measures
-from sparkcf.models.contract import ArrayFit, Model, PairArrays, Saved, UserBlock
+from sparkcf.models.contract import Model
+from sparkcf.models.contract_data import LocalData, LocalFit, LocalRun, UserBlock
 from sparkcf.ranking.topk import Catalogue, Ranker
 from sparkcf.spark import DataFrame, F, SparkSession
 
 RESULT = "number int, value double, seconds double, reason string, names array<string>, arrays array<binary>"
 BLOCK_USERS = 2000  # ranked at a time
-SAVED = ("item_vectors", "item_bias", "item_known")
 Array = NDArray[Any]
 
 
@@ -124,18 +124,12 @@ def run_parts(
 def _run(data: TrialData, part: TrialPart, measure: tuple[str, int], threads: int) -> TrialResult:
     begin = perf_counter()
     arrays = data.state.open()
-    weights = arrays.get("train_weight")
-    pairs = PairArrays(
-        arrays["train_user_idx"],
-        arrays["train_item_idx"],
-        arrays["train_value"],
-        weights,
-        data.n_users,
-        data.n_items,
-    )
+    names = ("train_user_idx", "train_item_idx", "train_value")
+    columns, sizes = (arrays[name] for name in names), (data.n_users, data.n_items)
+    pairs = LocalData(*columns, *sizes, arrays.get("train_weight"), threads)
     try:
         start = None if part.start is None else _fit_of(part.start)
-        fit = part.model.fit_sweeps(pairs, part.sweeps, start, threads)
+        fit = part.model.fit_local(pairs, LocalRun(rounds=part.sweeps, start=start))
         with threadpool_limits(1, user_api="blas"):
             value = measured(part.model, fit, data, arrays, measure)
     except SparkcfError as error:
@@ -144,7 +138,7 @@ def _run(data: TrialData, part: TrialPart, measure: tuple[str, int], threads: in
 
 
 def measured(
-    model: Model[Any], fit: ArrayFit, data: TrialData, arrays: Mapping[str, Array], measure: tuple[str, int]
+    model: Model[Any], fit: LocalFit, data: TrialData, arrays: Mapping[str, Array], measure: tuple[str, int]
 ) -> float:
     """The mean measure of the tested users' lists."""
     name, k = measure
@@ -155,13 +149,10 @@ def measured(
         users = slice(first, first + BLOCK_USERS)
         rows, seen, heldout = (_slice(arrays, part, users) for part in ("rows", "seen", "heldout"))
         weighted = (*rows, np.ones_like(rows[2]))
-        numbers = tested[users]
-        no_bias = np.zeros(len(numbers), np.float32)
+        block = replace(fit.users.take(tested[users]), rows=weighted)
         if data.folded:
-            vectors, _ = ranker.scorer.fold_in(weighted)
-            block = UserBlock(vectors, no_bias, np.ones(len(numbers), bool), weighted)
-        else:
-            block = UserBlock(fit.user_vectors[numbers], no_bias, fit.user_known[numbers], weighted)
+            vectors, bias = ranker.scorer.fold_in(weighted)
+            block = UserBlock(vectors, bias, np.ones(len(block), bool), weighted)
         ranked, _ = ranker.rank(block, (seen[0], seen[1]), k)
         names, values = ranking_measures(ranked, heldout[0], heldout[1], (k,))
         column = values[:, names.index((name, k))]
@@ -186,18 +177,13 @@ def _columns(frame: DataFrame) -> dict[str, Array]:
     }
 
 
-def _arrays_of(fit: ArrayFit) -> dict[str, Array]:
-    saved = fit.saved
-    means = np.array([saved.mean, saved.average])
-    named = {f"saved {name}": getattr(saved, name) for name in SAVED} | saved.arrays
-    return named | {"user_vectors": fit.user_vectors, "user_known": fit.user_known, "means": means}
+def _arrays_of(fit: LocalFit) -> dict[str, Array]:
+    return fit.to_arrays() | {"means": np.array([fit.saved.mean, fit.saved.average])}
 
 
-def _fit_of(arrays: Mapping[str, Array]) -> ArrayFit:
-    left = dict(arrays)
-    items = (left.pop(f"saved {name}") for name in SAVED)
-    vectors, known, (mean, average) = left.pop("user_vectors"), left.pop("user_known"), left.pop("means")
-    return ArrayFit(Saved(*items, left, float(mean), float(average)), vectors, known)
+def _fit_of(arrays: Mapping[str, Array]) -> LocalFit:
+    mean, average = arrays["means"]
+    return LocalFit.of_arrays(dict(arrays), float(mean), float(average), [])
 
 
 def _packed(array: Array) -> bytes:

@@ -20,7 +20,7 @@ from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 from torch.optim import Adam
 
-from sparkcf.config.models import GradientConfig
+from sparkcf.config.nets import GradientConfig
 from sparkcf.data.packed import PackedRows
 from sparkcf.errors import TrainingError
 from sparkcf.kernels.metrics import ranking_measures

@@ -18,13 +18,16 @@ from typing import Any
 import numpy as np
 import torch
 
-from sparkcf.config.models import ALSConfig, BlendConfig, EASEConfig
+from sparkcf.config.factorization import ALSConfig
+from sparkcf.config.linear import EASEConfig
+from sparkcf.config.models import BlendConfig
 from sparkcf.data.packed import PackedRows
 from sparkcf.kernels.metrics import ranking_measures, summarize
 from sparkcf.kernels.topk import rank_scores
 from sparkcf.models.als.fit import FactorScorer
 from sparkcf.models.blend import BlendScorer, learn
-from sparkcf.models.contract import Features, Rows, Saved, Scorer, UserBlock
+from sparkcf.models.contract import Scorer
+from sparkcf.models.contract_data import Features, Rows, Saved, UserBlock
 from sparkcf.training.loop import to_tensors
 from tests.bench import ease, nets, quality
 from tests.bench.report import Goal, finish, print_table

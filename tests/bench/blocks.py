@@ -16,7 +16,7 @@ import time
 from pathlib import Path
 from typing import Any
 
-from sparkcf.config.models import ALSConfig
+from sparkcf.config.factorization import ALSConfig
 from sparkcf.models.als.fit import fit
 from sparkcf.training.blocks import worker_bytes
 from tests.bench import mllib

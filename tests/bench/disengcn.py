@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from sparkcf.config.models import ALSConfig
+from sparkcf.config.factorization import ALSConfig
 from tests.bench import quality
 from tests.bench.report import Goal, print_table, run
 from tests.bench.synthetic import QUICK, Interactions, interactions

@@ -16,11 +16,11 @@ from typing import Any
 
 import numpy as np
 
-from sparkcf.config.models import EASEConfig
+from sparkcf.config.linear import EASEConfig
 from sparkcf.kernels.gram import add_gram
 from sparkcf.kernels.metrics import ranking_measures
 from sparkcf.kernels.topk import rank_scores
-from sparkcf.models.contract import Saved, UserBlock
+from sparkcf.models.contract_data import Saved, UserBlock
 from sparkcf.models.ease import EASEScorer, item_weights
 from tests.bench.quality import KS, SHOWN, SPLITS, load, n_users, parts, rows
 from tests.bench.report import Goal, finish, print_table

@@ -19,11 +19,12 @@ from typing import Any
 
 import numpy as np
 
+from sparkcf.config.factorization import ALSConfig
+from sparkcf.config.fm import FMConfig
 from sparkcf.config.load import load_config
-from sparkcf.config.models import ALSConfig, FMConfig
 from sparkcf.config.root import Config
 from sparkcf.models.als.fit import fit_arrays
-from sparkcf.models.contract import FitRun, TrainingData
+from sparkcf.models.contract_data import FitRun, TrainingData
 from sparkcf.models.fm.arrays import FMFit, entries_of, fit_fm_arrays
 from sparkcf.models.fm.libfm import SparseRows, read_libfm
 from sparkcf.models.fm.rows import Field, FMData, make_plan

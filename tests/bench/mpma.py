@@ -14,10 +14,10 @@ from typing import Any
 
 import numpy as np
 
-from sparkcf.config.models import ALSConfig, MPMAConfig
+from sparkcf.config.factorization import ALSConfig, MPMAConfig
 from sparkcf.kernels.mixture import CALIBRATION_MEASURES, Mixture, calibration
 from sparkcf.models.als.fit import fit_arrays as fit_als
-from sparkcf.models.contract import UserBlock
+from sparkcf.models.contract_data import UserBlock
 from sparkcf.models.mpma.fit import fit_arrays
 from tests.bench import quality
 from tests.bench.report import Goal, print_table, run

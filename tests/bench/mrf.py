@@ -18,11 +18,12 @@ from typing import Any
 import numpy as np
 from threadpoolctl import threadpool_limits
 
-from sparkcf.config.models import MRFConfig
+from sparkcf.config.linear import MRFConfig
 from sparkcf.kernels.csr import build_csr
 from sparkcf.kernels.mrf import multiply_rows
 from sparkcf.kernels.topk import rank_scores
-from sparkcf.models.mrf.items import Compressed, ItemSums, correlated, item_weights, joined, pairs_of, solve_item
+from sparkcf.models.linear import Compressed
+from sparkcf.models.mrf.items import ItemSums, correlated, item_weights, joined, pairs_of, solve_item
 from tests.bench.quality import KS, SHOWN, SPLITS, load, measure_lists, n_users, parts, rows
 from tests.bench.report import Goal, finish, print_table
 from tests.bench.synthetic import QUICK, SIZES, Interactions, interactions

@@ -16,7 +16,7 @@ import numpy as np
 import pyarrow.parquet as pq
 import torch
 
-from sparkcf.config.models import ALSConfig
+from sparkcf.config.factorization import ALSConfig
 from sparkcf.data.packed import PackedRows
 from sparkcf.models.als.fit import fit_arrays
 from sparkcf.models.nets.registry import build_net

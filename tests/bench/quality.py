@@ -19,7 +19,7 @@ from typing import Any
 
 import numpy as np
 
-from sparkcf.config.models import ALSConfig
+from sparkcf.config.factorization import ALSConfig
 from sparkcf.kernels.csr import build_csr
 from sparkcf.kernels.metrics import ranking_measures
 from sparkcf.kernels.topk import rank_block

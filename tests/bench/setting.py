@@ -10,7 +10,7 @@ from typing import Any
 
 import numpy as np
 
-from sparkcf.config.models import ALSConfig, HALSConfig
+from sparkcf.config.factorization import ALSConfig, HALSConfig
 from sparkcf.models.als.fit import fit, fit_arrays
 from tests.bench import mllib, peers
 from tests.bench.report import Goal

@@ -19,7 +19,8 @@ from threadpoolctl import threadpool_limits
 
 from sparkcf.kernels.random import normal_rows
 from sparkcf.kernels.topk import rank_block
-from sparkcf.models.contract import InnerProduct, Saved
+from sparkcf.models.contract import InnerProduct
+from sparkcf.models.contract_data import Saved
 from sparkcf.ranking.scorers import share_scorer
 from sparkcf.ranking.topk import Catalogue, ranked_lists, share_ranker
 from tests.bench import mllib, peers

@@ -15,7 +15,8 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import torch
 
-from sparkcf.config.models import SECTIONS, NetConfig
+from sparkcf.config.models import SECTIONS
+from sparkcf.config.nets import NetConfig
 from sparkcf.data.packed import PackedRows
 from sparkcf.data.packing import EVEN_FILES, LEAST_ROWS
 from sparkcf.models.nets.registry import build_net

@@ -10,8 +10,8 @@ import numpy as np
 import pyarrow as pa
 import pytest
 
+from sparkcf.config.factorization import ALSConfig
 from sparkcf.config.load import load_config
-from sparkcf.config.models import ALSConfig
 from sparkcf.models.als.fit import fold_in
 from tests.lake.test_query import MAY_1, UTC, publish, write, write_interactions, write_items, write_users
 

@@ -20,7 +20,7 @@ from sparkcf.export.export import export_run
 from sparkcf.export.lists import Run
 from sparkcf.lake.query import Lake
 from sparkcf.lake.weights import write_state
-from sparkcf.models.contract import Saved
+from sparkcf.models.contract_data import Saved
 from sparkcf.models.nets.fit import NetScorer
 from sparkcf.models.nets.registry import build_net
 from sparkcf.models.registry import model_of

@@ -18,7 +18,7 @@ ROOT = Path(__file__).resolve().parents[2]
 BIN = Path(sys.executable).parent
 TRAIN = """
 import json, sys
-from sparkcf.config.models import MultDAEConfig
+from sparkcf.config.nets import MultDAEConfig
 from sparkcf.training.gang import task_slots
 from sparkcf.jobs.session import open_session, stop_session
 from sparkcf.training.launch import TrainingSpec, check_launch, class_name, gpus_a_task, launch

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from scipy.optimize import nnls
 
-from sparkcf.config.models import ALSConfig, HALSConfig
+from sparkcf.config.factorization import ALSConfig, HALSConfig
 from sparkcf.kernels.als import gramian, solve_summed, work_order
 from sparkcf.kernels.als import normal_equations as summed
 from sparkcf.kernels.cholesky import CHUNK, solve_cholesky

@@ -14,7 +14,8 @@ import pytest
 from deltalake import DeltaTable, WriterProperties, write_deltalake
 
 from sparkcf.errors import ConfigError, LakeError, NotFoundError
-from sparkcf.lake.query import COLUMNS, TABLE_NAMES, Lake, PublishedRun
+from sparkcf.lake.query import Lake, PublishedRun
+from sparkcf.lake.reader import COLUMNS, TABLE_NAMES
 
 UTC = dt.UTC
 TIME = pa.timestamp("us", tz="UTC")
@@ -186,7 +187,7 @@ def opened(monkeypatch: pytest.MonkeyPatch) -> list[str]:
             files.append(str(source))
             super().__init__(source, **options)
 
-    monkeypatch.setattr("sparkcf.lake.query.pq.ParquetFile", Recorded)
+    monkeypatch.setattr("sparkcf.lake.reader.pq.ParquetFile", Recorded)
     return files
 
 

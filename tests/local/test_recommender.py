@@ -24,6 +24,7 @@ SETTINGS = {
     "als": SMALL,
     "hals": SMALL,
     "ease": {"regularization": 5},
+    "mrf": {"regularization": 5},
     "popularity": {},
     "mpma": {"rank": 2, "iterations": 2, "base_iterations": 4, "min_group": 1, "user_groups": 2, "item_groups": 2},
     "multvae": {"hidden": [8], "latent_dim": 4, "epochs": 3, "batch_size": 20},

@@ -11,7 +11,8 @@ from sparkcf.config.models import BlendConfig
 from sparkcf.errors import ConfigError
 from sparkcf.kernels.blend import add_reciprocal_ranks, blend_weights
 from sparkcf.models.blend import Blend, BlendScorer, learn
-from sparkcf.models.contract import FitRun, InnerProduct, Saved, TrainingData, UserBlock
+from sparkcf.models.contract import InnerProduct
+from sparkcf.models.contract_data import FitRun, Saved, TrainingData, UserBlock
 from sparkcf.ranking.scorers import saved_of
 from sparkcf.ranking.topk import Catalogue, Ranker
 

@@ -19,7 +19,8 @@ from sparkcf.config.root import Config
 from sparkcf.data.packing import Packing
 from sparkcf.lake.arrays import fits
 from sparkcf.lake.tables import LakeTables
-from sparkcf.models.contract import FitRun, Fitted, Model, Saved, Scorer, TrainingData, UserBlock
+from sparkcf.models.contract import Model, Scorer
+from sparkcf.models.contract_data import FitRun, Fitted, Saved, TrainingData, UserBlock
 from sparkcf.models.registry import model_of
 from sparkcf.ranking.scorers import saved_of
 from sparkcf.ranking.topk import Catalogue, Ranker

@@ -6,12 +6,13 @@ import numpy as np
 import pytest
 from pyspark.sql import DataFrame, SparkSession
 
-from sparkcf.config.models import EASEConfig
+from sparkcf.config.linear import EASEConfig
 from sparkcf.errors import ConfigError, TrainingError
 from sparkcf.kernels.gram import add_gram
 from sparkcf.models import ease as module
-from sparkcf.models.contract import FitRun, Fitted, TrainingData, UserBlock
+from sparkcf.models.contract_data import FitRun, Fitted, TrainingData, UserBlock
 from sparkcf.models.ease import EASE, item_weights
+from sparkcf.models.linear import capped
 from sparkcf.ranking.scorers import saved_of
 
 N, M = 60, 12
@@ -103,7 +104,7 @@ def test_scores_and_reasons_and_likeness_are_those_of_the_weights(pairs) -> None
 
 
 def test_of_a_long_history_the_same_pairs_count_whatever_the_partitions(pairs) -> None:
-    counted = [module.capped(pairs.repartition(n), 3, 1) for n in (1, 5)]
+    counted = [capped(pairs.repartition(n), 3, 1) for n in (1, 5)]
     rows = [sorted(tuple(row) for row in frame.collect()) for frame in counted]
     assert rows[0] == rows[1]
     per_user = np.bincount([row[0] for row in rows[0]], minlength=N)

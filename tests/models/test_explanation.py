@@ -9,11 +9,15 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from sparkcf.config.models import ALSConfig, EASEConfig, FMConfig, FMField, HALSConfig, MacridVAEConfig
+from sparkcf.config.factorization import ALSConfig, HALSConfig
+from sparkcf.config.fm import FMConfig, FMField
+from sparkcf.config.linear import EASEConfig
+from sparkcf.config.nets import MacridVAEConfig
 from sparkcf.kernels.vectors import unit_rows
 from sparkcf.models.als.explain import contributions
 from sparkcf.models.als.fit import FactorScorer
-from sparkcf.models.contract import Described, InnerProduct, Saved, Scorer, UserBlock
+from sparkcf.models.contract import InnerProduct, Scorer
+from sparkcf.models.contract_data import Described, Saved, UserBlock
 from sparkcf.models.ease import EASEScorer, item_weights
 from sparkcf.models.explanation import Explanation
 from sparkcf.models.fm.factors import folded as folded_fm

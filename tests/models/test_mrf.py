@@ -9,13 +9,13 @@ from hypothesis import strategies as st
 from pyspark.sql import SparkSession
 from scipy.sparse import csr_matrix
 
-from sparkcf.config.models import EASEConfig, MRFConfig
+from sparkcf.config.linear import EASEConfig, MRFConfig
 from sparkcf.errors import ConfigError, TrainingError
-from sparkcf.models.contract import FitRun, Saved, TrainingData, UserBlock
+from sparkcf.models.contract_data import FitRun, Saved, TrainingData, UserBlock
 from sparkcf.models.ease import item_weights as dense_weights
+from sparkcf.models.linear import Compressed
 from sparkcf.models.mrf.fit import MRF, MRFScorer
 from sparkcf.models.mrf.items import (
-    Compressed,
     ItemPairs,
     ItemSums,
     correlated,

@@ -20,7 +20,7 @@ from sparkcf.data.split import Split, split
 from sparkcf.errors import ConfigError, GateRefused
 from sparkcf.kernels.metrics import ranking_measures
 from sparkcf.models.als.fit import fit_arrays, fold_in
-from sparkcf.models.contract import TrainingData
+from sparkcf.models.contract_data import TrainingData
 from sparkcf.models.registry import model_of
 from sparkcf.ranking import evaluate as module
 from sparkcf.ranking.evaluate import Evaluation

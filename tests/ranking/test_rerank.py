@@ -16,7 +16,8 @@ from sparkcf.config.root import Config
 from sparkcf.data.pairs import row_lists
 from sparkcf.errors import ConfigError, NotFoundError
 from sparkcf.jobs.recommend import banned_items, with_reasons
-from sparkcf.models.contract import InnerProduct, Saved, UserBlock
+from sparkcf.models.contract import InnerProduct
+from sparkcf.models.contract_data import Saved, UserBlock
 from sparkcf.ranking.rerank import Reranker, Rules
 from sparkcf.ranking.rerank_items import build_side, check_attributes, item_side, share_reranker
 from sparkcf.ranking.scorers import share_scorer

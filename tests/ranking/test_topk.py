@@ -13,7 +13,8 @@ from pyspark.sql import functions as F
 
 from sparkcf.data.arrow import collect_factors, csr_of
 from sparkcf.kernels.csr import take_rows
-from sparkcf.models.contract import InnerProduct, Saved
+from sparkcf.models.contract import InnerProduct
+from sparkcf.models.contract_data import Saved
 from sparkcf.ranking.scorers import share_scorer
 from sparkcf.ranking.topk import Catalogue, share_ranker, top_k
 

@@ -16,7 +16,7 @@ import numpy as np
 import pytest
 import torch
 
-from sparkcf.config.models import MultDAEConfig, MultVAEConfig
+from sparkcf.config.nets import MultDAEConfig, MultVAEConfig
 from sparkcf.data.packed import NO_ROWS, PackedRows, fold_in_and_heldout
 from sparkcf.errors import LakeError, TrainingError
 from sparkcf.lake.arrays import read_arrays, write_arrays

@@ -14,7 +14,7 @@ from __future__ import annotations
 import numpy as np
 from numpy.typing import NDArray
 
-from sparkcf.config.models import ALSConfig, HALSConfig
+from sparkcf.config.factorization import ALSConfig, HALSConfig
 from sparkcf.models.als.objective import NO_WEIGHTS, Objective
 
 F32 = NDArray[np.float32]

@@ -9,7 +9,7 @@ solves rows that were not in training.
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import Any, TypeVar
@@ -18,7 +18,7 @@ import numpy as np
 from numpy.typing import NDArray
 from threadpoolctl import threadpool_limits
 
-from sparkcf.config.models import ALSConfig, FactorizationConfig, HALSConfig
+from sparkcf.config.factorization import ALSConfig, FactorizationConfig, HALSConfig
 from sparkcf.data.arrow import vectors_to_arrow
 from sparkcf.data.pairs import Reads
 from sparkcf.errors import ConfigError
@@ -26,17 +26,15 @@ from sparkcf.kernels.als import gramian, work_order
 from sparkcf.lake.frames import one_row
 from sparkcf.models.als.explain import contributions
 from sparkcf.models.als.objective import Objective
-from sparkcf.models.als.sweeps import NOTHING, Plan, Side, solve_rows, train
-from sparkcf.models.contract import (
-    ArrayFit,
+from sparkcf.models.als.sweeps import NOTHING, ALSPlan, Side, solve_rows, train
+from sparkcf.models.contract import InnerProduct, Model
+from sparkcf.models.contract_data import (
     Features,
     FitRun,
     Fitted,
-    InnerProduct,
     LocalData,
     LocalFit,
-    Model,
-    PairArrays,
+    LocalRun,
     Rows,
     Saved,
     TrainingData,
@@ -72,7 +70,7 @@ class Factors:
 class Factorization(Model[Configured]):
     """Matrix factorization by alternating row solves: base of ALS and HALS."""
 
-    fits_arrays = True
+    fits_locally = fits_in_parts = True
 
     @property
     def reads(self) -> Reads:
@@ -98,28 +96,6 @@ class Factorization(Model[Configured]):
         fitted = fit(data.pairs, *sizes, self.params, self.seed, warm_start, run.on_progress, run.checkpoint_dir)
         return replace(fitted, average=average)
 
-    def fit_sweeps(self, pairs: PairArrays, sweeps: int, start: ArrayFit | None, threads: int) -> ArrayFit:
-        config = self.params.model_copy(update={"iterations": sweeps})
-        plan = Plan(config, pairs.n_users, pairs.n_items, self.seed, threads)
-        weights = NO_WEIGHTS if pairs.weights is None else pairs.weights
-        warm: list[Any] = [None, None]
-        if start is not None:
-            warm = [
-                (np.arange(len(vectors)), _joined(vectors, bias, config))
-                for vectors, bias in (
-                    (start.user_vectors, start.saved.arrays["user_bias"]),
-                    (start.saved.item_vectors, start.saved.item_bias),
-                )
-            ]
-        users, items = pairs.users, pairs.items
-        sides = [(users, items, pairs.values, weights), (items, users, pairs.values, weights)]
-        trained, log = train(Parts(sides, warm), plan, Alone())
-        (user, user_bias), (item, item_bias) = (_split(side.factors, config) for side in trained)
-        known = [side.block.counts > 0 for side in trained]
-        average = float(np.average(pairs.values, weights=pairs.weights)) if config.mode == "explicit" else 0.0
-        saved = Saved(item, item_bias, known[ITEM], {"user_bias": user_bias}, log[-1]["mean"], average)
-        return ArrayFit(saved, user, known[USER])
-
     def _warm_start(self, run: FitRun) -> dict[str, DataFrame] | None:
         """The vectors of an earlier run, with biases the bias as last entry; None if the ranks differ."""
         warm_start = {}
@@ -132,12 +108,17 @@ class Factorization(Model[Configured]):
             warm_start[side] = factors.select("idx", vector.alias("factor"))
         return warm_start or None
 
-    def fit_local(self, data: LocalData, on_progress: Callable[[dict[str, Any]], None]) -> LocalFit:
+    def fit_local(self, data: LocalData, run: LocalRun) -> LocalFit:
         """Fit in this process; see `fit_arrays`."""
         average = float(data.values.mean(dtype=np.float64)) if self.params.mode == "explicit" else 0.0
-        sizes, more = (data.n_users, data.n_items), {"threads": data.threads, "weights": data.weights}
-        pairs = (data.users, data.items, data.values)
-        found = fit_arrays(*pairs, *sizes, self.params, self.seed, on_progress=on_progress, **more)  # type: ignore[arg-type]
+        config = self.params.model_copy(update={"iterations": run.rounds or self.rounds})
+        start = None
+        if run.start is not None:
+            users, items = run.start.users, run.start.saved
+            sides = ((users.vectors, users.bias), (items.item_vectors, items.item_bias))
+            start = [_joined(vectors, bias, config) for vectors, bias in sides]
+        pairs, sizes = (data.users, data.items, data.values), (data.n_users, data.n_items)
+        found = fit_arrays(*pairs, *sizes, config, self.seed, data.threads, run.on_progress, None, data.weights, start)
         saved = Saved(found.item, found.item_bias, found.item_present, mean=found.mean, average=average)
         return LocalFit(saved, UserBlock(found.user, found.user_bias, found.user_present), found.log)
 
@@ -237,7 +218,7 @@ def fit(
     _check_weights("weight" in pairs.columns, config)
     workers = check_slots(spark, config.workers, config.section)
     warm = bool(warm_start)
-    plan = Plan(config, n_users, n_items, seed, worker_threads(spark))
+    plan = ALSPlan(config, n_users, n_items, seed, worker_threads(spark))
     saved = SavedSweeps(checkpoint_dir) if checkpoint_dir and config.save_every else None
 
     def work(batches: Iterable[Any], gang: Gang) -> Iterator[Any]:
@@ -266,14 +247,23 @@ def fit_arrays(
     on_progress: Callable[[dict[str, Any]], None] | None = None,
     checkpoint_dir: str | None = None,
     weights: F32 | None = None,
+    start: Sequence[F32] | None = None,
 ) -> Factors:
-    """Fit in this process, for notebooks, tests and small data. Arrays (nnz,); weights: mode explicit only."""
+    """Fit in this process, for notebooks, tests and small data.
+
+    Parameters
+    ----------
+    users, items, values : (nnz,).
+    weights : (nnz,); mode explicit only.
+    start : initial rows of users and of items, (n, width) each; None: drawn from the seed.
+    """
     _check_weights(weights is not None, config)
-    plan = Plan(config, n_users, n_items, seed, threads)
-    users, items = users.astype(np.int32), items.astype(np.int32)
-    values = values.astype(np.float32)
-    weight = NO_WEIGHTS if weights is None else weights.astype(np.float32)
-    parts = Parts([(users, items, values, weight), (items, users, values, weight)], [None, None])
+    plan = ALSPlan(config, n_users, n_items, seed, threads)
+    users, items = users.astype(np.int32, copy=False), items.astype(np.int32, copy=False)
+    values = values.astype(np.float32, copy=False)
+    weight = NO_WEIGHTS if weights is None else weights.astype(np.float32, copy=False)
+    warm: list[Any] = [None, None] if start is None else [(np.arange(len(rows)), rows) for rows in start]
+    parts = Parts([(users, items, values, weight), (items, users, values, weight)], warm)
     sides, log = train(parts, plan, Alone(on_progress), SavedSweeps(checkpoint_dir) if checkpoint_dir else None)
     (user, user_bias), (item, item_bias) = (_split(side.factors, config) for side in sides)
     present = [side.block.counts > 0 for side in sides]
@@ -296,7 +286,7 @@ def _joined(vectors: F32, bias: F32, config: FactorizationConfig) -> F32:
     return np.concatenate([vectors, bias[:, None]], axis=1) if config.biases else vectors
 
 
-def _result(sides: list[Side], log: list[dict[str, Any]], plan: Plan, gang: Gang) -> Iterator[Any]:
+def _result(sides: list[Side], log: list[dict[str, Any]], plan: ALSPlan, gang: Gang) -> Iterator[Any]:
     """A worker's factors, and the log from the first worker, as Arrow batches of RESULT."""
     import pyarrow as pa
 

@@ -25,7 +25,7 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from sparkcf.config.models import FactorizationConfig
+from sparkcf.config.factorization import FactorizationConfig
 
 F32 = NDArray[np.float32]
 NO_WEIGHTS: F32 = np.empty(0, np.float32)

@@ -16,7 +16,7 @@ import numpy as np
 from numpy.typing import NDArray
 from threadpoolctl import threadpool_limits
 
-from sparkcf.config.models import ALSConfig, FactorizationConfig, HALSConfig
+from sparkcf.config.factorization import ALSConfig, FactorizationConfig, HALSConfig
 from sparkcf.errors import TrainingError
 from sparkcf.kernels.als import gramian, normal_equations, solve_summed, work_order
 from sparkcf.kernels.cg import solve_cg
@@ -38,27 +38,14 @@ from sparkcf.training.blocks import (
     row_ids,
 )
 from sparkcf.training.gang import Gang
+from sparkcf.training.plan import Plan
 from sparkcf.training.saved_sweeps import SavedSweep, SavedSweeps
 
 F32 = NDArray[np.float32]
 F64 = NDArray[np.float64]
 Entry = dict[str, Any]
+ALSPlan = Plan[ALSConfig | HALSConfig]
 NOTHING = "no positive interaction to train on: is preference.positive_from too high?"
-
-
-@dataclass(frozen=True)
-class Plan:
-    """Parameters of a fit, sent to every worker."""
-
-    config: ALSConfig | HALSConfig
-    n_users: int
-    n_items: int
-    seed: int
-    threads: int
-
-    @property
-    def sizes(self) -> tuple[int, int]:
-        return self.n_users, self.n_items
 
 
 @dataclass
@@ -94,7 +81,7 @@ class Side:
         self.loss = np.zeros(len(self.factors))
 
 
-def train(parts: Parts, plan: Plan, gang: Gang, saved: SavedSweeps | None = None) -> tuple[list[Side], list[Entry]]:
+def train(parts: Parts, plan: ALSPlan, gang: Gang, saved: SavedSweeps | None = None) -> tuple[list[Side], list[Entry]]:
     """Run all sweeps, at one worker of a gang.
 
     Parameters
@@ -139,7 +126,7 @@ def _converged(log: list[Entry], tolerance: float) -> bool:
     return bool(before - now < tolerance * abs(before))
 
 
-def _sweep(sides: list[Side], plan: Plan, gang: Gang, objective: Objective, number: int) -> Entry:
+def _sweep(sides: list[Side], plan: ALSPlan, gang: Gang, objective: Objective, number: int) -> Entry:
     begin = time.perf_counter()
     exchange = raised = 0.0
     for side in (USER, ITEM):
@@ -158,7 +145,7 @@ def _resume(sides: list[Side], saved: SavedSweep, objective: Objective, gang: Ga
         side.hot.factors = _hot_values(side.hot, side.factors, gang)
 
 
-def _build_sides(parts: Parts, plan: Plan, gang: Gang) -> tuple[list[Side], Objective]:
+def _build_sides(parts: Parts, plan: ALSPlan, gang: Gang) -> tuple[list[Side], Objective]:
     config = plan.config
     blocks = build_blocks(parts, plan.sizes, config.width, gang)
     exchange_routes(blocks, gang)
@@ -215,7 +202,7 @@ def _hot_values(hot: HotRows, own: NDArray[Any], gang: Gang) -> F64:
     return gang.sum(shared) if len(shared) else shared
 
 
-def _initial(side: int, block: Block, warm_start: Any, plan: Plan, gang: Gang) -> F32:
+def _initial(side: int, block: Block, warm_start: Any, plan: ALSPlan, gang: Gang) -> F32:
     config = plan.config
     sd = config.init_sd / np.sqrt(config.rank)
     factors = normal_rows(plan.seed, side, row_ids(plan.sizes[side], gang.rank, gang.size), config.width, sd)
@@ -230,7 +217,7 @@ def _initial(side: int, block: Block, warm_start: Any, plan: Plan, gang: Gang) -
     return factors
 
 
-def _solve(side: Side, other: Side, plan: Plan, gang: Gang, objective: Objective) -> tuple[float, int]:
+def _solve(side: Side, other: Side, plan: ALSPlan, gang: Gang, objective: Objective) -> tuple[float, int]:
     """Solve one side's rows with the other side fixed.
 
     Returns the seconds spent in exchange, and the number of singular rows over all workers.
@@ -316,7 +303,7 @@ def solve_rows(
     return sum(in_threads(threads, share))
 
 
-def _solve_hot(side: Side, other: Side, gram: F64, plan: Plan, gang: Gang) -> None:
+def _solve_hot(side: Side, other: Side, gram: F64, plan: ALSPlan, gang: Gang) -> None:
     """Solve the hot rows: sum the normal equations over threads and workers; every worker solves the same systems."""
     hot, config = side.hot, plan.config
     vectors, offsets = _with_constant(other.factors, config)
@@ -340,7 +327,7 @@ def _solve_hot(side: Side, other: Side, gram: F64, plan: Plan, gang: Gang) -> No
             side.factors[place], side.loss[place] = hot.factors[h], value
 
 
-def _raise_not_finite(side: Side, plan: Plan, gang: Gang) -> None:
+def _raise_not_finite(side: Side, plan: ALSPlan, gang: Gang) -> None:
     """Raise TrainingError, at every worker the same, that names the first row which is not finite."""
     rows = np.flatnonzero(~np.isfinite(side.factors).all(axis=1) | ~np.isfinite(side.loss))
     first = np.zeros(gang.size, np.int64)
@@ -351,7 +338,7 @@ def _raise_not_finite(side: Side, plan: Plan, gang: Gang) -> None:
     raise TrainingError(f"{where} is not finite: raise {key} (now {now}) or look for huge values")
 
 
-def _objective_parts(sides: list[Side], gang: Gang, objective: Objective, plan: Plan) -> dict[str, float]:
+def _objective_parts(sides: list[Side], gang: Gang, objective: Objective, plan: ALSPlan) -> dict[str, float]:
     """The objective after a sweep, whole and by part. The items' losses include all parts but the users' penalty."""
     penalties = [
         float(np.einsum("n,nk,nk->", s.reg.astype(np.float64), s.factors, s.factors, dtype=np.float64)) for s in sides

@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from sparkcf.config.models import FMConfig
+from sparkcf.config.fm import FMConfig
 from sparkcf.kernels.fm import predict_rows
 from sparkcf.kernels.threads import in_threads
 from sparkcf.models.fm.links import answers

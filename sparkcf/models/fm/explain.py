@@ -11,8 +11,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from sparkcf.config.models import FMConfig
-from sparkcf.models.contract import Described, Rows
+from sparkcf.config.fm import FMConfig
+from sparkcf.models.contract_data import Described, Rows
 from sparkcf.models.fm.factors import parts_of
 from sparkcf.models.fm.rows import WEIGHT_EXPONENTS, FMPlan
 

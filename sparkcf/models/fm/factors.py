@@ -18,10 +18,10 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy.sparse import csr_matrix
 
-from sparkcf.config.models import FMConfig
+from sparkcf.config.fm import FMConfig
 from sparkcf.kernels.fm import fold_in_users
 from sparkcf.models.fm.links import link_of
-from sparkcf.models.fm.rows import WEIGHT_EXPONENTS, Field, FMPlan
+from sparkcf.models.fm.rows import WEIGHT_EXPONENTS, Field, FMPlan, make_plan
 from sparkcf.training.blocks import ITEM, USER
 
 F32 = NDArray[np.float32]
@@ -193,9 +193,7 @@ def plan_of(state: dict[str, NDArray[Any]], config: FMConfig, n_items: int) -> F
         Field(f.name, int(size), side={"user": USER, "item": ITEM}.get(f.of), of_item=f.side == "item")
         for f, size in zip(config.fields, state["sizes"], strict=True)
     )
-    names = [f.name for f in fields]
-    pairs = np.array([[config.interacting(one, other) for other in names] for one in names])
-    return FMPlan(config, fields, pairs, 0, n_items, 0, 1)
+    return make_plan(config, fields, 0, n_items, 0, 1)
 
 
 def _histories(indptr: NDArray[np.int64], indices: NDArray[np.int32], plan: FMPlan) -> Any:

@@ -19,12 +19,12 @@ from numpy.typing import NDArray
 from pyspark.sql import Column, DataFrame
 from pyspark.sql import functions as F
 
-from sparkcf.config.models import FMConfig, FMField
+from sparkcf.config.fm import FMConfig, FMField
 from sparkcf.data.dictionary import numbered
 from sparkcf.data.pairs import last_items
 from sparkcf.errors import ConfigError
 from sparkcf.lake.frames import one_row
-from sparkcf.models.contract import TrainingData
+from sparkcf.models.contract_data import TrainingData
 from sparkcf.models.fm.rows import WEIGHT_EXPONENTS, Field
 from sparkcf.training.blocks import ITEM, USER
 

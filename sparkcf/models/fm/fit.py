@@ -16,12 +16,13 @@ from numpy.typing import NDArray
 from pyspark.sql import DataFrame
 from pyspark.sql import functions as F
 
-from sparkcf.config.models import FMConfig
+from sparkcf.config.fm import FMConfig
 from sparkcf.data.arrow import collect_factors, lengths, vectors_to_arrow
 from sparkcf.data.pairs import Reads, Texts, last_items
 from sparkcf.data.shared import share
 from sparkcf.lake.arrays import Shapes
-from sparkcf.models.contract import (
+from sparkcf.models.contract import InnerProduct, Model, check_unweighted
+from sparkcf.models.contract_data import (
     F32,
     F64,
     I32,
@@ -29,13 +30,10 @@ from sparkcf.models.contract import (
     Features,
     FitRun,
     Fitted,
-    InnerProduct,
-    Model,
     Rows,
     Saved,
     TrainingData,
     UserBlock,
-    check_unweighted,
 )
 from sparkcf.models.explanation import Explanation, Part
 from sparkcf.models.fm.explain import entries_of, field_terms

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from sparkcf.config.models import FMConfig
+from sparkcf.config.fm import FMConfig
 from sparkcf.training.batch import Rows
 
 

@@ -11,11 +11,12 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from sparkcf.config.models import FMConfig
+from sparkcf.config.fm import FMConfig
 from sparkcf.kernels.csr import take_rows
-from sparkcf.kernels.fm import group_features, list_keys
+from sparkcf.kernels.feature_groups import group_features, list_keys
 from sparkcf.training.blocks import USER, places, row_ids
 from sparkcf.training.gang import Gang
+from sparkcf.training.plan import Plan
 
 F32 = NDArray[np.float32]
 I64 = NDArray[np.int64]
@@ -42,20 +43,11 @@ class Field:
 
 
 @dataclass(frozen=True)
-class FMPlan:
-    """Parameters of a fit, sent to every worker. `pairs` : bool (F, F), which fields interact."""
+class FMPlan(Plan[FMConfig]):
+    """The plan of a factorization machine. `pairs` : bool (F, F), which fields interact."""
 
-    config: FMConfig
     fields: tuple[Field, ...]
     pairs: NDArray[np.bool_]
-    n_users: int
-    n_items: int
-    seed: int
-    threads: int
-
-    @property
-    def sizes(self) -> tuple[int, int]:
-        return self.n_users, self.n_items
 
     def starts(self) -> list[int]:
         """Start of each field in the table of the features held by every worker; -1 for fields of ids."""
@@ -83,7 +75,7 @@ def make_plan(
 ) -> FMPlan:
     names = [f.name for f in fields]
     pairs = np.array([[config.interacting(one, other) for other in names] for one in names])
-    return FMPlan(config, fields, pairs, n_users, n_items, seed, threads)
+    return FMPlan(config, n_users, n_items, seed, threads, fields, pairs)
 
 
 def part_starts(plan: FMPlan) -> tuple[int, int]:

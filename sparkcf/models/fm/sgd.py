@@ -21,7 +21,7 @@ from sparkcf.data.packed import PackedRows
 from sparkcf.data.shared import share
 from sparkcf.errors import ConfigError, TrainingError
 from sparkcf.lake.frames import one_row
-from sparkcf.models.contract import FitRun, TrainingData
+from sparkcf.models.contract_data import FitRun, TrainingData
 from sparkcf.models.fm.frames import BATCH, Learned
 from sparkcf.models.fm.rows import FMData, FMPlan, part_starts
 from sparkcf.models.fm.sweeps import NO_ROWS

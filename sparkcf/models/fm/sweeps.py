@@ -20,7 +20,7 @@ from numpy.typing import NDArray
 from scipy.special import log_ndtr, ndtr, ndtri
 from threadpoolctl import threadpool_limits
 
-from sparkcf.config.models import FMConfig
+from sparkcf.config.fm import FMConfig
 from sparkcf.errors import TrainingError
 from sparkcf.kernels.fm import (
     draw_features,

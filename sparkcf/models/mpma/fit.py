@@ -14,23 +14,23 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from sparkcf.config.models import MPMAConfig
+from sparkcf.config.factorization import MPMAConfig
 from sparkcf.data.arrow import vectors_to_arrow
 from sparkcf.data.pairs import Reads
 from sparkcf.errors import ConfigError
 from sparkcf.lake.arrays import Shapes
-from sparkcf.models.contract import (
+from sparkcf.models.contract import Model, check_unweighted
+from sparkcf.models.contract_data import (
     F32,
     FitFigure,
     FitRun,
     Fitted,
     LocalData,
     LocalFit,
-    Model,
+    LocalRun,
     Saved,
     TrainingData,
     UserBlock,
-    check_unweighted,
 )
 from sparkcf.models.mpma.layout import NAMES
 from sparkcf.models.mpma.scorer import MPMAScorer
@@ -52,6 +52,7 @@ class MPMA(Model[MPMAConfig]):
     """Mixture probabilistic matrix approximation: predicts a distribution of a rating."""
 
     section = MPMAConfig
+    fits_locally = True
 
     @property
     def reads(self) -> Reads:
@@ -115,7 +116,7 @@ class MPMA(Model[MPMAConfig]):
             arrays = {name: array for name, array in arrays.items() if not name.endswith("_sizes")}
             return Fitted(user, item, log, mean, mean, arrays, figures=figures, cached=cached)
 
-    def fit_local(self, data: LocalData, on_progress: Callable[[dict[str, Any]], None]) -> LocalFit:
+    def fit_local(self, data: LocalData, run: LocalRun) -> LocalFit:
         """Fit in this process; see `fit_arrays`."""
         if self._columns():
             raise ConfigError("mpma.user_group_column and item_group_column are read by the jobs only: leave them out")
@@ -123,7 +124,7 @@ class MPMA(Model[MPMAConfig]):
             raise ConfigError("model=mpma weighs every rating 1: set preference.weight=one and no half_life_days")
         sizes, threads = (data.n_users, data.n_items), data.threads
         pairs = (data.users, data.items, data.values)
-        trained, _ = fit_arrays(*pairs, *sizes, self.params, self.seed, threads, on_progress)
+        trained, _ = fit_arrays(*pairs, *sizes, self.params, self.seed, threads, run.on_progress)
         user, item = trained.rows
         arrays = {name: array for name, array in trained.shared.items() if not name.endswith("_sizes")}
         no_bias = np.zeros(data.n_items, np.float32)

@@ -14,7 +14,7 @@ from typing import Literal
 import numpy as np
 from numpy.typing import NDArray
 
-from sparkcf.config.models import MPMAConfig
+from sparkcf.config.factorization import MPMAConfig
 
 F32 = NDArray[np.float32]
 F64 = NDArray[np.float64]

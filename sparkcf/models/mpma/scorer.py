@@ -5,13 +5,14 @@ from __future__ import annotations
 import numpy as np
 from numpy.typing import NDArray
 
-from sparkcf.config.models import MPMAConfig
+from sparkcf.config.factorization import MPMAConfig
 from sparkcf.kernels.als import work_order
 from sparkcf.kernels.cholesky import solve_cholesky
 from sparkcf.kernels.csr import take_rows
 from sparkcf.kernels.mixture import Mixture, normal_cdf
 from sparkcf.kernels.mpma import entry_means
-from sparkcf.models.contract import F32, F64, I32, I64, Features, Rows, Saved, Scorer, UserBlock
+from sparkcf.models.contract import Scorer
+from sparkcf.models.contract_data import F32, F64, I32, I64, Features, Rows, Saved, UserBlock
 from sparkcf.models.explanation import Explanation, Part
 from sparkcf.models.mpma.groups import nearest_centre
 from sparkcf.models.mpma.layout import RowState, packed, unpacked

@@ -20,7 +20,7 @@ from dataclasses import dataclass, field
 import numpy as np
 from numpy.typing import NDArray
 
-from sparkcf.config.models import MPMAConfig
+from sparkcf.config.factorization import MPMAConfig
 from sparkcf.kernels.cholesky import solve_cholesky
 from sparkcf.kernels.mpma import descend_rows, entry_means, expect_entries
 from sparkcf.kernels.threads import in_threads

@@ -19,7 +19,7 @@ import numpy as np
 from numpy.typing import NDArray
 from threadpoolctl import threadpool_limits
 
-from sparkcf.config.models import MPMAConfig
+from sparkcf.config.factorization import MPMAConfig
 from sparkcf.errors import TrainingError
 from sparkcf.kernels.random import normal_rows
 from sparkcf.models.mpma.entries import fetched, make_copy, split_view, whole_view
@@ -30,29 +30,16 @@ from sparkcf.models.mpma.state import State, component_means, entry_shares, expe
 from sparkcf.models.mpma.weights import ALL_KINDS, KINDS, Kind, Weights
 from sparkcf.training.blocks import ITEM, USER, Parts, places, row_ids
 from sparkcf.training.gang import Gang
+from sparkcf.training.plan import Plan
 from sparkcf.training.saved_sweeps import SavedSweeps
 
 F32 = NDArray[np.float32]
 F64 = NDArray[np.float64]
 I32 = NDArray[np.int32]
 Entry = dict[str, Any]
+MixturePlan = Plan[MPMAConfig]
 CALIBRATIONS = 6  # EM iterations of weights and deviations alone, on held-out ratings
 NOTHING = "no rating to train on"
-
-
-@dataclass(frozen=True)
-class MixturePlan:
-    """Parameters of a fit, sent to every worker."""
-
-    config: MPMAConfig
-    n_users: int
-    n_items: int
-    seed: int
-    threads: int
-
-    @property
-    def sizes(self) -> tuple[int, int]:
-        return self.n_users, self.n_items
 
 
 @dataclass

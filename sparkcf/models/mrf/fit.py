@@ -22,34 +22,16 @@ from typing import Any
 import numpy as np
 from threadpoolctl import threadpool_limits
 
-from sparkcf.config.models import MRFConfig
-from sparkcf.data.pairs import Reads, row_lists
+from sparkcf.config.linear import MRFConfig
+from sparkcf.data.pairs import row_lists
 from sparkcf.data.partitions import partition_keys
 from sparkcf.data.shared import SharedArrays, share
-from sparkcf.errors import TrainingError
-from sparkcf.kernels.csr import build_csr
 from sparkcf.kernels.mrf import multiply_rows
 from sparkcf.lake.arrays import Arrays, Shapes
 from sparkcf.lake.frames import kept, one_row, side_by_side
-from sparkcf.models.contract import (
-    F32,
-    I32,
-    ArrayFit,
-    Features,
-    FitRun,
-    Fitted,
-    Model,
-    PairArrays,
-    Rows,
-    Saved,
-    Scorer,
-    TrainingData,
-    UserBlock,
-)
-from sparkcf.models.ease import capped, items_of
-from sparkcf.models.explanation import Explanation, of_items, strongest_had
+from sparkcf.models.contract_data import F32, I32, FitRun, Saved, TrainingData, UserBlock
+from sparkcf.models.linear import Compressed, LinearModel, LinearScorer
 from sparkcf.models.mrf.items import (
-    Compressed,
     Found,
     ItemPairs,
     ItemSums,
@@ -66,54 +48,25 @@ TASKS_PER_SLOT = 4  # of the solves, which differ in size
 ITEMS_PER_BATCH = 500
 
 
-class MRF(Model[MRFConfig]):
-    """MRF: sparse weights between items. Users have no vectors; they are scored by their rows."""
+class MRF(LinearModel[MRFConfig]):
+    """MRF: sparse weights between items."""
 
     section = MRFConfig
-    scores_rows = True
-    fits_arrays = True
 
-    @property
-    def reads(self) -> Reads:
-        return Reads("positives")
-
-    @property
-    def width(self) -> int:
-        return 0
-
-    def fit(self, data: TrainingData, run: FitRun) -> Fitted:
-        """Find the correlated pairs of items on the executors, then solve every item there.
-
-        Raises
-        ------
-        ConfigError
-            There are more pairs than `mrf.max_entries`.
-        TrainingError
-            There is no pair of a user and an item.
-        """
-        if run.warm_start:
-            run.on_progress({"note": "train.warm_start is ignored: mrf is solved exactly"})
-        items = items_of(data.pairs)
-        if not len(items):
-            raise TrainingError("no positive interaction to train on: is preference.positive_from too high?")
-        spark, params = data.pairs.sparkSession, self.params
-        places = spark.createDataFrame(enumerate(items.tolist()), "place int, item_idx int")
-        placed = capped(data.pairs, params.max_history, self.seed).join(places, on="item_idx", how="inner")
-        with kept(row_lists(placed.withColumn("item_idx", F.col("place")))) as rows:  # read twice
-            sums = _sums(rows, len(items), params)
-            pairs = pairs_of(_correlated(rows, sums, params), sums, params)
-        columns, raised = _solved(spark, pairs, params)
+    def solve(self, pairs: DataFrame, n_items: int, run: FitRun) -> Arrays:
+        """Find the correlated pairs of items on the executors, then solve every item there."""
+        spark, params = pairs.sparkSession, self.params
+        with kept(row_lists(pairs)) as rows:  # read twice
+            sums = _sums(rows, n_items, params)
+            correlations = pairs_of(_correlated(rows, sums, params), sums, params)
+        columns, raised = _solved(spark, correlations, params)
         if raised:
             run.on_progress({"note": f"{raised:,} items' systems were singular: lower mrf.min_correlation"})
-        return Fitted.without_vectors(data.pairs, _stored(joined(columns, len(items)), items))
+        return _stored(joined(columns, n_items))
 
-    def fit_sweeps(self, pairs: PairArrays, sweeps: int, start: ArrayFit | None, threads: int) -> ArrayFit:
-        """See `Model.fit_sweeps`; all of a user's pairs count, also above `mrf.max_history`."""
-        items, places = np.unique(pairs.items, return_inverse=True)
-        rows = build_csr(pairs.users, places.astype(np.int32), pairs.values, pairs.n_users, len(items))
+    def solve_rows(self, rows: Compressed, n_items: int) -> Arrays:
         with threadpool_limits(1, user_api="blas"):
-            weights = item_weights(rows, len(items), self.params)
-        return ArrayFit.without_vectors(pairs, _stored(weights, items.astype(np.int32)))
+            return _stored(item_weights(rows, n_items, self.params))
 
     def open(self, saved: Saved) -> MRFScorer:
         return MRFScorer(saved)
@@ -123,47 +76,28 @@ class MRF(Model[MRFConfig]):
         return {"indptr": (m + 1,), "indices": (None,), "values": (None,), "items": (m,)}
 
 
-class MRFScorer(Scorer):
-    """Scores users by their rows; folding in a new user needs no solve."""
+class MRFScorer(LinearScorer):
+    """Scores users by their rows and a sparse matrix of weights."""
 
     def __init__(self, saved: Saved) -> None:
-        self.known_items = saved.item_known
-        self.items: I32 = saved.arrays["items"]
+        super().__init__(saved)
         self.weights: Compressed = (saved.arrays["indptr"], saved.arrays["indices"], saved.arrays["values"])
-        self._place = np.full(len(saved.item_known), -1, np.int32)
-        self._place[self.items] = np.arange(len(self.items), dtype=np.int32)
 
     def score_block(self, users: UserBlock) -> F32:
         assert users.rows is not None
         indptr, indices, values, _ = users.rows
-        return self._everywhere(indptr, self._place[indices], values)
-
-    def fold_in(self, rows: Rows, features: Features | None = None) -> tuple[F32, F32]:
-        n = len(rows[0]) - 1
-        return np.zeros((n, 0), np.float32), np.zeros(n, np.float32)
+        return self._scores(indptr, self.place[indices], values)
 
     def similar_block(self, items: I32) -> F32:
         """The weights from an item to all others."""
         one_each = np.arange(len(items) + 1, dtype=np.int64)
-        return self._everywhere(one_each, self._place[items], np.ones(len(items), np.float32))
+        return self._scores(one_each, self.place[items], np.ones(len(items), np.float32))
 
-    def explain(self, user: UserBlock, item: int) -> Explanation:
-        """The weights from the user's items to the item, times the pairs' values."""
-        assert user.rows is not None
-        had, values = user.rows[1:3]
-        parts = self._brought(had, values, np.array([item], np.int32))[:, 0]
-        return Explanation.summing(float(parts.sum(dtype=np.float64)), of_items(had, parts))
-
-    def because(self, users: UserBlock, items: I32) -> I32:
-        assert users.rows is not None
-        return strongest_had(*users.rows[:3], items, self._brought)
-
-    def _brought(self, had: I32, values: F32, items: I32) -> F32:
-        """What each item of a user brings to the score of each item, (h, k)."""
+    def brought(self, had: I32, values: F32, items: I32) -> F32:
         parts = np.zeros((len(had), len(items)), np.float32)
         indptr, targets, weights = self.weights
-        place, column = self._place[had], np.full(len(self.items), -1)
-        wanted = self._place[items]
+        place, column = self.place[had], np.full(len(self.items), -1)
+        wanted = self.place[items]
         column[wanted[wanted >= 0]] = np.flatnonzero(wanted >= 0)
         for row in np.flatnonzero(place >= 0):
             here = slice(indptr[place[row]], indptr[place[row] + 1])
@@ -171,19 +105,15 @@ class MRFScorer(Scorer):
             parts[row, at[at >= 0]] = values[row] * weights[here][at >= 0]
         return parts
 
-    def _everywhere(self, indptr: Any, places: I32, values: F32) -> F32:
-        """Scores of rows for all items, (n, m); an item without weights scores 0."""
+    def _scores(self, indptr: Any, places: I32, values: F32) -> F32:
+        """Scores of rows for all items, (n, m)."""
         scores = np.zeros((len(indptr) - 1, len(self.items)), np.float32)
         multiply_rows(indptr, places, values.astype(np.float32), *self.weights, scores)
-        if len(self.items) == len(self.known_items):
-            return scores
-        out = np.zeros((len(scores), len(self.known_items)), np.float32)
-        out[:, self.items] = scores
-        return out
+        return self.everywhere(scores)
 
 
-def _stored(weights: Compressed, items: I32) -> Arrays:
-    return {"indptr": weights[0], "indices": weights[1], "values": weights[2], "items": items}
+def _stored(weights: Compressed) -> Arrays:
+    return dict(zip(("indptr", "indices", "values"), weights, strict=True))
 
 
 def _sums(rows: DataFrame, m: int, params: MRFConfig) -> ItemSums:

@@ -12,14 +12,14 @@ from functools import cached_property
 import numpy as np
 from scipy.linalg.lapack import dpotrf, dpotrs
 
-from sparkcf.config.models import MRFConfig
+from sparkcf.config.linear import MRFConfig
 from sparkcf.errors import ConfigError
 from sparkcf.kernels.csr import build_csr
 from sparkcf.kernels.mrf import add_products, fill_block
-from sparkcf.models.contract import F32, F64, I32, I64
+from sparkcf.models.contract_data import F32, F64, I32, I64
+from sparkcf.models.linear import Compressed
 
 LEAST_VARIANCE = 1e-9  # as a share of the sum of squares; below it a centred item is constant
-Compressed = tuple[I64, I32, F32]  # indptr, indices, values
 Found = tuple[int, I32, F32]  # an item, other items ascending, a number for each
 
 

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any, Literal
 import numpy as np
 from numpy.typing import NDArray
 
-from sparkcf.config.models import NCFConfig, SideField
+from sparkcf.config.nets import NCFConfig, SideField
 from sparkcf.data.arrow import vectors_to_arrow
 from sparkcf.data.packed import PackedRows, unpack
 from sparkcf.data.pairs import Reads
@@ -23,7 +23,8 @@ from sparkcf.errors import ConfigError, TrainingError
 from sparkcf.kernels.ncf import ItemParts, Weights, item_parts, score_pairs, score_users
 from sparkcf.lake.arrays import Arrays, Shapes
 from sparkcf.lake.frames import one_row
-from sparkcf.models.contract import (
+from sparkcf.models.contract import Scorer, check_unweighted
+from sparkcf.models.contract_data import (
     F32,
     F64,
     I32,
@@ -32,10 +33,8 @@ from sparkcf.models.contract import (
     LocalData,
     Rows,
     Saved,
-    Scorer,
     TrainingData,
     UserBlock,
-    check_unweighted,
 )
 from sparkcf.models.nets.fit import FACTORS, NetModel, Sizes, check_local_values, check_values, item_vectors
 from sparkcf.models.nets.side_fields import collected_features, encoded_features, n_features_of, texts_of

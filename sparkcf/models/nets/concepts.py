@@ -12,24 +12,14 @@ from typing import Any
 
 import numpy as np
 
-from sparkcf.config.models import MacridVAEConfig
+from sparkcf.config.nets import MacridVAEConfig
 from sparkcf.data.shared import share
 from sparkcf.errors import ConfigError
 from sparkcf.kernels.concepts import assignments, concept_mass, normalised_mutual_information
 from sparkcf.kernels.vectors import unit_rows
 from sparkcf.lake.arrays import Arrays
-from sparkcf.models.contract import (
-    F32,
-    I32,
-    Features,
-    FitFigure,
-    LocalData,
-    Rows,
-    Saved,
-    Scorer,
-    TrainingData,
-    UserBlock,
-)
+from sparkcf.models.contract import Scorer
+from sparkcf.models.contract_data import F32, I32, Features, FitFigure, LocalData, Rows, Saved, TrainingData, UserBlock
 from sparkcf.models.explanation import Explanation, Part
 from sparkcf.models.nets.fit import Encoder, NetModel, Retrained, Sizes
 from sparkcf.spark import DataFrame, F

@@ -28,7 +28,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from sparkcf.config.models import DisenGCNConfig
+from sparkcf.config.nets import DisenGCNConfig
 from sparkcf.models.nets.layers import by_row, entries
 from sparkcf.models.nets.negatives import draw_negatives
 from sparkcf.models.nets.routing import route, unit

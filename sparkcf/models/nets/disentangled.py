@@ -12,11 +12,11 @@ from typing import Any
 
 import numpy as np
 
-from sparkcf.config.models import DisenGCNConfig
+from sparkcf.config.nets import DisenGCNConfig
 from sparkcf.data.packed import PackedRows
 from sparkcf.errors import TrainingError
 from sparkcf.lake.arrays import Arrays
-from sparkcf.models.contract import F32, LocalData, TrainingData
+from sparkcf.models.contract_data import F32, LocalData, TrainingData
 from sparkcf.models.nets.fit import Encoder, NetModel, Sizes, check_local_values, check_values
 from sparkcf.spark import F
 

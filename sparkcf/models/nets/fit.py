@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 import numpy as np
 from numpy.typing import NDArray
 
-from sparkcf.config.models import MultDAEConfig, MultVAEConfig, NetConfig
+from sparkcf.config.nets import MultDAEConfig, MultVAEConfig, NetConfig
 from sparkcf.data.arrow import vectors_to_arrow
 from sparkcf.data.packed import PackedRows, unpack
 from sparkcf.data.pairs import Reads
@@ -25,19 +25,18 @@ from sparkcf.data.shared import share, share_state
 from sparkcf.errors import ConfigError, TrainingError
 from sparkcf.lake.arrays import Arrays, Shapes
 from sparkcf.lake.frames import one_row
-from sparkcf.models.contract import (
+from sparkcf.models.contract import InnerProduct, Model, Scorer
+from sparkcf.models.contract_data import (
     F32,
     Features,
     FitFigure,
     FitRun,
     Fitted,
-    InnerProduct,
     LocalData,
     LocalFit,
-    Model,
+    LocalRun,
     Rows,
     Saved,
-    Scorer,
     TrainingData,
 )
 from sparkcf.spark import DataFrame, F, StorageLevel
@@ -59,6 +58,7 @@ class NetModel(Model[NetParams]):
     """A net over users' rows, trained by gradient in separate processes."""
 
     packs_rows = True
+    fits_locally = True
     has_latent: bool = True  # the latent vector differs from a user's factor and is stored beside it
     local_two_sided: bool = False  # in this process it trains on items' rows too
 
@@ -196,10 +196,10 @@ class NetModel(Model[NetParams]):
         """Vectors (n_items, item_width) and biases (n_items,) of all items."""
         raise NotImplementedError
 
-    def fit_local(self, data: LocalData, on_progress: Callable[[dict[str, Any]], None]) -> LocalFit:
+    def fit_local(self, data: LocalData, run: LocalRun) -> LocalFit:
         from sparkcf.models.nets.local import fit_net
 
-        return fit_net(self, data, on_progress)
+        return fit_net(self, data, run.on_progress)
 
     def local_check(self, data: LocalData) -> None:
         """Raise ConfigError or TrainingError for settings or values with which a fit in this process would fail."""

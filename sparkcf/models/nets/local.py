@@ -13,7 +13,7 @@ from sparkcf.data.packed import PackedRows, fold_in_and_heldout
 from sparkcf.errors import TrainingError
 from sparkcf.kernels.csr import build_csr
 from sparkcf.kernels.random import uniform_rows
-from sparkcf.models.contract import F32, LocalData, LocalFit, Saved, UserBlock
+from sparkcf.models.contract_data import F32, LocalData, LocalFit, Saved, UserBlock
 from sparkcf.training.checkpoint import arrays_of
 from sparkcf.training.feed import MemoryFeed
 from sparkcf.training.group import Group, device_of

@@ -23,7 +23,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.utils.checkpoint import checkpoint
 
-from sparkcf.config.models import NCFConfig
+from sparkcf.config.nets import NCFConfig
 from sparkcf.models.nets.layers import by_row, entries, sparse_product
 from sparkcf.models.nets.negatives import draw_negatives
 from sparkcf.training.batch import Rows

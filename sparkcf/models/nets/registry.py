@@ -8,14 +8,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from sparkcf.config.models import (
-    BiVAEConfig,
-    DisenGCNConfig,
-    MacridVAEConfig,
-    MultDAEConfig,
-    MultVAEConfig,
-    NCFConfig,
-)
+from sparkcf.config.nets import BiVAEConfig, DisenGCNConfig, MacridVAEConfig, MultDAEConfig, MultVAEConfig, NCFConfig
 from sparkcf.models.nets.bivae import BiVAE, BiVAESettings, SideVAE
 from sparkcf.models.nets.disengcn import DisenGCN, UserAggregation
 from sparkcf.models.nets.encoders import DenseEncoder, MLPEncoder

@@ -10,11 +10,11 @@ from typing import Any
 
 import numpy as np
 
-from sparkcf.config.models import SideField
+from sparkcf.config.nets import SideField
 from sparkcf.data.pairs import Texts
 from sparkcf.errors import ConfigError
 from sparkcf.lake.frames import one_row
-from sparkcf.models.contract import F64, Features, TrainingData
+from sparkcf.models.contract_data import F64, Features, TrainingData
 from sparkcf.spark import DataFrame, F
 
 ENTRY = "array<struct<feat: int, val: float>>"

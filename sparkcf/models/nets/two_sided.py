@@ -12,12 +12,12 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from sparkcf.config.models import BiVAEConfig
+from sparkcf.config.nets import BiVAEConfig
 from sparkcf.data.packed import PackedRows
 from sparkcf.data.pairs import Reads
 from sparkcf.errors import ConfigError
 from sparkcf.lake.arrays import Arrays
-from sparkcf.models.contract import F32, LocalData, Rows, Saved, TrainingData
+from sparkcf.models.contract_data import F32, LocalData, Rows, Saved, TrainingData
 from sparkcf.models.nets.fit import AutoencoderScorer, Encoder, NetModel, Sizes, check_local_values, check_values
 from sparkcf.models.nets.side_fields import collected_features, encoded_features, texts_of
 from sparkcf.spark import DataFrame, F, Window

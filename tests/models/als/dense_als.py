@@ -12,7 +12,7 @@ from typing import Any
 
 import numpy as np
 
-from sparkcf.config.models import ALSConfig, FactorizationConfig, HALSConfig
+from sparkcf.config.factorization import ALSConfig, FactorizationConfig, HALSConfig
 
 FORMS = ("explicit", "biases", "ials", "hu_koren", "implicit", "frobenius")
 

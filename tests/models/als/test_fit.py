@@ -7,11 +7,11 @@ from typing import Any
 import numpy as np
 import pytest
 
-from sparkcf.config.models import ALSConfig
+from sparkcf.config.factorization import ALSConfig
 from sparkcf.errors import TrainingError
 from sparkcf.kernels.random import normal_rows
 from sparkcf.models.als.fit import Factors, FactorScorer, fit_arrays, fold_in
-from sparkcf.models.contract import Saved, UserBlock
+from sparkcf.models.contract_data import Saved, UserBlock
 from tests.models.als.dense_als import (
     FORMS,
     Problem,

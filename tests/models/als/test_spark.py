@@ -16,12 +16,12 @@ import pytest
 from pyspark.sql import DataFrame, SparkSession
 from pyspark.sql import functions as F
 
-from sparkcf.config.models import ALSConfig
+from sparkcf.config.factorization import ALSConfig
 from sparkcf.data.pairs import popularity
 from sparkcf.data.partitions import partition_keys
 from sparkcf.errors import ConfigError, TrainingError
 from sparkcf.models.als.fit import ALS, Factors, fit, fit_arrays
-from sparkcf.models.contract import Fitted
+from sparkcf.models.contract_data import Fitted
 from sparkcf.ranking.scorers import share_fitted
 from sparkcf.ranking.topk import Catalogue, share_ranker, top_k
 from sparkcf.training import gang_stage

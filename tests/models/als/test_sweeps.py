@@ -11,7 +11,7 @@ import pytest
 
 from sparkcf.errors import ConfigError, TrainingError
 from sparkcf.models.als.fit import fit_arrays, fold_in
-from sparkcf.models.als.sweeps import Plan, train
+from sparkcf.models.als.sweeps import ALSPlan, train
 from sparkcf.training import blocks, saved_sweeps
 from sparkcf.training.blocks import ITEM, USER, build_blocks
 from sparkcf.training.gang import Alone
@@ -26,7 +26,7 @@ def fit_by(problem: Problem, config: Any, workers: int, seed: int = 1, saved: st
     """(users, items, log) of a gang, the rows of all workers put together."""
     users, items, values = problem.triples()
     n_users, n_items = problem.seen.shape
-    plan = Plan(config, n_users, n_items, seed, 2)
+    plan = ALSPlan(config, n_users, n_items, seed, 2)
 
     def work(gang: Any) -> Any:
         keep = SavedSweeps(saved) if saved else None

@@ -13,7 +13,7 @@ import yaml
 from scipy.sparse import csr_matrix
 from scipy.special import ndtr
 
-from sparkcf.config.models import FMConfig, FMField
+from sparkcf.config.fm import FMConfig, FMField
 from sparkcf.kernels.fm import draw_features, move_several, sum_several
 from sparkcf.kernels.topk import rank_scores
 from sparkcf.models.fm.arrays import FMFit, entries_of, fit_fm_arrays
@@ -250,7 +250,7 @@ def test_features_of_no_row_are_zero_in_als_and_the_fields_mean_in_mcmc() -> Non
 
 def test_two_fields_are_biased_matrix_factorization() -> None:
     """The same optimum as explicit ALS with biases, the mean held."""
-    from sparkcf.config.models import ALSConfig
+    from sparkcf.config.factorization import ALSConfig
     from sparkcf.models.als.fit import fit_arrays
 
     made = make(several=False, rows=250)

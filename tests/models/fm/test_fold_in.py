@@ -9,7 +9,7 @@ import pytest
 from scipy.optimize import minimize
 from scipy.special import expit, log_expit, log_ndtr
 
-from sparkcf.config.models import FMConfig
+from sparkcf.config.fm import FMConfig
 from sparkcf.kernels.fm import IDENTITY, LOGISTIC, PROBIT, fold_in_users
 from sparkcf.models.fm.factors import fold_in_fm, folded
 from sparkcf.models.fm.rows import Field, make_plan

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 from scipy.special import digamma, polygamma
 
-from sparkcf.config.models import FMConfig
+from sparkcf.config.fm import FMConfig
 from sparkcf.models.fm import sweeps
 from sparkcf.models.fm.rows import Field, FMPlan, FMRows, make_plan
 from sparkcf.models.fm.sweeps import State, _begin, _sweep

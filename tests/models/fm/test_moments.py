@@ -25,7 +25,7 @@ from sparkcf.jobs.recommend import recommend_run
 from sparkcf.jobs.train import train_model
 from sparkcf.lake.runs import find_run
 from sparkcf.lake.tables import LakeTables
-from sparkcf.models.contract import TrainingData
+from sparkcf.models.contract_data import TrainingData
 from sparkcf.models.fm.features import features_of
 from sparkcf.models.fm.rows import make_plan
 from sparkcf.models.registry import model_of

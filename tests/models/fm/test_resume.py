@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from sparkcf.config.models import FMConfig
+from sparkcf.config.fm import FMConfig
 from sparkcf.models.fm.arrays import fit_fm_arrays
 from sparkcf.training.saved_sweeps import SavedSweeps
 from tests.models.fm.test_fit import Data, M, N, as_labels, configured, gang_samples, make

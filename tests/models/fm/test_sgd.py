@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 import torch
 
-from sparkcf.config.models import FMConfig
+from sparkcf.config.fm import FMConfig
 from sparkcf.models.fm.net import net_of, split
 from sparkcf.models.fm.rows import make_plan
 from sparkcf.models.fm.sgd import examples_of, net_data

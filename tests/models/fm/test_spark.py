@@ -15,7 +15,7 @@ from sparkcf.config.load import load_config
 from sparkcf.config.root import Config
 from sparkcf.errors import ConfigError, TrainingError
 from sparkcf.lake.schemas import TABLES
-from sparkcf.models.contract import FitRun, Fitted, TrainingData
+from sparkcf.models.contract_data import FitRun, Fitted, TrainingData
 from sparkcf.models.fm.arrays import fit_fm_arrays
 from sparkcf.models.fm.factors import _histories
 from sparkcf.models.fm.features import features_of

@@ -6,7 +6,7 @@ from typing import Any
 
 import numpy as np
 
-from sparkcf.config.models import MPMAConfig
+from sparkcf.config.factorization import MPMAConfig
 
 N, M = 90, 40
 RNG = np.random.default_rng(7)

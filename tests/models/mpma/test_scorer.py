@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from scipy.stats import norm
 
-from sparkcf.models.contract import UserBlock
+from sparkcf.models.contract_data import UserBlock
 from sparkcf.models.mpma.fit import fit_arrays
 from sparkcf.models.mpma.layout import unpacked
 from tests.models.mpma.data import ITEMS, KIND, USERS, VALUES, M, N, config

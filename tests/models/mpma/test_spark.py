@@ -12,7 +12,7 @@ from pyspark.sql import functions as F
 
 from sparkcf.config.load import load_config
 from sparkcf.errors import ConfigError, TrainingError
-from sparkcf.models.contract import FitRun, TrainingData
+from sparkcf.models.contract_data import FitRun, TrainingData
 from sparkcf.models.mpma.fit import MPMA, fit_arrays
 from sparkcf.models.mpma.layout import unpacked
 from sparkcf.ranking.evaluate import evaluate

@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from sparkcf.config.models import ALSConfig, MPMAConfig
+from sparkcf.config.factorization import ALSConfig, MPMAConfig
 from sparkcf.errors import TrainingError
 from sparkcf.models.als.fit import fit_arrays as fit_als
 from sparkcf.models.mpma.fit import fit_arrays

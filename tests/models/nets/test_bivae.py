@@ -8,7 +8,7 @@ import torch
 from scipy.sparse import csr_matrix
 from torch.distributions import Bernoulli, Normal, kl_divergence
 
-from sparkcf.config.models import BiVAEConfig
+from sparkcf.config.nets import BiVAEConfig
 from sparkcf.data.packed import PackedRows
 from sparkcf.errors import ConfigError, TrainingError
 from sparkcf.models.nets import blocks

@@ -9,10 +9,10 @@ import pytest
 import torch
 from torch.nn import functional as F
 
-from sparkcf.config.models import DisenGCNConfig
+from sparkcf.config.nets import DisenGCNConfig
 from sparkcf.data.packed import NO_ROWS, PackedRows, fold_in_and_heldout
 from sparkcf.errors import TrainingError
-from sparkcf.models.contract import Saved
+from sparkcf.models.contract_data import Saved
 from sparkcf.models.nets import disengcn as module
 from sparkcf.models.nets import routing
 from sparkcf.models.nets.disengcn import DisenGCN, among, distinct

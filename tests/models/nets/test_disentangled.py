@@ -10,14 +10,14 @@ from pyspark.sql import SparkSession
 from pyspark.sql import functions as F
 
 from sparkcf.config.load import load_config
-from sparkcf.config.models import DisenGCNConfig
+from sparkcf.config.nets import DisenGCNConfig
 from sparkcf.config.root import Config
 from sparkcf.errors import TrainingError
 from sparkcf.jobs.fold_in import fold_in_users
 from sparkcf.jobs.recommend import recommend_run
 from sparkcf.jobs.train import train_model
 from sparkcf.lake.tables import LakeTables
-from sparkcf.models.contract import TrainingData
+from sparkcf.models.contract_data import TrainingData
 from sparkcf.models.nets.disentangled import DisenGCNModel
 from tests.jobs.test_fold_in import BEFORE, DAY, write
 

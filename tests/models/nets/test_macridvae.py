@@ -7,7 +7,7 @@ import torch
 from torch.distributions import Normal, kl_divergence
 from torch.nn import functional as F
 
-from sparkcf.config.models import MacridVAEConfig
+from sparkcf.config.nets import MacridVAEConfig
 from sparkcf.models.nets import blocks
 from sparkcf.models.nets.macridvae import MacridVAE, divergence
 from sparkcf.models.nets.registry import build_net

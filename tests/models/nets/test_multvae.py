@@ -7,7 +7,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from sparkcf.config.models import MultDAEConfig, MultVAEConfig
+from sparkcf.config.nets import MultDAEConfig, MultVAEConfig
 from sparkcf.models.nets.layers import BIAS_SD, SparseLinear
 from sparkcf.models.nets.multvae import MultVAE, divergence
 from sparkcf.models.nets.registry import build_net

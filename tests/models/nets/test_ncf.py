@@ -10,10 +10,10 @@ import pytest
 import torch
 from scipy.stats import chisquare
 
-from sparkcf.config.models import NCFConfig
+from sparkcf.config.nets import NCFConfig
 from sparkcf.data.packed import PackedRows, fold_in_and_heldout
 from sparkcf.kernels import ncf as kernel
-from sparkcf.models.contract import Saved, UserBlock
+from sparkcf.models.contract_data import Saved, UserBlock
 from sparkcf.models.nets import ncf as module
 from sparkcf.models.nets.collaborative import NCFModel, NCFScorer
 from sparkcf.models.nets.ncf import NCF

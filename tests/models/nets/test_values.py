@@ -5,9 +5,9 @@ from __future__ import annotations
 import pytest
 from pyspark.sql import SparkSession
 
-from sparkcf.config.models import MultVAEConfig
+from sparkcf.config.nets import MultVAEConfig
 from sparkcf.errors import TrainingError
-from sparkcf.models.contract import TrainingData
+from sparkcf.models.contract_data import TrainingData
 from sparkcf.models.nets.fit import MultVAEModel
 
 

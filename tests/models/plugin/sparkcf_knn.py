@@ -7,7 +7,8 @@ from scipy.sparse import csr_matrix
 
 from sparkcf.config.section import ModelSection, Positive
 from sparkcf.data.pairs import Reads
-from sparkcf.models.contract import Fitted, Model, Scorer
+from sparkcf.models.contract import Model, Scorer
+from sparkcf.models.contract_data import Fitted
 
 
 class KNNConfig(ModelSection):
