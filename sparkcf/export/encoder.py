@@ -19,7 +19,8 @@ from numpy.typing import NDArray
 from sparkcf.errors import ConfigError, LakeError
 from sparkcf.export.lists import Run
 from sparkcf.lake.query import Lake
-from sparkcf.models.contract import Rows, Scorer, UserBlock
+from sparkcf.models.contract import Scorer
+from sparkcf.models.contract_data import Rows, UserBlock
 from sparkcf.ranking.opened import OpenedModel, open_model
 
 FILE = "encoder.pt"

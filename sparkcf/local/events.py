@@ -158,7 +158,7 @@ def _seconds(column: pd.Series, name: str, what: str) -> pd.Series:
     """Times as seconds since 1970: numbers are seconds already, texts and datetimes without a zone are UTC."""
     if pd.api.types.is_numeric_dtype(column.dtype):
         return _finite(column, name, what)
-    times = pd.to_datetime(column, utc=True, errors="coerce")
+    times = pd.to_datetime(column, utc=True, errors="coerce", format="mixed")
     wrong = int(times.isna().sum())
     if wrong:
         raise InputError(f"{what}: {wrong:,} of {len(column):,} values of {name} are no times: drop these rows")
