@@ -100,9 +100,18 @@ def _by_time(events: DataFrame, reads: Reads, config: Config) -> Split:
 
 
 def _of_rest(marked: DataFrame, rest: DataFrame, heldout: DataFrame, note: str, reads: Reads, config: Config) -> Split:
-    """The split that trains on all events that are not held out."""
-    fitted = pairs(rest, reads, config)
-    return Split(marked, fitted, fitted, _seen(rest), liked_pairs(rest, config), heldout, note)
+    """The split that trains on all events that are not held out.
+
+    Where the fit has all pairs, or all liked ones, these are what is seen, or popular: the caller persists them.
+    """
+    fitted, preference = pairs(rest, reads, config), config.preference
+    likes = reads.pairs == "positives"
+    whole = config.train.window_days is None
+    has_all = whole and (not likes or preference.positive_from is None)
+    seen = fitted.select(*PAIR) if has_all else _seen(rest)
+    has_liked = whole and (likes or preference.positive_from is None)
+    popular = fitted.select(*PAIR, F.lit(1.0).alias("value")) if has_liked else liked_pairs(rest, config)
+    return Split(marked, fitted, fitted, seen, popular, heldout, note)
 
 
 def _seen(events: DataFrame) -> DataFrame:

@@ -28,7 +28,7 @@ def uniform_rows(seed: int, stream: int, rows: NDArray[np.int64]) -> NDArray[np.
 
 
 def draw_keys(seed: int, stream: int, rows: NDArray[np.int64]) -> NDArray[np.uint64]:
-    """Start values of rows' own sequences of `splitmix64`, uint64 (len(rows),), a function of (seed, stream, row)."""
+    """Start values of rows' own sequences of splitmix64, uint64 (len(rows),), a function of (seed, stream, row)."""
     out = np.empty(len(rows), np.uint64)
     _fill_keys(_key(seed, stream), rows.astype(np.int64), out)
     return out
@@ -39,7 +39,7 @@ def _key(seed: int, stream: int) -> np.uint64:
 
 
 @kernel()
-def splitmix64(state):
+def _splitmix64(state):
     z = state + np.uint64(0x9E3779B97F4A7C15)
     z = (z ^ (z >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
     z = (z ^ (z >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
@@ -49,16 +49,16 @@ def splitmix64(state):
 @kernel()
 def _fill_keys(key, rows, out):
     for place in range(rows.size):
-        out[place] = splitmix64(key ^ splitmix64(np.uint64(rows[place])))
+        out[place] = _splitmix64(key ^ _splitmix64(np.uint64(rows[place])))
 
 
 @kernel()
 def _fill_normal(key, rows, sd, out):
     for place in range(rows.size):
-        row_key = splitmix64(key ^ splitmix64(np.uint64(rows[place])))
+        row_key = _splitmix64(key ^ _splitmix64(np.uint64(rows[place])))
         for column in range(out.shape[1]):
-            first = splitmix64(row_key + np.uint64(2 * column))
-            second = splitmix64(row_key + np.uint64(2 * column + 1))
+            first = _splitmix64(row_key + np.uint64(2 * column))
+            second = _splitmix64(row_key + np.uint64(2 * column + 1))
             u = (np.float64(first >> np.uint64(11)) + 0.5) * (1.0 / 9007199254740992.0)  # in (0, 1)
             v = np.float64(second >> np.uint64(11)) * (1.0 / 9007199254740992.0)
             out[place, column] = sd * math.sqrt(-2.0 * math.log(u)) * math.cos(2.0 * math.pi * v)
@@ -67,5 +67,5 @@ def _fill_normal(key, rows, sd, out):
 @kernel()
 def _fill_uniform(key, rows, out):
     for place in range(rows.size):
-        drawn = splitmix64(splitmix64(key ^ splitmix64(np.uint64(rows[place]))))
+        drawn = _splitmix64(_splitmix64(key ^ _splitmix64(np.uint64(rows[place]))))
         out[place] = (np.float64(drawn >> np.uint64(11)) + 0.5) * (1.0 / 9007199254740992.0)

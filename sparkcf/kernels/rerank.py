@@ -17,7 +17,6 @@ import numpy as np
 from numpy.typing import NDArray
 
 from sparkcf.kernels.jit import kernel
-from sparkcf.kernels.random import splitmix64
 
 F32 = NDArray[np.float32]
 F64 = NDArray[np.float64]
@@ -129,7 +128,7 @@ def rerank_rows(
                         closest[j] = max(closest[j], cosine) if position else cosine
         state = keys[u]
         for _ in range(min(explored[u], size)):
-            state = splitmix64(state)
+            state = _splitmix64(state)
             swapped = np.int64(state % np.uint64(size))
             while is_explored[u, swapped]:
                 swapped = (swapped + 1) % size
@@ -137,7 +136,7 @@ def rerank_rows(
             for at in range(label_ptr[old], label_ptr[old + 1]):
                 used[labels[at]] -= 1
             for _try in range(TRIES):
-                state = splitmix64(state)
+                state = _splitmix64(state)
                 drawn = np.int64(state % np.uint64(candidates))
                 item = items[u, drawn]
                 if item >= 0 and not taken[drawn] and _fits(labels, label_ptr[item], label_ptr[item + 1], used, most):
@@ -187,3 +186,11 @@ def calibration_kl(items: I32, mix: F32, wanted: F64) -> F64:
     ratio = np.divide(wanted, smoothed, out=np.ones_like(wanted), where=wanted > 0)
     found: F64 = np.where(wanted.sum(axis=1) > 0, (wanted * np.log(ratio)).sum(axis=1), np.nan)
     return found
+
+
+@kernel()
+def _splitmix64(state):
+    z = state + np.uint64(0x9E3779B97F4A7C15)
+    z = (z ^ (z >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
+    z = (z ^ (z >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
+    return z ^ (z >> np.uint64(31))

@@ -86,15 +86,15 @@ class FittedModel:
         counts = np.bincount(np.repeat(np.arange(len(users)), np.diff(indptr))[own], minlength=len(users))
         shown = (np.concatenate([[0], np.cumsum(counts)]).astype(np.int64), seen[1][entries][own])
         if history is not None:
-            told, new = self._history(users, history)
+            told = self._history(users, history)
             n = np.bincount(told.users, minlength=len(users)) > 0
             folded = self._folded(usable)
             vectors = np.where(n[:, None], folded.vectors, block.vectors)
             known = np.where(n, np.diff(usable[0]) > 0, block.known)
             block = UserBlock(vectors, np.where(n, folded.bias, block.bias).astype(np.float32), known)
             rest = np.flatnonzero(~n[np.repeat(np.arange(len(users)), counts)])
-            whose = np.concatenate([np.repeat(np.arange(len(users)), counts)[rest], told.users[new]])
-            listed = np.concatenate([shown[1][rest], told.items[new]])
+            whose = np.concatenate([np.repeat(np.arange(len(users)), counts)[rest], told.users])
+            listed = np.concatenate([shown[1][rest], told.items])
             shown = compressed(whose.astype(np.int32), listed.astype(np.int32), len(users), len(self.items))
         if self.model.scores_rows:
             block = replace(block, rows=usable, known=block.known & (np.diff(usable[0]) > 0))
@@ -113,8 +113,7 @@ class FittedModel:
         whose = np.repeat(np.arange(len(users), dtype=np.int32), np.diff(rows[0]))
         parts = [column[~unknown] for column in (whose, *rows[1:])]
         if history is not None:
-            told, inside = self._history(users, history)
-            told = told.where(inside)
+            told = self._history(users, history)
             read = pairs_of(told, self.model.reads, self.config, len(users), len(self.items))
             kept = ~np.isin(parts[0], told.users)
             weights = read.rows()[3]
@@ -125,16 +124,15 @@ class FittedModel:
         indptr = np.concatenate([[0], np.cumsum(np.bincount(whose, minlength=len(users)))]).astype(np.int64)
         return indptr, items.astype(np.int32), values.astype(np.float32), weights.astype(np.float32)
 
-    def _history(self, users: NDArray[Any], history: Data) -> tuple[Events, NDArray[np.bool_]]:
-        """Events of the asked users by their places, and which of them are of items of the training."""
+    def _history(self, users: NDArray[Any], history: Data) -> Events:
+        """Events of the asked users, by their places, with items of the training."""
         frame = checked_frame(history, None, "history")
         asked = Ids.in_order(users)
         at = asked.index(frame["user_id"])
         frame, at = frame[at >= 0].reset_index(drop=True), at[at >= 0]
         items = self.items.index(frame["item_id"])
         inside = items >= 0
-        told = events_of(frame[inside].reset_index(drop=True), at[inside], items[inside], self.config)
-        return told, np.ones(len(told), bool)
+        return events_of(frame[inside].reset_index(drop=True), at[inside], items[inside], self.config)
 
 
 def taken(rows: Rows, at: NDArray[Any]) -> Rows:

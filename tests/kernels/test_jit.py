@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ast
 import os
 import subprocess
 import sys
@@ -103,3 +104,26 @@ def test_kernel_does_not_hide_other_errors_of_numba(monkeypatch: pytest.MonkeyPa
     monkeypatch.setattr("numba.njit", broken)
     with pytest.raises(RuntimeError, match="no LLVM"):
         kernel()(lambda x: x)
+
+
+def called_elsewhere(source: str, kernels: set[str]) -> list[str]:
+    """Names of `kernels` that kernels of the source call, but that it imports."""
+    tree = ast.parse(source)
+    imported = {alias.name for node in ast.walk(tree) if isinstance(node, ast.ImportFrom) for alias in node.names}
+    compiled = [node for node in tree.body if isinstance(node, ast.FunctionDef) and is_kernel(node)]
+    names = {node.id for function in compiled for node in ast.walk(function) if isinstance(node, ast.Name)}
+    return sorted(names & imported & kernels)
+
+
+def is_kernel(function: ast.FunctionDef) -> bool:
+    return any("kernel" in ast.unparse(decorator) for decorator in function.decorator_list)
+
+
+def test_kernels_call_compiled_functions_of_their_own_file_only() -> None:
+    sources = {file.name: file.read_text() for file in sorted((PACKAGE / "kernels").glob("*.py"))}
+    functions = [f for text in sources.values() for f in ast.parse(text).body if isinstance(f, ast.FunctionDef)]
+    kernels = {function.name for function in functions if is_kernel(function)}
+    assert len(kernels) > 30
+    assert {name: found for name, text in sources.items() if (found := called_elsewhere(text, kernels))} == {}
+    planted = "from sparkcf.kernels.a import helper\n@kernel()\ndef f(x):\n    return helper(x)"
+    assert called_elsewhere(planted, {"helper"}) == ["helper"]
