@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from sparkcf.runtime import check_python
+from sparkcf.version import __version__
 
 check_python()
 
@@ -13,7 +14,6 @@ if TYPE_CHECKING:
     from sparkcf.local.measure import Evaluation
     from sparkcf.local.recommender import Recommender, fit, load
 
-__version__ = "0.1.0"
 __all__ = ["Evaluation", "Lake", "Recommender", "__version__", "fit", "load"]
 
 # Where the names of __all__ are, which are imported when they are first used.

@@ -251,6 +251,7 @@ def test_the_library_and_the_jobs_are_found() -> None:
         "sparkcf.progress",
         "sparkcf.redact",
         "sparkcf.runtime",
+        "sparkcf.version",
         "sparkcf.spark",
     }
 

@@ -48,7 +48,7 @@ app = typer.Typer(
 
 def _print_version(wanted: bool) -> None:
     if wanted:
-        from sparkcf import __version__
+        from sparkcf.version import __version__
 
         print(f"sparkcf {__version__}")
         raise typer.Exit

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import csv
-import gzip
 import io
 import json
 import re
@@ -12,11 +11,10 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from sparkcf.data.look import ISO8601
+from sparkcf.data.look import ISO8601, first_text
 from sparkcf.errors import InputError, first_line
 
 LINES = 500  # that are looked at
-BYTES = 1 << 20
 DELIMITERS = ("::", "\t", ";", "|", ",")
 NAMES = {  # what columns are called elsewhere, letters and digits only
     "user_id": "userid user uid customerid customer memberid member listenerid listener readerid reader buyerid buyer "
@@ -73,25 +71,13 @@ def guess_file(path: Path) -> Guess:
             begin = file.read(4)
         if begin == b"PAR1":
             return _typed(path)
-        text = _text(path)
+        text = first_text(path)
     except (OSError, EOFError, ValueError) as error:
         raise InputError(f"{path} cannot be read: {first_line(error)}") from None
     lines = [line for line in text.splitlines() if line.strip()][:LINES]
     if not lines:
         raise InputError(f"{path} has no line: give a file of interactions")
     return _json(path, lines) if lines[0].lstrip().startswith("{") else _csv(path, lines)
-
-
-def _text(path: Path) -> str:
-    """The first whole lines of a text file, plain or gzipped."""
-    with open(path, "rb") as file:
-        zipped = file.read(2) == b"\x1f\x8b"
-    with gzip.open(path) if zipped else open(path, "rb") as file:
-        data = file.read(BYTES)
-    if b"\0" in data:
-        raise ValueError("it is neither text (CSV, JSON lines) nor Parquet")
-    whole = data[: data.rfind(b"\n") + 1] if len(data) == BYTES else data
-    return whole.decode("utf-8-sig", errors="replace")
 
 
 def _typed(path: Path) -> Guess:

@@ -9,6 +9,7 @@ from __future__ import annotations
 import csv
 import glob
 import gzip
+import io
 import json
 import re
 from collections.abc import Iterator
@@ -21,6 +22,7 @@ from sparkcf.config.root import Config
 from sparkcf.lake.roots import local_folder
 
 LINES = 200  # that are looked at
+BYTES = 1 << 20  # that are read, however long a line is
 SAMPLE = "sample:"  # begins the name of a file of the package
 ISO8601 = re.compile(r"\d{4}-\d{2}-\d{2}([T ]\d{2}:\d{2}(:\d{2}(\.\d{1,9})?)?)?( ?(Z|UTC|[+-]\d{2}(:?\d{2})?))?")
 LAST_SECOND = 4_102_444_800  # the year 2100
@@ -108,9 +110,7 @@ def _rows(config: InputConfig, file: str) -> list[dict[str, Any]]:
     """The first rows by their columns; fields of nested objects by dotted names. Empty for other formats."""
     if config.format not in ("csv", "jsonl") or Path(file).suffix in (".bz2", ".zst", ".lz4", ".snappy", ".deflate"):
         return []
-    opened = gzip.open if file.endswith(".gz") else open
-    with opened(file, "rt", encoding="utf-8-sig", errors="replace") as stream:
-        lines = [line.rstrip("\r\n") for line in islice(stream, LINES)]
+    lines = [line.rstrip("\r\n") for line in islice(io.StringIO(first_text(Path(file))), LINES)]
     if config.format == "jsonl":
         return [row for line in lines if (row := _flat(line))]
     if len(config.delimiter) == 1:
@@ -120,6 +120,20 @@ def _rows(config: InputConfig, file: str) -> list[dict[str, Any]]:
         fields = [line.split(config.delimiter) for line in lines]
     names = fields[0] if config.header and fields else list(config.names)
     return [dict(zip(names, row, strict=False)) for row in fields[int(config.header) :] if row]
+
+
+def first_text(path: Path) -> str:
+    """The first whole lines of a text file, plain or gzipped. Raises ValueError if it is no text."""
+    with open(path, "rb") as file:
+        zipped = file.read(2) == b"\x1f\x8b"
+    if path.suffix == ".gz" and not zipped:
+        raise ValueError("it is not gzipped, as its name says")
+    with gzip.open(path) if zipped else open(path, "rb") as file:
+        data = file.read(BYTES)
+    if b"\0" in data:
+        raise ValueError("it is neither text (CSV, JSON lines) nor Parquet")
+    whole = data[: data.rfind(b"\n") + 1] if len(data) == BYTES else data
+    return whole.decode("utf-8-sig", errors="replace")
 
 
 def _flat(line: str) -> dict[str, Any]:

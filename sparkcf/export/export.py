@@ -11,7 +11,6 @@ from typing import Any, Protocol
 
 import pyarrow as pa
 
-from sparkcf import __version__
 from sparkcf.errors import LakeError
 from sparkcf.export.encoder import open_encoder, write_encoder
 from sparkcf.export.files import FILES
@@ -20,6 +19,7 @@ from sparkcf.export.lists import Items, Lists, Run, as_items, read_lists, read_t
 from sparkcf.export.redis import RedisLists
 from sparkcf.export.vectors import write_vectors
 from sparkcf.lake.query import Lake
+from sparkcf.version import __version__
 
 REDIS = "redis"
 VECTORS = "vectors"

@@ -19,7 +19,6 @@ from typing import Any
 from pyspark.sql import DataFrame, SparkSession
 from pyspark.sql import functions as F
 
-from sparkcf import __version__
 from sparkcf.config.compare import compared
 from sparkcf.config.root import Config
 from sparkcf.data.dictionary import register_texts
@@ -46,6 +45,7 @@ from sparkcf.progress import say, step
 from sparkcf.ranking.evaluate import check_protocol, measured, persisted_split, settings_of
 from sparkcf.ranking.scorers import share_fitted
 from sparkcf.ranking.topk import Catalogue, ranked_lists, share_ranker
+from sparkcf.version import __version__
 
 READ = ("interactions", "users", "items", "features")  # tables that a comparison pins
 

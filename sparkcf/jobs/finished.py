@@ -8,12 +8,12 @@ from typing import Any
 
 from pyspark.sql import functions as F
 
-from sparkcf import __version__
 from sparkcf.config.root import Config
 from sparkcf.config.section import ModelSection
 from sparkcf.errors import NothingNew
 from sparkcf.lake.published import history
 from sparkcf.lake.tables import LakeTables
+from sparkcf.version import __version__
 
 # What a night writes into the tables depends on none of these; what is loaded shows in the tables' versions.
 BESIDE = (

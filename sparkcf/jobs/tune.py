@@ -20,7 +20,6 @@ from typing import Any
 import yaml
 from pyspark.sql import DataFrame, SparkSession
 
-from sparkcf import __version__
 from sparkcf.config.root import Config
 from sparkcf.config.tune import Range, search_space, with_values
 from sparkcf.data.dictionary import register_texts
@@ -40,6 +39,7 @@ from sparkcf.models.registry import model_of
 from sparkcf.progress import say, step
 from sparkcf.ranking.evaluate import check_protocol, evaluate, measured, persisted_split, settings_of
 from sparkcf.ranking.trials import TrialPart, TrialResult, run_parts, share_split
+from sparkcf.version import __version__
 
 RATING = ("rmse", "mae")  # lower is better
 RUNGS = (0.25, 0.5, 1.0)  # shares of a fit's sweeps after which a trial is measured

@@ -14,7 +14,6 @@ from typing import Any
 from pyspark.sql import Column, DataFrame
 from pyspark.sql import functions as F
 
-from sparkcf import __version__
 from sparkcf.activity import activity
 from sparkcf.config.root import Config
 from sparkcf.errors import ConfigError, LakeError, NotFoundError, SparkcfError, first_line
@@ -24,6 +23,7 @@ from sparkcf.lake.schemas import TABLES
 from sparkcf.lake.tables import LakeTables, sql_date
 from sparkcf.progress import say
 from sparkcf.redact import redacted
+from sparkcf.version import __version__
 
 WITHOUT_MODEL = ("clean", "forget", "maintain")  # jobs that are the same for every model
 FITS = ("train", "fold_in")  # jobs whose runs have factors

@@ -11,7 +11,6 @@ from typing import Any
 
 import numpy as np
 
-from sparkcf import __version__
 from sparkcf.config.load import parse_config
 from sparkcf.config.root import Config
 from sparkcf.errors import LakeError, first_line
@@ -19,6 +18,7 @@ from sparkcf.lake.arrays import Arrays, read_arrays, write_arrays
 from sparkcf.lake.folder import Folder
 from sparkcf.local.events import Events, Ids
 from sparkcf.models.contract_data import LocalFit
+from sparkcf.version import __version__
 
 NAME, FORMAT = "model", 1
 

@@ -7,7 +7,7 @@ for each bootstrap replicate), so any partitioning gives the same figures.
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, replace
 from functools import reduce
 from typing import Any
@@ -129,10 +129,12 @@ def evaluate(
 @contextmanager
 def persisted_split(events: DataFrame, model: Model[Any], config: Config) -> Iterator[Split]:
     """The split of the events, persisted while it is used. Raises GateRefused if one of its parts is empty."""
-    parts = split(events, model.reads, config)
-    with kept(parts.marked), kept(parts.train), kept(parts.heldout):
-        _check_split(parts, config)
-        yield parts
+    # By time the events are counted by day before they are split.
+    with kept(events) if config.evaluation.protocol == "q4" else nullcontext():
+        parts = split(events, model.reads, config)
+        with kept(parts.marked), kept(parts.train), kept(parts.heldout):
+            _check_split(parts, config)
+            yield parts
 
 
 def measured(

@@ -14,10 +14,10 @@ from dataclasses import replace
 from typing import Any
 from urllib.parse import urlsplit
 
-from sparkcf import __version__
 from sparkcf.jobs.observe.report import JobReport
 from sparkcf.lake.roots import absolute, local_folder
 from sparkcf.redact import redacted, redacted_values
+from sparkcf.version import __version__
 
 NAMESPACE = "sparkcf"
 PRODUCER = f"urn:sparkcf:{__version__}"
