@@ -19,7 +19,7 @@ from sparkcf.data.fields import normalized_id
 from sparkcf.data.ingest import decoded, explained, read_raw
 from sparkcf.data.lines import not_utf8, readable
 from sparkcf.errors import LakeError
-from sparkcf.jobs.threads import at_once
+from sparkcf.lake.at_once import at_once
 from sparkcf.lake.forgotten import Forgotten, forgotten_users
 from sparkcf.lake.frames import one_row
 from sparkcf.lake.ids import ConcurrentChangeError, register

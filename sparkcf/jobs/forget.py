@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import datetime as dt
 import json
+from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 from pyspark.sql import DataFrame, SparkSession
@@ -14,6 +16,7 @@ from sparkcf.data.fields import normalized_id
 from sparkcf.data.ingest import read_listing
 from sparkcf.errors import ConfigError, NothingNew
 from sparkcf.jobs.train import progress_root
+from sparkcf.lake.at_once import at_once
 from sparkcf.lake.forgotten import Forgotten, forgotten_users, new_salt
 from sparkcf.lake.frames import frame_of, kept
 from sparkcf.lake.removal import (
@@ -88,7 +91,8 @@ def _forget(tables: LakeTables, ids: DataFrame, users: list[str], config: Config
     """Remove the users' rows; returns the rows removed by table and the run's id. None: there was nothing to do."""
     present = [name for name in PER_USER if tables.exists(name)]
     with step("look for the users' rows", tables.spark):
-        found = {name: _rows_by_user(tables, name, ids) for name in present}
+        by_user = [partial(_rows_by_user, tables, name, ids) for name in present]
+        found = dict(zip(present, at_once(*by_user), strict=True))
         lines = _in_lines(tables, users, config).count()
     known = forgotten_users(tables)
     is_new = known is None or not known.without(ids).isEmpty() or known.unsealed(tables, ids)
@@ -99,16 +103,16 @@ def _forget(tables: LakeTables, ids: DataFrame, users: list[str], config: Config
         with kept(indices):
             indices.count()  # before the users are removed
             salt = _register(tables, ids, found, run)  # first: from now on no load brings them back
-            counts = {}
-            for name in present:
-                if found[name]:
-                    with step("remove them from", tables.spark, name) as progress:
-                        counts[name] = remove_rows(tables, name, ids)
-                        progress.note = f"{counts[name]:,} rows"
-            counts["feature_factors"] = remove_parameters(tables, indices)
-        if lines:
-            counts["quarantine"] = _blank_lines(tables, users, config)
-        counts["runs"] = blank_runs(tables, lambda named: named.intersection(users))
+            removals: dict[str, Callable[[], int]] = {
+                name: partial(remove_rows, tables, name, ids) for name in present if found[name]
+            }
+            removals["feature_factors"] = partial(remove_parameters, tables, indices)
+            removals["runs"] = partial(blank_runs, tables, lambda named: named.intersection(users))
+            if lines:
+                removals["quarantine"] = partial(_blank_lines, tables, users, config)
+            with step("remove them", tables.spark) as progress:
+                counts = dict(zip(removals, at_once(*removals.values()), strict=True))
+                progress.note = ", ".join(f"{name} {n:,}" for name, n in counts.items() if n)
         empty_packed_rows(tables)
         _drop_progress(tables, config)
         run.update("forgotten", counts=counts)

@@ -15,7 +15,7 @@ from sparkcf.data.inputs import Inputs, newest_versions
 from sparkcf.errors import ConfigError
 from sparkcf.jobs.base import packing_of, training_data
 from sparkcf.jobs.finished import check_new
-from sparkcf.jobs.threads import at_once
+from sparkcf.lake.at_once import at_once
 from sparkcf.lake.factors import SIDES, read_factors, write_factors, write_new_run
 from sparkcf.lake.folder import Folder
 from sparkcf.lake.metrics import write_fit_log

@@ -8,11 +8,13 @@ from __future__ import annotations
 import json
 import re
 from collections.abc import Callable
+from functools import partial
 
 from pyspark.sql import DataFrame
 from pyspark.sql import functions as F
 from pyspark.sql.types import StructType
 
+from sparkcf.lake.at_once import at_once
 from sparkcf.lake.forgotten import BLANK
 from sparkcf.lake.frames import frame_of
 from sparkcf.lake.schemas import PER_USER, TABLES
@@ -54,7 +56,7 @@ def remove_parameters(tables: LakeTables, indices: DataFrame) -> int:
 def empty_packed_rows(tables: LakeTables) -> None:
     for name in PACKED:
         if tables.exists(name):
-            retry_conflicts(f"empty {name}", lambda name=name: tables.table(name).delete())  # type: ignore[misc]
+            retry_conflicts(f"empty {name}", tables.table(name).delete)
 
 
 def blank_runs(tables: LakeTables, gone: Callable[[set[str]], set[str]]) -> int:
@@ -88,7 +90,8 @@ def blank_runs(tables: LakeTables, gone: Callable[[set[str]], set[str]]) -> int:
 
 def seal_tables(tables: LakeTables) -> dict[str, int]:
     """Seal every table that may name users; returns the versions from which on none names a forgotten one."""
-    return {name: seal(tables, name) for name in SEALED if tables.exists(name)}
+    names = [name for name in SEALED if tables.exists(name)]
+    return dict(zip(names, at_once(*(partial(seal, tables, name) for name in names)), strict=True))
 
 
 def note_sealed(tables: LakeTables, versions: dict[str, int], hashes: DataFrame | None = None) -> None:

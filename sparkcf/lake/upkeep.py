@@ -29,7 +29,7 @@ def compact(tables: LakeTables, name: str) -> int:
 def vacuum(tables: LakeTables, name: str, hours: float) -> None:
     """Remove the files that no version of the last hours needs, and those that no commit names."""
     path = tables.path(name).replace("`", "``")
-    with _vacuum_settings(tables.spark):
+    with _vacuum_settings(tables.spark), _quiet_console(tables.spark):
         retry_conflicts(
             f"vacuum {name}", lambda: tables.spark.sql(f"VACUUM delta.`{path}` RETAIN {hours:.3f} HOURS").collect()
         )
@@ -94,3 +94,15 @@ def _vacuum_settings(spark: Any) -> Iterator[None]:
     finally:
         for key, old in before.items():
             spark.conf.unset(key) if old is None else spark.conf.set(key, old)
+
+
+@contextmanager
+def _quiet_console(spark: Any) -> Iterator[None]:
+    """Keep what Delta prints during a VACUUM out of the job's output, whose last line is for machines."""
+    jvm = spark.sparkContext._jvm
+    console, before = jvm.scala.Console, jvm.scala.Console.out()
+    console.setOut(jvm.java.io.PrintStream(jvm.java.io.OutputStream.nullOutputStream()))
+    try:
+        yield
+    finally:
+        console.setOut(before)

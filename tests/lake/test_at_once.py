@@ -7,7 +7,7 @@ import threading
 import pytest
 from pyspark.sql import SparkSession
 
-from sparkcf.jobs.threads import at_once
+from sparkcf.lake.at_once import at_once
 
 
 def test_calls_run_at_the_same_time() -> None:

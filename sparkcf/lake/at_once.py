@@ -3,21 +3,25 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import TypeVar
 
 from pyspark import InheritableThread
 
+Result = TypeVar("Result")
 
-def at_once(*calls: Callable[[], object]) -> None:
-    """Run calls at the same time, each in a thread, and wait for all of them.
+
+def at_once(*calls: Callable[[], Result]) -> list[Result]:
+    """Run calls at the same time, each in a thread, wait for all of them, and return their results in order.
 
     Their Spark jobs belong to this thread's job group and are cancelled with it. Raises the error of the first of the
     calls that failed.
     """
     errors: dict[int, Exception] = {}
+    results: dict[int, Result] = {}
 
-    def run(place: int, call: Callable[[], object]) -> None:
+    def run(place: int, call: Callable[[], Result]) -> None:
         try:
-            call()
+            results[place] = call()
         except Exception as error:  # raised below, in the thread of the caller
             errors[place] = error
 
@@ -32,3 +36,4 @@ def at_once(*calls: Callable[[], object]) -> None:
             thread.join()
     if errors:
         raise errors[min(errors)]
+    return [results[place] for place in range(len(calls))]
