@@ -22,6 +22,7 @@ $(VENV)/.ready: pyproject.toml conf/spark-defaults.conf conf/log4j2.properties
 	@home=$$($(BIN)/find_spark_home.py) && mkdir -p $$home/conf && cp conf/spark-defaults.conf conf/log4j2.properties $$home/conf/ \
 		&& echo "spark.pyspark.python $(CURDIR)/$(BIN)/python" >> $$home/conf/spark-defaults.conf
 	@$(BIN)/python -m sparkcf.jobs.session
+	@$(BIN)/python -m sparkcf.local.compiled
 	@touch $@
 
 nightly: setup
