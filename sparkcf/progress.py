@@ -7,8 +7,9 @@ import json
 import sys
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
+from contextvars import copy_context
 from typing import Any, Literal
 
 from rich.console import Console
@@ -23,6 +24,8 @@ console = Console(stderr=True, highlight=False)
 PLAIN_EVERY_S = 30.0  # between lines of a step that is not in a terminal
 BAR_EVERY_S = 0.5
 _format: LogFormat = "text"
+_printing = threading.RLock()
+_bar = threading.Lock()  # held by the step whose bar is shown: a terminal shows one
 
 
 def use_format(form: LogFormat) -> None:
@@ -39,12 +42,20 @@ def say(message: str, level: Literal["info", "warning", "error"] = "info") -> No
     """
     message = redacted(message)
     if _format == "text":
-        console.print(Text(printable(message)), soft_wrap=True)
+        with _printing:
+            console.print(Text(printable(message)), soft_wrap=True)
     elif message.strip():
         now = dt.datetime.now(dt.UTC).isoformat(timespec="milliseconds")
         entry = {"time": now.replace("+00:00", "Z"), "level": level}
         entry |= {name: getattr(activity, name) or None for name in ("job", "run_id", "step")}
         print(json.dumps(entry | {"message": message.strip()}), file=sys.stderr, flush=True)
+
+
+def say_together(messages: Iterable[str]) -> None:
+    """Print lines between which no other thread prints any."""
+    with _printing:
+        for message in messages:
+            say(message)
 
 
 def printable(text: object) -> str:
@@ -92,12 +103,13 @@ def step(name: str, spark: Any = None, what: str = "") -> Iterator[Step]:
 def _shown(name: str, spark: Any) -> Iterator[Step]:
     """A step with its bar, if there is one, and the thread that reports the tasks."""
     bar = None
-    if _format == "text" and console.is_terminal:
+    if _format == "text" and console.is_terminal and _bar.acquire(blocking=False):
         columns = (TextColumn("{task.description}", markup=False), BarColumn(), TimeElapsedColumn())
         bar = Progress(*columns, console=console, transient=True)
         bar.start()
     running, over = Step(name, bar), threading.Event()
-    watcher = threading.Thread(target=_watch, args=(running, spark, over, bar is not None), daemon=True)
+    watched = (_watch, running, spark, over, bar is not None)
+    watcher = threading.Thread(target=copy_context().run, args=watched, daemon=True)
     if spark is not None:
         watcher.start()
     try:
@@ -108,6 +120,7 @@ def _shown(name: str, spark: Any) -> Iterator[Step]:
             watcher.join(timeout=5)
         if bar is not None:
             bar.stop()
+            _bar.release()
 
 
 def _watch(running: Step, spark: Any, over: threading.Event, in_terminal: bool) -> None:

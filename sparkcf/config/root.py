@@ -144,9 +144,10 @@ class Config(Section):
     lake: LakeConfig = LakeConfig()
     seed: Annotated[int, Field(ge=0, lt=2**31)] = 42
     model: str = Field("als", pattern=MODEL_NAME)
-    models: tuple[
-        Annotated[str, Field(pattern=MODEL_NAME)], ...
-    ] = ()  # nightly: all of these, one after the other; empty: `model`
+    models: tuple[Annotated[str, Field(pattern=MODEL_NAME)], ...] = ()  # nightly: all of these; empty: `model`
+    models_at_once: Positive = (
+        1  # nightly: of `models`, which share the task slots and the memory; 1: one after another
+    )
     night: Literal["train", "fold_in"] = "train"  # nightly: train, or solve users with the published items fixed
     # The run of a job. None: evaluate, recommend, publish: the newest unpublished; fold_in, predict: the published run.
     run_id: str | None = Field(None, pattern=r"^[A-Za-z0-9._-]{1,80}$")

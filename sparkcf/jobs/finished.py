@@ -17,7 +17,7 @@ from sparkcf.version import __version__
 
 # What a night writes into the tables depends on none of these; what is loaded shows in the tables' versions.
 BESIDE = (
-    *("input", "clean", "lake", "models", "run_id", "gate", "predict", "compare"),
+    *("input", "clean", "lake", "models", "models_at_once", "run_id", "gate", "predict", "compare"),
     *("forget", "maintain", "spark", "log", "observe", "report", "tune"),
 )
 

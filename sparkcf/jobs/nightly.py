@@ -5,6 +5,7 @@ from __future__ import annotations
 import shlex
 from collections.abc import Iterator
 from contextlib import contextmanager
+from functools import partial
 from typing import Any
 
 from pyspark.sql import SparkSession
@@ -13,7 +14,7 @@ from pyspark.sql import functions as F
 from sparkcf.config.root import RATING_MEASURES, Config
 from sparkcf.data.inputs import Inputs, newest_versions
 from sparkcf.data.split import time_cut
-from sparkcf.errors import NothingNew, SparkcfError, first_line, interruption
+from sparkcf.errors import SparkcfError, first_line, interruption
 from sparkcf.jobs.base import open_run
 from sparkcf.jobs.checks import check_settings
 from sparkcf.jobs.clean import clean_day
@@ -21,12 +22,14 @@ from sparkcf.jobs.evaluate import evaluate_run, with_protocol
 from sparkcf.jobs.fold_in import fold_in_users
 from sparkcf.jobs.publish import publish_run
 from sparkcf.jobs.recommend import banned_items, recommend_run, wanted_users
+from sparkcf.jobs.several import each_model
+from sparkcf.jobs.signals import cancel
 from sparkcf.jobs.train import train_model
 from sparkcf.lake.frames import kept
 from sparkcf.lake.roots import local_folder
 from sparkcf.lake.runs import failures_recorded
 from sparkcf.lake.tables import LakeTables
-from sparkcf.progress import say
+from sparkcf.progress import say, say_together
 
 
 def nightly(spark: SparkSession, config: Config) -> dict[str, Any]:
@@ -50,7 +53,7 @@ def _whole_night(spark: SparkSession, config: Config, nights: list[Config]) -> d
     with kept(inputs.events(config.ds)):  # every step of every model reads them
         nights = settled(spark, inputs, nights)
         if not config.models:
-            return _night_of_model(spark, nights[0], cleaned)
+            return _night_of_model(spark, cleaned, nights[0])
         return _nights_of_models(spark, config, nights, cleaned)
 
 
@@ -86,20 +89,11 @@ def write_page(config: Config) -> None:
 def _nights_of_models(
     spark: SparkSession, config: Config, nights: list[Config], cleaned: dict[str, Any]
 ) -> dict[str, Any]:
-    done: dict[str, dict[str, Any]] = {}
-    failed: dict[str, Exception] = {}
-    unchanged: dict[str, NothingNew] = {}
-    for model, night in zip(config.models, nights, strict=True):
-        try:
-            done[model] = _night_of_model(spark, night, cleaned)
-        except NothingNew as finished:
-            say(f"  {model}: {finished}")
-            unchanged[model] = finished
-        except Exception as error:  # any error of one model: go on with the others
-            if stop := interruption(error):
-                raise stop from None
-            say(f"  {model}: {first_line(error)}", "error")
-            failed[model] = error
+    group = spark.sparkContext.getLocalProperty("spark.jobGroup.id") or ""
+    outcomes = each_model(
+        partial(_night_of_model, spark, cleaned), nights, config.models_at_once, partial(cancel, spark, group)
+    )
+    done, failed, unchanged = outcomes.done, outcomes.failed, outcomes.unchanged
     if failed:
         first = next(iter(failed.values()))
         published = f"published: {', '.join([*done, *unchanged]) or 'none'}"
@@ -124,7 +118,7 @@ def settled(spark: SparkSession, inputs: Inputs, nights: list[Config]) -> list[C
     return nights
 
 
-def _night_of_model(spark: SparkSession, config: Config, cleaned: dict[str, Any]) -> dict[str, Any]:
+def _night_of_model(spark: SparkSession, cleaned: dict[str, Any], config: Config) -> dict[str, Any]:
     trained = fold_in_users(spark, config) if config.night == "fold_in" else train_model(spark, config)
     config = config.model_copy(update={"run_id": trained["run_id"]})
     opened = open_run(LakeTables(spark, config.lake.root), config, ("trained",))
@@ -150,21 +144,19 @@ def _report(
     recommended: dict[str, Any],
 ) -> None:
     """Print row counts, quality against the baseline, a sample user's history and list, and where the tables are."""
-    counts = cleaned["counts"]
-    say("")
-    dropped = counts["exact_duplicates"] + counts["superseded"]
-    say(
-        f"Rows: {counts['read']:,} in, {counts['clean']:,} clean, {dropped:,} duplicates, "
-        f"{counts['quarantined']:,} quarantined"
-    )
-    for line in _in_words(evaluated, config.with_protocol(evaluated["protocol"])):
-        say(line)
-    done = recommended["counts"]
-    say(f"Lists: {done['users_model']:,} users by the model, {done['users_fallback']:,} by the popularity fallback")
+    counts, done = cleaned["counts"], recommended["counts"]
     folder = local_folder(config.lake.root)
-    if folder is not None:
-        _sample_user(folder, _some_user(spark, config), config)
-    say(f"Tables: {folder or config.lake.root}/{{recommendations,similar_items,interactions,metrics,…}}")
+    dropped = counts["exact_duplicates"] + counts["superseded"]
+    lines = [
+        "",
+        f"Rows: {counts['read']:,} in, {counts['clean']:,} clean, {dropped:,} duplicates, "
+        f"{counts['quarantined']:,} quarantined",
+        *_in_words(evaluated, config.with_protocol(evaluated["protocol"])),
+        f"Lists: {done['users_model']:,} users by the model, {done['users_fallback']:,} by the popularity fallback",
+        *(_sample_user(folder, _some_user(spark, config), config) if folder is not None else ()),
+        f"Tables: {folder or config.lake.root}/{{recommendations,similar_items,interactions,metrics,…}}",
+    ]
+    say_together(lines)
 
 
 def _in_words(evaluated: dict[str, Any], config: Config) -> list[str]:
@@ -207,22 +199,21 @@ def _some_user(spark: SparkSession, config: Config) -> str:
     return str(rows.agg(order).select("first.user_id").collect()[0][0])
 
 
-def _sample_user(folder: str, user: str, config: Config) -> None:
-    """Print a user's history and published list, read through `Lake` as readers do."""
+def _sample_user(folder: str, user: str, config: Config) -> list[str]:
+    """A user's history and published list as lines, read through `Lake` as readers do."""
     from sparkcf.lake.query import Lake
 
     lake = Lake(folder)
     try:
         history, listed = lake.history(user, 5), lake.recommendations(user, 5, config.model)
     except SparkcfError as error:  # the report must not fail a night that is published
-        say(f"  no sample user to show: {error}")
-        return
-    say(f"User {user} had, last:")
-    for _, row in history.iterrows():
-        say(f"    {row['value']:g}  {row['title'] or row['item_id']}")
-    say("and gets:")
-    for _, row in listed.iterrows():
-        say(f"    {row['position']}. {row['title'] or row['item_id']}")
+        return [f"  no sample user to show: {error}"]
     model = f" --model {config.model}" if config.models else ""
     where = f"--user {shlex.quote(user)} --lake {shlex.quote(config.lake.root)}{model}"
-    say(f"Ask for another: .venv/bin/sparkcf recommend {where}")
+    return [
+        f"User {user} had, last:",
+        *(f"    {row['value']:g}  {row['title'] or row['item_id']}" for _, row in history.iterrows()),
+        "and gets:",
+        *(f"    {row['position']}. {row['title'] or row['item_id']}" for _, row in listed.iterrows()),
+        f"Ask for another: .venv/bin/sparkcf recommend {where}",
+    ]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from contextvars import copy_context
 from typing import TypeVar
 
 from pyspark import InheritableThread
@@ -25,7 +26,9 @@ def at_once(*calls: Callable[[], Result]) -> list[Result]:
         except Exception as error:  # raised below, in the thread of the caller
             errors[place] = error
 
-    threads = [InheritableThread(target=run, args=(place, call)) for place, call in enumerate(calls)]
+    threads = [
+        InheritableThread(target=copy_context().run, args=(run, place, call)) for place, call in enumerate(calls)
+    ]
     for thread in threads:
         thread.start()
     try:

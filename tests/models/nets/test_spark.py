@@ -77,10 +77,13 @@ def test_two_processes_train_what_one_trains(spark: SparkSession, root: Path) ->
     assert not list(root.glob("_progress/*"))  # what a run that ended well leaves
 
 
-def test_a_night_of_two_models_publishes_both(spark: SparkSession, root: Path, monkeypatch) -> None:
+def test_a_night_of_two_models_at_once_whose_gangs_want_the_same_slots_publishes_both(
+    spark: SparkSession, root: Path, monkeypatch
+) -> None:
     monkeypatch.setattr("sparkcf.jobs.nightly.clean_day", lambda *_: {"counts": dict.fromkeys(COUNTED, 0)})
-    told = nightly(spark, config(root, "models=[popularity, multvae]", "multvae.hidden=[6]"))
-    assert told["models"].keys() == {"popularity", "multvae"}
+    settings = ("models=[als, multvae]", "models_at_once=2", "multvae.hidden=[6]", "multvae.workers=2", "als.rank=4")
+    told = nightly(spark, config(root, *settings))
+    assert list(told["models"]) == ["als", "multvae"]
     lake = Lake(root)
     listed = lake.recommendations("u3", 3, model="multvae")
     assert listed["position"].tolist() == [1, 2, 3] and set(listed["reason"]) == {"model"}
