@@ -26,7 +26,7 @@ $(VENV)/.ready: pyproject.toml conf/spark-defaults.conf conf/log4j2.properties
 	@touch $@
 
 nightly: setup
-	@$(BIN)/spark-submit --master 'local[*]' --driver-memory $(DRIVER_MEMORY) jobs/nightly.py --config $(CONFIG) $(ARGS)
+	@$(BIN)/spark-submit --master 'local[*]' --driver-memory $(DRIVER_MEMORY) jobs/nightly.py --config '$(CONFIG)' $(ARGS)
 
 test: setup
 	@$(BIN)/python -m pytest $(DEALT) $(ARGS)

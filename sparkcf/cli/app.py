@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Annotated, Literal
 
 import typer
 
-from sparkcf.cli.show import Record
+from sparkcf.cli.show import Record, as_utf8
 
 if TYPE_CHECKING:
     import pyarrow as pa
@@ -16,6 +16,7 @@ if TYPE_CHECKING:
 # Packages heavier than typer are imported in functions, so that `--help` and usage errors are fast.
 DEFAULT_LAKE = "./lake"
 CONCEPT_MODEL = "macridvae"
+MOST = 2**31 - 1  # rows of a list
 
 LakeOption = Annotated[
     str | None,
@@ -29,8 +30,8 @@ DayOption = Annotated[
     str | None,
     typer.Option("--ds", metavar="YYYY-MM-DD", help="Logical date; by default the latest published."),
 ]
-CountOption = Annotated[int, typer.Option("--k", min=1, help="Length of the list.")]
-LimitOption = Annotated[int, typer.Option("--limit", min=1, help="Most rows to show.")]
+CountOption = Annotated[int, typer.Option("--k", min=1, max=MOST, help="Length of the list.")]
+LimitOption = Annotated[int, typer.Option("--limit", min=1, max=MOST, help="Most rows to show.")]
 
 GuardOption = Annotated[
     bool,
@@ -40,7 +41,8 @@ GuardOption = Annotated[
 ]
 
 app = typer.Typer(
-    help="Query a sparkcf lake: published lists, histories, runs and measures. Needs no Spark and no Java.",
+    help="Query a sparkcf lake: published lists, histories, runs and measures. Needs no Spark and no Java, but for "
+    "`upgrade` and `doctor --spark`.",
     add_completion=False,
     pretty_exceptions_enable=False,
 )
@@ -62,6 +64,7 @@ def common(
         bool, typer.Option("--version", callback=_print_version, is_eager=True, help="Print the version and end.")
     ] = False,
 ) -> None:
+    as_utf8("table")
     context.obj = lake
 
 

@@ -56,6 +56,11 @@ def size(
     form: FormatOption = "table",
 ) -> None:
     """Estimate a night's hours, memory and disk on a cluster, and what breaks first."""
+    import math
+
+    for name, number in (("interactions", interactions), ("users", users), ("items", items), ("day", day or 0.0)):
+        if not math.isfinite(number):
+            raise typer.BadParameter(f"--{name} {number}: give a finite number")
     from dataclasses import asdict
 
     from sparkcf.cli import size as sizing

@@ -6,7 +6,8 @@ import csv
 import io
 import json
 import re
-from collections.abc import Sequence
+import shlex
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -25,6 +26,7 @@ NAMES = {  # what columns are called elsewhere, letters and digits only
     "ts": "ts timestamp time date datetime createdat eventtime unixreviewtime playedat eventdate utc",
     "event": "event eventtype action behavior behaviour interaction eventname",
 }
+PATTERN = re.compile(r"[*?\[\]{}\\]")  # of an input path, which may name many files
 NUMBER = re.compile(r"[+-]?(\d+\.?\d*|\.\d+)([eE][+-]?\d+)?")
 EPOCHS = {"epoch_s": (9, 10), "epoch_ms": (12, 13), "epoch_us": (15, 16), "epoch_ns": (18, 19)}  # digits
 DATES = {  # Java's patterns
@@ -33,6 +35,7 @@ DATES = {  # Java's patterns
     "dd/MM/yyyy": r"(0[1-9]|[12]\d|3[01])/(0[1-9]|1[0-2])/\d{4}",
     "MM/dd/yyyy": r"(0[1-9]|1[0-2])/(0[1-9]|[12]\d|3[01])/\d{4}",
 }
+DATES_OF_US = {"MM/dd/yyyy": DATES["MM/dd/yyyy"]}
 CLOCKS = {"": "", " HH:mm": r" \d{2}:\d{2}", " HH:mm:ss": r" \d{2}:\d{2}:\d{2}"}
 
 
@@ -66,6 +69,8 @@ def guess_file(path: Path) -> Guess:
     InputError
         The file cannot be read, is empty, is neither text nor Parquet, or has no two columns.
     """
+    if PATTERN.search(str(path)):
+        raise InputError(f"{path} would be read as a pattern of names: rename it without * ? [ ] {{ }} and backslashes")
     try:
         with open(path, "rb") as file:
             begin = file.read(4)
@@ -187,11 +192,15 @@ def _guess(path: Path, form: str, names: tuple[str, ...], rows: list[dict[str, s
         ts_format = _time_format(texts)
         if ts_format is None and texts:
             notes.append(f"times such as {texts[0]!r} have no known format: set input.ts_formats")
+        elif ts_format and ts_format.startswith("dd/MM") and _time_format(texts, DATES_OF_US):
+            notes.append(f"times such as {texts[0]!r} are read with the day first: if it is the month, set ts_formats")
+    else:
+        notes.append("no column of times is known: if there is one, set input.columns.ts and input.ts_formats")
     order = {ours: columns[ours] for ours in NAMES if ours in columns}
     return Guess(form, names, order, rows, ts_format=ts_format, notes=notes, **more)
 
 
-def _time_format(texts: Sequence[str]) -> str | None:
+def _time_format(texts: Sequence[str], dates: Mapping[str, str] = DATES) -> str | None:
     """The format that all texts have, as `input.ts_formats` names it; None if there is none."""
     texts = [text for text in texts if text]
     if not texts:
@@ -201,7 +210,7 @@ def _time_format(texts: Sequence[str]) -> str | None:
     for name, (low, high) in EPOCHS.items():
         if all(re.fullmatch(rf"\d{{{low},{high}}}(\.\d*)?", text) for text in texts):
             return name
-    for day, of_day in DATES.items():
+    for day, of_day in dates.items():
         for clock, of_clock in CLOCKS.items():
             if all(re.fullmatch(of_day + of_clock, text) for text in texts):
                 return day + clock
@@ -213,7 +222,7 @@ def as_yaml(guess: Guess, path: Path, output: Path) -> str:
     columns = {"user_id": None, "item_id": None, "value": None, "ts": None, "event": None} | guess.columns
     lines = [
         "# A night on this file:",
-        f"#     make nightly CONFIG={output} ARGS=ds=YYYY-MM-DD",
+        f"#     make nightly CONFIG={shlex.quote(str(output))} ARGS=ds=YYYY-MM-DD",
         "# ds is the night's logical date: events after its end are rejected. All keys: docs/configuration.md.",
         "lake:",
         f"  root: {json.dumps(f'./{output.stem}-lake', ensure_ascii=False)}",

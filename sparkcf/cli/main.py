@@ -37,15 +37,16 @@ def main(arguments: list[str] | None = None) -> NoReturn:
     """
     words = sys.argv[1:] if arguments is None else arguments
     try:
-        "".join(words).encode()  # raises UnicodeEncodeError: names in a lake are UTF-8
+        "".join(words).encode()
+    except UnicodeEncodeError:  # names in a lake are UTF-8
+        raise SystemExit(_complain("an argument is not valid UTF-8", 2)) from None
+    try:
         code = app(words or ["--help"], prog_name="sparkcf", standalone_mode=False)
         sys.stdout.flush()
     except SparkcfError as error:
         code = _complain(str(error), error.exit_code)
     except TyperException as error:
         code = _complain(f"{error.format_message().rstrip('.')} (see `sparkcf --help`)", error.exit_code)
-    except UnicodeEncodeError:
-        code = _complain("an argument is not valid UTF-8", 2)
     except BrokenPipeError:  # the reader, such as `head`, closed the pipe
         code = _without_stdout(0)
     except OSError as error:

@@ -8,7 +8,7 @@ from typing import Annotated, Literal
 
 import typer
 
-from sparkcf.cli.app import FormatOption, LakeOption, LimitOption, ModelOption, app, opened, origin, records_of
+from sparkcf.cli.app import MOST, FormatOption, LakeOption, LimitOption, ModelOption, app, opened, origin, records_of
 from sparkcf.cli.show import as_utf8, print_json, print_lines, print_table, repeat, show
 
 
@@ -40,6 +40,8 @@ def runs(
 
         return draw
 
+    if not every < MOST:
+        raise typer.BadParameter(f"--every {every}: give seconds")
     if watch and form != "table":
         raise typer.BadParameter(f"--watch shows a table, not --format {form}")
     if watch:

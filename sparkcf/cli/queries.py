@@ -153,7 +153,7 @@ def concepts(
         rows = read.summaries()
     else:
         concept, _, dimension = vary.partition(":")
-        if not (concept.isdigit() and dimension.isdigit()):
+        if not (concept.isdecimal() and dimension.isdecimal()):
             raise typer.BadParameter(f"--vary {vary}: give a concept and a dimension, such as 3:17")
         rows = read.varied(int(concept), int(dimension), k, user)
     show(records_of(rows), rows.column_names, form, origin(rows))

@@ -63,7 +63,7 @@ def _print_csv(records: list[Record], columns: list[str], guarded: bool) -> None
             return f"'{value}"
         if isinstance(value, dt.date):
             return value.isoformat()
-        return json.dumps(value, ensure_ascii=False) if isinstance(value, dict) else value
+        return json.dumps(value, ensure_ascii=False) if isinstance(value, dict | list | tuple | bool) else value
 
     minimal = csv.writer(sys.stdout, lineterminator="\n")
     quoting = csv.writer(sys.stdout, lineterminator="\n", quoting=csv.QUOTE_ALL)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import datetime as dt
+import shlex
 from pathlib import Path
 from typing import Annotated, Literal
 
@@ -36,7 +37,12 @@ def init(
     print_table(guess.rows[:3], list(guess.names), [f"{file}: {guess.form}, its first rows"])
     found = ", ".join(f"{ours} = {theirs}" for ours, theirs in guess.columns.items())
     print_lines([f"columns: {found}" + (f" ({guess.ts_format})" if guess.ts_format else ""), *guess.notes])
-    print_lines([f"{output} is written. A night on this file:", f"    make nightly CONFIG={output} ARGS=ds={day}"])
+    print_lines(
+        [
+            f"{output} is written. A night on this file:",
+            f"    make nightly CONFIG={shlex.quote(str(output))} ARGS=ds={day}",
+        ]
+    )
 
 
 @app.command()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import datetime as dt
+import math
 import re
 from typing import Annotated, Any, Literal
 
@@ -102,8 +103,9 @@ class InputConfig(Section):
     @model_validator(mode="after")
     def _consistent(self) -> InputConfig:
         check_header(self, "input.names")
-        if self.value_range and not self.value_range[0] <= self.value_range[1]:  # so that NaN is refused too
-            raise ValueError(f"value_range {list(self.value_range)} is empty: give [low, high]")
+        low, high = self.value_range or (0.0, 1.0)
+        if not low <= high or low == math.inf or high == -math.inf:  # in this form NaN is refused too
+            raise ValueError(f"value_range {[low, high]} is empty: give [low, high]")
         return self
 
 
@@ -134,7 +136,8 @@ class CleanConfig(Section):
 class PreferenceConfig(Section):
     """How interactions become the weight of a (user, item) pair."""
 
-    positive_from: float | None = None  # implicit models and ranking measures: the least value of a positive; None: all
+    # Implicit models and ranking measures: the least value of a positive; None: all
+    positive_from: Annotated[float, Field(allow_inf_nan=False)] | None = None
     # Weight of a positive pair. one: 1; value: the sum of its values; event: the sum of its events' weights
     # (input.events); log: the logarithm of 1 plus the sum of its values (play counts). Weight of a rating (explicit):
     # that of its event with event, otherwise 1.

@@ -21,6 +21,8 @@ from sparkcf.config.root import Config
 from sparkcf.config.yaml import parse_yaml
 from sparkcf.errors import ConfigError
 
+HIDDEN = ("observe", "forget")  # sections whose values no message shows: secret addresses, users' ids
+
 
 def load_config(files: Iterable[str | Path] = (), overrides: Iterable[str] = ()) -> Config:
     """Read the files, apply the overrides and check the result.
@@ -173,7 +175,7 @@ def _explain_one(e: Any, kind: type[Config]) -> str:
     if not key:
         return f"configuration: {message}"
     shown = repr(e.get("input"))
-    hidden = isinstance(e.get("input"), dict) or loc[0] == "observe"  # which has secret addresses
+    hidden = isinstance(e.get("input"), dict) or loc[0] in HIDDEN
     shown = "" if hidden else f"={shown if len(shown) < 80 else shown[:77] + '…'}"
     return f"configuration key {key}{shown}: {message[0].lower() + message[1:]}"
 
@@ -181,6 +183,8 @@ def _explain_one(e: Any, kind: type[Config]) -> str:
 def _known_keys(kind: type[Config], loc: list[str]) -> list[str]:
     section: Any = kind
     for part in loc:
+        if part.isdigit():  # the place within a list, whose entries are sections
+            continue
         field = section.model_fields[part].annotation
         options = [field, *getattr(field, "__args__", ())]
         section = next(o for o in options if isinstance(o, type) and issubclass(o, BaseModel))

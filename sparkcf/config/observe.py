@@ -27,8 +27,8 @@ class FailureConfig(Section):
     """Hooks that are called after a job that ends with another exit code than 0 or 5."""
 
     # program and arguments, started after an exit code other than 0 or 5 with the job's last line of output (JSON) as
-    # standard input; empty: none
-    command: tuple[str, ...] = ()  # of its words only the first is stored
+    # standard input; of its words only the first is stored; empty: none
+    command: tuple[str, ...] = ()
     webhook: SecretStr | None = None  # address that gets that line by HTTP POST; never printed or stored
     timeout_s: Annotated[float, Field(gt=0, le=600)] = 10.0  # seconds for the command, and for each wait of the webhook
 

@@ -22,7 +22,9 @@ MODEL_NAME = r"^[a-z][a-z0-9_]{0,39}$"  # names a table partition and a key of t
 
 def ids_as_text(value: Any) -> Any:
     """Ids that YAML reads as numbers are texts."""
-    return [str(v) for v in value] if isinstance(value, list | tuple) else value
+    if not isinstance(value, list | tuple):
+        return value
+    return [v if isinstance(v, list | dict) else str(v) for v in value]
 
 
 class LakeConfig(Section):

@@ -11,7 +11,7 @@ from typing import Any, Protocol
 
 import pyarrow as pa
 
-from sparkcf.errors import LakeError
+from sparkcf.errors import ConfigError, LakeError
 from sparkcf.export.encoder import open_encoder, write_encoder
 from sparkcf.export.files import FILES
 from sparkcf.export.folders import VersionedFolder
@@ -80,6 +80,12 @@ def export_run(
     NotFoundError, LakeError
         The run has no lists or no vectors; or what was read back differs from the lake.
     """
+    if to != REDIS and "://" in at:
+        raise ConfigError(
+            f"--to {to} writes to a folder of this machine, not to an address: name one, or give --to redis"
+        )
+    if faiss and to != VECTORS:
+        raise ConfigError(f"--faiss is an index of vectors, and --to is {to}: give --to vectors")
     begun = time.monotonic()
     about = {"to": to, "model": run.model, "run_id": run.run_id, "ds": run.ds.isoformat(), "sparkcf": __version__}
     about["exported_at"] = dt.datetime.now(dt.UTC).isoformat(timespec="seconds")

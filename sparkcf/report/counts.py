@@ -69,11 +69,13 @@ class Events:
         return counts
 
 
-def read_catalogue(lake: Lake) -> Catalogue | None:
-    """None: the lake has no items."""
+def read_catalogue(lake: Lake, up_to: dt.date) -> Catalogue | None:
+    """The items of which an event up to a day is known, or none at all. None: there are none."""
     if not lake.has("items"):
         return None
-    rows = lake.read("items", None, None, ("item_id", "categories"))
+    rows = lake.read("items", None, None, ("item_id", "categories", "first_seen"))
+    end = pa.scalar(dt.datetime.combine(up_to, dt.time(), dt.UTC) + dt.timedelta(days=1), rows["first_seen"].type)
+    rows = rows.filter(pc.fill_null(pc.less(rows["first_seen"], end), True))
     if not rows.num_rows:
         return None
     lists = rows["categories"].combine_chunks()

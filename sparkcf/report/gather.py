@@ -63,7 +63,7 @@ def gather(
     Other parameters and errors are those of `read_night`.
     """
     night = read_night(lake, run_ids, ds, models)
-    catalogue = read_catalogue(lake)
+    catalogue = read_catalogue(lake, night.ds)
     events = count_events(lake, night.ds, catalogue) if catalogue else None
     most = min(MOST_OF_MAP, MAP_POINTS // len(night.runs))
     shown = tuple(_shown(lake, run, catalogue, events, most) for run in night.runs)

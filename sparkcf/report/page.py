@@ -55,6 +55,8 @@ def write_report(
     found = gather(lake, run_ids, ds, models, users)
     page = render(lake.root, found).encode("utf-8")
     target = Path(path)
+    if not target.name:
+        raise ConfigError(f"the report cannot be written to {path!r}: name a file")
     unfinished = target.with_name(f".{target.name}.{os.getpid()}")
     try:
         target.parent.mkdir(parents=True, exist_ok=True)

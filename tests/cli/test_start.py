@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import gzip
 import json
+import os
 import subprocess
+import sys
 from pathlib import Path
 
 import pyarrow as pa
@@ -150,3 +152,36 @@ def test_bash_completes_commands_and_options(run, words: str, expected: str) -> 
     ask = f"{script}\nCOMP_WORDS=(sparkcf {words}); COMP_CWORD={len(typed)}; _sparkcf; echo ${{COMPREPLY[*]}}"
     done = subprocess.run(["bash", "-c", ask], capture_output=True, text=True, check=True)
     assert expected in done.stdout.split()
+
+
+def test_init_notes_what_it_cannot_know(run, tmp_path: Path) -> None:
+    log = written(tmp_path / "a b.csv", "user,item,time", [("u", "i", "01/02/2024"), ("v", "i", "02/03/2024")])
+    _, out, _ = run("init", str(log), "--output", str(tmp_path / "my night.yaml"))
+    assert "times such as '01/02/2024' are read with the day first: if it is the month, set ts_formats" in out
+    assert f"make nightly CONFIG='{tmp_path / 'my night.yaml'}' " in out
+    log = written(tmp_path / "c.csv", "user,item,when", [("u", "i", "Monday"), ("v", "i", "01/02/2024")])
+    _, out, _ = run("init", str(log), "--output", str(tmp_path / "c.yaml"))
+    assert "no column of times is known: if there is one, set input.columns.ts and input.ts_formats" in out
+
+
+def test_init_refuses_a_name_that_would_be_a_pattern(run, tmp_path: Path) -> None:
+    log = written(tmp_path / "r[1].csv", "user,item", [("u", "i")])
+    code, _, err = run("init", str(log), "--output", str(tmp_path / "x.yaml"))
+    assert code == 2 and "r[1].csv would be read as a pattern of names: rename it" in err
+    assert not (tmp_path / "x.yaml").exists()
+
+
+def test_an_export_to_an_address_or_with_an_index_of_no_vectors_is_refused(run, tmp_path: Path, monkeypatch) -> None:
+    lake = str(build_lake(tmp_path))
+    monkeypatch.chdir(tmp_path)
+    before = sorted(tmp_path.iterdir())
+    code, _, err = run("export", "redis://:secret@localhost:1/0", "--lake", lake)
+    assert code == 2 and "--to parquet writes to a folder of this machine" in err and "secret" not in err
+    code, _, err = run("export", "out", "--faiss", "--lake", lake)
+    assert code == 2 and "give --to vectors" in err and sorted(tmp_path.iterdir()) == before
+
+
+def test_output_is_utf8_whatever_the_locale(tmp_path: Path) -> None:
+    command = [Path(sys.executable).with_name("sparkcf"), "config", "explain", "als.rank"]
+    done = subprocess.run(command, capture_output=True, env=os.environ | {"PYTHONIOENCODING": "ascii"})
+    assert done.returncode == 0 and "whole number ≥ 1" in done.stdout.decode()

@@ -101,6 +101,10 @@ def test_the_stored_configuration_reads_back_as_the_same() -> None:
         ("als=8", "configuration key als=8"),
         ("input.header=false", "header is false: give input.names"),
         ("input.value_range=[5, 1]", "value_range [5.0, 1.0] is empty"),
+        ("input.value_range=[.inf, .inf]", "value_range [inf, inf] is empty"),
+        ("preference.positive_from=.nan", "configuration key preference.positive_from"),
+        ("rerank.caps=[{by: x, mst: 1}]", "key rerank.caps.0.mst: did you mean rerank.caps.0.most?"),
+        ("forget.users={alice: 1}", "configuration key forget.users: "),
         ("input.events={buy: 0}", "configuration key input.events.buy=0"),
         ("als.biases=true", "biases go with mode explicit"),
         ("gate.at=7", "gate.at=7 is not among evaluation.ks=[10, 20, 50, 100]"),
@@ -204,3 +208,7 @@ def test_the_shipped_settings_of_fm_are_its_defaults() -> None:
     plain = load_config((), ["model=fm", *given[0]]).fm
     for name in ("learner", "burn_in", "samples", "iterations"):
         assert getattr(shipped, name) == getattr(plain, name), name
+
+
+def test_no_message_shows_a_user_who_is_to_be_forgotten() -> None:
+    assert "alice" not in refused("forget.users=alice") and "alice" not in refused("forget.users=[{id: alice}]")

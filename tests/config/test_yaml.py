@@ -18,6 +18,7 @@ BASE = ("ds=2024-01-31", "input.path=none")
         ("seed: 1\nseed: 2\n", r"key 'seed' is repeated"),
         ("als: {rank: 8, rank: 9}\n", r"key 'rank' is repeated"),
         ("models: &same [als, *same]\n", r"aliases \(\*name\) are not allowed"),
+        ("{[a, b]: 1}\n", r"a key is no plain text"),
         ("[" * 5000 + "]" * 5000, r"more than 30 levels of nesting"),
     ],
 )

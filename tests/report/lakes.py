@@ -45,11 +45,15 @@ def write_night(
     refused: bool = True,
     points: int = RANK,
     days: tuple[dt.date, ...] = (YESTERDAY, TODAY),
+    new_items: int = 0,
 ) -> Path:
-    """Two days: yesterday every model was published; today the second one (of more than one) is refused."""
+    """Two days: yesterday every model was published; today the second one (of more than one) is refused.
+
+    new_items : items more, whose first event is today's.
+    """
     user_ids = pa.array([f"u{n}" for n in range(users)])
     item_ids = pa.array([f"i{n}" for n in range(items)])
-    write_catalogue(root, user_ids, item_ids)
+    write_catalogue(root, user_ids, item_ids, new_items)
     spread = events // 2
     for day in days:
         draw = np.random.default_rng(day.day)
@@ -84,15 +88,17 @@ def write_night(
     return root
 
 
-def write_catalogue(root: Path, user_ids: pa.Array, item_ids: pa.Array) -> None:
-    n = len(item_ids)
+def write_catalogue(root: Path, user_ids: pa.Array, item_ids: pa.Array, new_items: int = 0) -> None:
+    known = len(item_ids)
+    item_ids = pa.array([*item_ids.to_pylist(), *(f"new{k}" for k in range(new_items))])
+    n = known + new_items
     titles = [HOSTILE[k % len(HOSTILE)] if k < 20 else f"Film {k}" for k in range(n)]
     titles[min(21, n - 1)] = None
     categories = [[CATEGORIES[k % len(CATEGORIES)], CATEGORIES[(k // 3) % len(CATEGORIES)]] for k in range(n)]
     columns = {
         "item_id": item_ids,
         "item_idx": pa.array(range(n), pa.int32()),
-        "first_seen": pa.nulls(n, TIME),
+        "first_seen": pa.array([None] * known + [dt.datetime.combine(TODAY, dt.time(), dt.UTC)] * new_items, TIME),
         "title": pa.array(titles, pa.string()),
         "categories": pa.array(categories, pa.list_(pa.string())),
     }

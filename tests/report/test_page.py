@@ -109,9 +109,11 @@ def test_the_bytes_are_the_same_in_another_process(root: Path, html: str) -> Non
 
 def test_a_later_night_changes_no_byte_of_an_earlier_page(tmp_path: Path) -> None:
     before = write_night(tmp_path / "before", models=2, days=(YESTERDAY,))
-    after = write_night(tmp_path / "after", models=2)
+    after = write_night(tmp_path / "after", models=2, new_items=9)
     pages = [render("lake", gather(Lake(lake), ds=YESTERDAY)) for lake in (before, after)]
     assert pages[0] == pages[1] and f"<h1>{YESTERDAY}: als, model2 published" in pages[0]
+    with pytest.raises(ConfigError, match="name a file"):
+        write_report(Lake(before), "/", ds=YESTERDAY)
 
 
 @pytest.mark.parametrize("models", [1, 12])
@@ -212,7 +214,7 @@ def test_history_ends_with_the_night(root: Path) -> None:
 
 def test_counts_and_lists_are_those_of_the_tables(root: Path) -> None:
     lake = Lake(root)
-    catalogue = read_catalogue(lake)
+    catalogue = read_catalogue(lake, TODAY)
     events = count_events(lake, TODAY, catalogue)
     rows = lake.read("interactions")
     assert (
@@ -236,7 +238,7 @@ def test_counts_and_lists_are_those_of_the_tables(root: Path) -> None:
 
 def test_diversity_is_the_mean_distance_of_two_items_of_a_list(root: Path) -> None:
     lake = Lake(root)
-    catalogue = read_catalogue(lake)
+    catalogue = read_catalogue(lake, TODAY)
     run = read_night(lake).runs[0]
     place = {item: n for n, item in enumerate(catalogue.ids.to_pylist())}
     by_user: dict[str, list[int]] = {}
