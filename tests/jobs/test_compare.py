@@ -85,6 +85,7 @@ def newest(config: Config) -> Comparison:
     return newest_comparison(sparkcf.Lake(config.lake.root))
 
 
+@pytest.mark.slow
 def test_a_comparison_from_the_first_run_to_another_list_of_models(
     spark, copied: None, settings: Callable, monkeypatch: pytest.MonkeyPatch
 ) -> None:

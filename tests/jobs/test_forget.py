@@ -26,6 +26,8 @@ from sparkcf.lake.schemas import PER_USER
 from sparkcf.lake.tables import LakeTables
 from sparkcf.lake.traces import Traces
 
+pytestmark = pytest.mark.slow  # their lake is that of a whole night
+
 WHO = "zoë-7f3a@example"
 OTHER = "31"  # a number that is also an item's id, a day of the month, and part of other numbers
 USERS = [WHO, OTHER, *(f"u{n}" for n in range(28))]
