@@ -1,10 +1,12 @@
-"""Which runs stay."""
+"""Which runs stay, and what removes the files of the others."""
 
 from __future__ import annotations
 
 import datetime as dt
 
 from sparkcf.lake.retention import KeptRun, hours_needed, kept_runs
+from sparkcf.lake.tables import LakeTables
+from sparkcf.lake.upkeep import vacuum
 
 NOW = dt.datetime(2024, 2, 1, tzinfo=dt.UTC)
 
@@ -44,3 +46,17 @@ def test_table_versions_stay_for_the_oldest_run_that_may_read_them_again() -> No
     of_lake["a"] = KeptRun("a", "failed", of_lake["a"].started_at)
     assert hours_needed(of_lake, {"a", "b"}, NOW) == 2 * 24
     assert hours_needed(of_lake, set(), NOW) == 0
+
+
+def test_a_vacuum_prints_nothing_and_leaves_the_console_as_it_was(spark, tmp_path) -> None:
+    tables, jvm = LakeTables(spark, str(tmp_path)), spark.sparkContext._jvm
+    tables.create("published")
+    console, printed = jvm.scala.Console, jvm.java.io.ByteArrayOutputStream()
+    before = console.out()
+    console.setOut(jvm.java.io.PrintStream(printed, True))
+    try:
+        vacuum(tables, "published", 0)
+        console.println("after")
+    finally:
+        console.setOut(before)
+    assert printed.toString() == "after\n"
