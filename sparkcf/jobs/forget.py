@@ -99,25 +99,24 @@ def _forget(tables: LakeTables, ids: DataFrame, users: list[str], config: Config
     if not is_new and not lines and not any(found.values()):
         return None
     with recorded_run(tables, "forget", config, {name: tables.version(name) for name in present}) as run:
-        indices = tables.read("users").join(ids, on="user_id", how="left_semi").select("user_idx")
-        with kept(indices):
-            indices.count()  # before the users are removed
-            salt = _register(tables, ids, found, run)  # first: from now on no load brings them back
-            removals: dict[str, Callable[[], int]] = {
-                name: partial(remove_rows, tables, name, ids) for name in present if found[name]
-            }
-            removals["feature_factors"] = partial(remove_parameters, tables, indices)
-            removals["runs"] = partial(blank_runs, tables, lambda named: named.intersection(users))
-            if lines:
-                removals["quarantine"] = partial(_blank_lines, tables, users, config)
-            with step("remove them", tables.spark) as progress:
-                counts = dict(zip(removals, at_once(*removals.values()), strict=True))
-                progress.note = ", ".join(f"{name} {n:,}" for name, n in counts.items() if n)
+        salt = _register(tables, ids, found, run)  # first: from now on no load brings them back
+        hashes = ids.select(Forgotten(salt, ids).hash(F.col("user_id")).alias("hash"))
+        # Not those of `users`: a job that was killed after it removed the users would not find them again.
+        indices = tables.read("forgotten").join(hashes, on="hash", how="left_semi").select("user_idx")
+        removals: dict[str, Callable[[], int]] = {
+            name: partial(remove_rows, tables, name, ids) for name in present if found[name]
+        }
+        removals["feature_factors"] = partial(remove_parameters, tables, indices)
+        removals["runs"] = partial(blank_runs, tables, lambda named: named.intersection(users))
+        if lines:
+            removals["quarantine"] = partial(_blank_lines, tables, users, config)
+        with step("remove them", tables.spark) as progress:
+            counts = dict(zip(removals, at_once(*removals.values()), strict=True))
+            progress.note = ", ".join(f"{name} {n:,}" for name, n in counts.items() if n)
         empty_packed_rows(tables)
         _drop_progress(tables, config)
         run.update("forgotten", counts=counts)
         with step("seal the tables' logs", tables.spark):
-            hashes = ids.select(Forgotten(salt, ids).hash(F.col("user_id")).alias("hash"))
             note_sealed(tables, seal_tables(tables), hashes)
     return {name: n for name, n in counts.items() if n}, run.run_id
 

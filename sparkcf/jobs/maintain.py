@@ -12,7 +12,14 @@ from sparkcf.config.root import Config
 from sparkcf.errors import ConfigError, ConflictError
 from sparkcf.jobs.train import progress_root
 from sparkcf.lake.forgotten import Forgotten, forgotten_users
-from sparkcf.lake.removal import blank_runs, note_sealed, remove_rows, seal_tables
+from sparkcf.lake.removal import (
+    blank_runs,
+    empty_packed_rows,
+    note_sealed,
+    remove_parameters,
+    remove_rows,
+    seal_tables,
+)
 from sparkcf.lake.retention import (
     drop_packed_rows,
     drop_progress,
@@ -98,6 +105,7 @@ def _purge(tables: LakeTables, config: Config, own_run: str, now: dt.datetime) -
         return 0, set()
     hours = config.maintain.purge_hours
     if _remove_again(tables, known) or not tables.read("forgotten").where("sealed_at IS NULL").isEmpty():
+        empty_packed_rows(tables)
         note_sealed(tables, seal_tables(tables))
     until = int(1e6 * (dt.datetime.now(dt.UTC) - dt.timedelta(hours=hours)).timestamp())
     due = f"purged_at IS NULL AND sealed_at <= timestamp_micros({until})"  # to the microsecond, as sealed_at is
@@ -131,6 +139,7 @@ def _check_idle(tables: LakeTables, config: Config, own_run: str) -> None:
 def _remove_again(tables: LakeTables, known: Forgotten) -> bool:
     """Remove what was written of forgotten users since; whether there was anything."""
     found = blank_runs(tables, known.ids_among) > 0
+    found |= _remove_parameters(tables)  # before their indices may change
     for name in PER_USER:
         if not tables.exists(name):
             continue
@@ -144,8 +153,13 @@ def _remove_again(tables: LakeTables, known: Forgotten) -> bool:
             )
             clause = "WHEN MATCHED THEN UPDATE SET user_idx = greatest(t.user_idx, s.given)"
             tables.merge("forgotten", given, "t.hash = s.hash", clause)
+            _remove_parameters(tables)
         remove_rows(tables, name, back)
     return found
+
+
+def _remove_parameters(tables: LakeTables) -> bool:
+    return remove_parameters(tables, tables.read("forgotten").select("user_idx")) > 0
 
 
 def _size(n: float) -> str:
