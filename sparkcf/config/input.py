@@ -139,8 +139,8 @@ class PreferenceConfig(Section):
     # Implicit models and ranking measures: the least value of a positive; None: all
     positive_from: Annotated[float, Field(allow_inf_nan=False)] | None = None
     # Weight of a positive pair. one: 1; value: the sum of its values; event: the sum of its events' weights
-    # (input.events); log: the logarithm of 1 plus the sum of its values (play counts). Weight of a rating (explicit):
-    # that of its event with event, otherwise 1.
+    # (input.events); log: the logarithm of 1 plus the sum of its values (play counts), 0 for a negative sum. Weight of
+    # a rating (explicit): that of its event with event, otherwise 1.
     weight: Literal["one", "value", "event", "log"] = "one"
     max_weight: Annotated[float, Field(gt=0, allow_inf_nan=False)] | None = None  # of a pair; None: no limit
     # Days in which an event's weight halves, counted back from the end of `ds` (by time: from the cut); None: no decay

@@ -76,7 +76,7 @@ def _strength(events: list[Event], decay: Any, config: Config) -> float:
         (_event_weight(event, config) if preference.weight == "event" else event["value"]) * decay(event)
         for event in events
     )
-    whole = math.log1p(summed) if preference.weight == "log" else summed
+    whole = math.log1p(max(summed, 0.0)) if preference.weight == "log" else summed
     return float(whole if preference.max_weight is None else min(whole, preference.max_weight))
 
 

@@ -88,7 +88,7 @@ def pairs(events: DataFrame, reads: Reads, config: Config) -> DataFrame:
     if config.preference.weight == "one":
         return good.groupBy("user_idx", "item_idx").agg(F.max(decay(config)).alias("value"))
     summed = F.sum(_weight(config) * decay(config))
-    whole = F.log1p(summed) if config.preference.weight == "log" else summed
+    whole = F.log1p(F.greatest(summed, F.lit(0.0))) if config.preference.weight == "log" else summed
     most = config.preference.max_weight
     value = whole if most is None else F.least(whole, F.lit(most))
     return good.groupBy("user_idx", "item_idx").agg(value.alias("value"))

@@ -219,7 +219,7 @@ def pairs_of(events: Events, reads: Reads, config: Config, n_users: int, n_items
         else:
             strength = events.weights if preference.weight == "event" else events.values
             values = sums(strength * decay)
-            values = np.log1p(values) if preference.weight == "log" else values
+            values = np.log1p(np.maximum(values, 0.0)) if preference.weight == "log" else values
             values = values if preference.max_weight is None else np.minimum(values, preference.max_weight)
         users, items = events.users[first], events.items[first]
     else:

@@ -20,6 +20,7 @@ EVENTS = [  # item, event, value, hours before the end of the day
     (2, "buy", 4.0, 30.0),
     (2, "buy", 1.0, 5.0),
     (3, "other", 5.0, 700.0),
+    (4, "other", -4.0, 20.0),
 ]
 CASES = {
     "one": (Reads("positives"), []),
@@ -27,6 +28,7 @@ CASES = {
     "half-life": (Reads("positives"), ["preference.half_life_days=2"]),
     "events": (Reads("positives"), ["preference.weight=event", "input.events={view: 1, buy: 3, other: 0.5}"]),
     "log, at most 2": (Reads("positives"), ["preference.weight=log", "preference.max_weight=2"]),
+    "log": (Reads("positives"), ["preference.weight=log"]),
     "window": (Reads("positives"), ["train.window_days=3"]),
     "values": (Reads("values"), []),
     "weighted values": (

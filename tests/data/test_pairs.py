@@ -58,6 +58,14 @@ def aged(spark: SparkSession, reads: str, *settings: str) -> dict[tuple[int, int
     return {(row["user_idx"], row["item_idx"]): tuple(row[name] for name in columns) for row in found.collect()}
 
 
+@pytest.mark.parametrize("most", ["null", "5"])
+def test_the_logarithm_of_a_negative_sum_is_0(spark: SparkSession, most: str) -> None:
+    events = [(0, 1, "buy", 3.0, AT, None), (0, 1, "return", -7.0, AT, None), (0, 2, "buy", 1.0, AT, None)]
+    given = ["ds=2024-01-31", "input.path=none", f"preference={{weight: log, max_weight: {most}}}"]
+    rows = pairs(spark.createDataFrame(events, SCHEMA), Reads("positives"), load_config((), given)).collect()
+    assert {row["item_idx"]: row["value"] for row in rows} == {1: 0.0, 2: pytest.approx(math.log(2))}
+
+
 def test_only_events_in_the_window_train(spark: SparkSession) -> None:
     assert aged(spark, "positives", "train.window_days=2", "preference.weight=value").keys() == {(0, 1), (0, 2), (3, 2)}
     assert aged(spark, "positives", "train.window_days=1", "preference.weight=value") == {(0, 1): (3,), (0, 2): (4,)}
