@@ -55,7 +55,8 @@ class TopKConfig(Section):
     k: Positive = 20
     exclude_seen: bool = True
     users: tuple[str, ...] = ()  # only these users; empty: all
-    ineligible: str | None = None  # a table (csv, parquet, delta) whose item_ids are never recommended
+    # A table (csv, parquet, delta) whose item_ids, normalized as a load does, are never recommended.
+    ineligible: str | None = None
     categories: tuple[str, ...] = ()  # only items of one of these; empty: all
     exclude_categories: tuple[str, ...] = ()
     similar_items: Annotated[int, Field(ge=0)] = 20  # neighbours of each item; 0: none

@@ -81,7 +81,7 @@ def _categories(rows: DataFrame, config: ItemsInput) -> Column:
         return F.lit(None).cast("array<string>")
     column = _column(name)
     if isinstance(rows.schema[name].dataType, ArrayType):
-        return column.cast("array<string>")
+        return F.array_compact(column.cast("array<string>"))
     parts = F.split(_text(name), "\\Q" + config.category_separator + "\\E")
     return F.when(column.isin(*config.no_category), F.array().cast("array<string>")).otherwise(parts)
 

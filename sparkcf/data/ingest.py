@@ -326,7 +326,7 @@ def decoded(source: Column, path: str = "") -> Column:
 def read_listing(
     spark: SparkSession, key: str, path: str, columns: tuple[str, ...], optional: tuple[str, ...] = ()
 ) -> DataFrame:
-    """Read columns, as text, of a table: CSV or parquet by the ending of `path`, otherwise Delta.
+    """Read columns, as text, of a table: CSV or parquet by the ending of `path`, otherwise Delta. `~` is the home folder.
 
     Parameters
     ----------
@@ -335,13 +335,14 @@ def read_listing(
 
     Raises InputError if the table cannot be read or lacks a column.
     """
+    file = os.path.expanduser(path)
     try:
-        if path.split("?")[0].rstrip("/").endswith((".csv", ".csv.gz")):
-            rows = spark.read.csv(path, header=True, quote='"', escape='"')
-        elif path.rstrip("/").endswith(".parquet"):
-            rows = spark.read.parquet(path)
+        if file.split("?")[0].rstrip("/").endswith((".csv", ".csv.gz")):
+            rows = spark.read.csv(file, header=True, quote='"', escape='"')
+        elif file.rstrip("/").endswith(".parquet"):
+            rows = spark.read.parquet(file)
         else:
-            rows = spark.read.format("delta").load(path)
+            rows = spark.read.format("delta").load(file)
     except Exception as error:
         raise InputError(f"{key}={path} cannot be read: {first_line(error)}") from error
     for name in columns:

@@ -8,6 +8,7 @@ from pyspark.sql import DataFrame, SparkSession
 from pyspark.sql import functions as F
 
 from sparkcf.config.root import Config
+from sparkcf.data.fields import normalized_id
 from sparkcf.data.ingest import read_listing
 from sparkcf.data.pairs import liked_pairs, popularity, row_lists
 from sparkcf.errors import NotFoundError
@@ -19,7 +20,7 @@ from sparkcf.lake.tables import LakeTables
 from sparkcf.models.contract import Model
 from sparkcf.models.contract_data import Fitted, TrainingData
 from sparkcf.models.registry import model_of
-from sparkcf.progress import step
+from sparkcf.progress import say, step
 from sparkcf.ranking.rerank_items import check_attributes, excluded_items, share_reranker
 from sparkcf.ranking.scorers import saved_of, share_scorer
 from sparkcf.ranking.topk import Catalogue, SharedRanker, share_ranker, share_similarity, similar_items, top_k
@@ -95,9 +96,8 @@ def banned_items(spark: SparkSession, items: DataFrame, config: Config) -> DataF
     """
     banned = []
     if config.topk.ineligible:
-        listed = read_listing(spark, "topk.ineligible", config.topk.ineligible, ("item_id",)).distinct()
-        banned.append(items.join(listed, on="item_id", how="left_semi"))
-    has = F.coalesce(F.col("categories"), F.array().cast("array<string>"))
+        banned.append(_ineligible(spark, items, config, config.topk.ineligible))
+    has = F.coalesce(F.array_compact("categories"), F.array().cast("array<string>"))
     if config.topk.categories:
         _check_categories(items, config.topk.categories, "topk.categories")
         wanted = F.array(*map(F.lit, config.topk.categories))
@@ -115,8 +115,20 @@ def banned_items(spark: SparkSession, items: DataFrame, config: Config) -> DataF
     return whole.distinct()
 
 
+def _ineligible(spark: SparkSession, items: DataFrame, config: Config, path: str) -> DataFrame:
+    """The items of the table `topk.ineligible`, whose ids are normalized as a load does."""
+    listed = read_listing(spark, "topk.ineligible", path, ("item_id",))
+    ids = listed.select(normalized_id(F.col("item_id"), config.clean).alias("item_id"))
+    ids = ids.where("item_id IS NOT NULL").distinct()
+    unknown = ids.join(items, on="item_id", how="left_anti")
+    if some := unknown.orderBy("item_id").first():
+        n = unknown.count()
+        say(f"  note: topk.ineligible={path}: {n:,} of its ids are of no item of the lake, such as {some['item_id']!r}")
+    return items.join(ids, on="item_id", how="left_semi")
+
+
 def _check_categories(items: DataFrame, names: tuple[str, ...], key: str) -> None:
-    known = sorted(r[0] for r in items.select(F.explode("categories")).distinct().collect())
+    known = sorted(r[0] for r in items.select(F.explode(F.array_compact("categories"))).distinct().collect())
     unknown = [name for name in names if name not in known]
     if unknown:
         raise NotFoundError(
