@@ -104,7 +104,7 @@ def _json(path: Path, lines: Sequence[str]) -> Guess:
     for line in lines:
         try:
             found = json.loads(line)
-        except ValueError:
+        except (ValueError, RecursionError):  # the second: thousands of brackets
             continue
         if isinstance(found, dict):
             rows.append({name: "" if v is None else str(v) for name, v in found.items()})

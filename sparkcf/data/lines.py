@@ -113,7 +113,7 @@ def json_keys(line: str) -> list[str]:
     """Keys of a line's object; empty if the line is malformed."""
     try:
         found = json.loads(line)
-    except ValueError:
+    except (ValueError, RecursionError):
         return []
     return list(found) if isinstance(found, dict) else []
 

@@ -12,6 +12,7 @@ import gzip
 import io
 import json
 import re
+import zlib
 from collections.abc import Iterator
 from itertools import islice
 from pathlib import Path
@@ -71,7 +72,8 @@ def _doubts_about(config: InputConfig, file: str) -> Iterator[str]:
         if name is not None and not any(name in row for row in rows):
             there = ", ".join(list(rows[0])[:20])
             yield f"{key}={name}: no row of {file} has such a column; there are {there}"
-    values = [str(row[columns.ts]) for row in rows if columns.ts in row and row[columns.ts] not in (None, "")]
+    given = (row[columns.ts] for row in rows if columns.ts in row)
+    values = [text for value in given if value is not None and (text := str(value).strip())]
     formats = list(config.ts_formats)
     if values and not any(is_time(value, form) for value in values for form in formats):
         yield (
@@ -94,16 +96,22 @@ def is_time(text: str, form: str) -> bool:
 
 def _expression(pattern: str) -> str:
     """A regular expression that the times of one of Java's patterns match, and few others."""
-    parts = []
+    parts, open_brackets = [], 0
     for found in LETTERS.finditer(pattern):
         token, letter = found[0], found[1]
-        if letter is None:
+        if token == "[":  # begins what may be left out
+            parts.append("(?:")
+            open_brackets += 1
+        elif token == "]" and open_brackets:
+            parts.append(")?")
+            open_brackets -= 1
+        elif letter is None:
             parts.append(re.escape(token.strip("'") or "'" if token.startswith("'") else token))
         elif letter in NUMERIC and not (letter in "ML" and len(token) >= 3):
             parts.append(r"\d{1,9}" if len(token) == 1 else rf"\d{{{len(token)}}}")
         else:
             parts.append(r"[\w.:+/-]+")
-    return "".join(parts)
+    return "".join(parts) + ")?" * open_brackets  # as in Java, the end of the pattern closes them
 
 
 def _rows(config: InputConfig, file: str) -> list[dict[str, Any]]:
@@ -113,23 +121,32 @@ def _rows(config: InputConfig, file: str) -> list[dict[str, Any]]:
     lines = [line.rstrip("\r\n") for line in islice(io.StringIO(first_text(Path(file))), LINES)]
     if config.format == "jsonl":
         return [row for line in lines if (row := _flat(line))]
-    if len(config.delimiter) == 1:
+    delimiter = config.delimiter.replace("\\t", "\t")
+    if len(delimiter) == 1:
         quoting = csv.QUOTE_MINIMAL if config.quote else csv.QUOTE_NONE
-        fields = list(csv.reader(lines, delimiter=config.delimiter, quotechar=config.quote or '"', quoting=quoting))
+        fields = list(csv.reader(lines, delimiter=delimiter, quotechar=config.quote or '"', quoting=quoting))
     else:
-        fields = [line.split(config.delimiter) for line in lines]
-    names = fields[0] if config.header and fields else list(config.names)
+        fields = [line.split(delimiter) for line in lines]
+    names = [name.strip() for name in fields[0]] if config.header and fields else list(config.names)
     return [dict(zip(names, row, strict=False)) for row in fields[int(config.header) :] if row]
 
 
 def first_text(path: Path) -> str:
-    """The first whole lines of a text file, plain or gzipped. Raises ValueError if it is no text."""
+    """The first whole lines of a text file, plain or, if its name ends in .gz, gzipped.
+
+    Raises ValueError if it is no text, or its name does not say what it is: Spark unpacks files by their names.
+    """
     with open(path, "rb") as file:
         zipped = file.read(2) == b"\x1f\x8b"
     if path.suffix == ".gz" and not zipped:
         raise ValueError("it is not gzipped, as its name says")
+    if zipped and path.suffix != ".gz":
+        raise ValueError("it is gzipped: give it a name that ends in .gz, by which Spark unpacks it")
     with gzip.open(path) if zipped else open(path, "rb") as file:
-        data = file.read(BYTES)
+        try:
+            data = file.read(BYTES)
+        except zlib.error as error:
+            raise ValueError(f"its gzip data is damaged: {error}") from None
     if b"\0" in data:
         raise ValueError("it is neither text (CSV, JSON lines) nor Parquet")
     whole = data[: data.rfind(b"\n") + 1] if len(data) == BYTES else data
@@ -140,7 +157,7 @@ def _flat(line: str) -> dict[str, Any]:
     """The fields of a JSON object, those of objects inside it by dotted names; empty for another text."""
     try:
         whole = json.loads(line)
-    except ValueError:
+    except (ValueError, RecursionError):  # the second: thousands of brackets
         return {}
     found: dict[str, Any] = {}
     waiting = [("", whole)] if isinstance(whole, dict) else []

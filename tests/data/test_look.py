@@ -7,8 +7,11 @@ from pathlib import Path
 
 import pytest
 
+from sparkcf.cli.guess import guess_file
 from sparkcf.config.load import load_config
+from sparkcf.data.lines import json_keys
 from sparkcf.data.look import doubts, is_time, named_files
+from sparkcf.errors import InputError
 
 LOG = "user_id,item_id,ts\nu1,i1,2024-01-31T10:00:00Z\n"
 
@@ -62,6 +65,34 @@ def test_a_file_that_cannot_be_read_is_a_doubt(tmp_path: Path) -> None:
     assert "cannot be read" in said
 
 
+def test_a_damaged_gzip_file_and_deeply_nested_lines_are_a_doubt_and_an_error_of_ours(tmp_path: Path) -> None:
+    packed = bytearray(gzip.compress(LOG.encode() * 200))
+    packed[10:30] = b"\xff" * 20
+    (tmp_path / "bad.csv.gz").write_bytes(packed)
+    (said,) = found(tmp_path / "bad.csv.gz")
+    assert "cannot be read: its gzip data is damaged" in said
+    with pytest.raises(InputError, match="its gzip data is damaged"):
+        guess_file(tmp_path / "bad.csv.gz")
+    deep = '{"a":' * 100_000
+    (tmp_path / "deep.jsonl").write_text(f'{deep}\n{{"user_id": 1, "item_id": 2, "ts": "2024-01-31"}}\n')
+    assert found(tmp_path / "deep.jsonl", "input.format=jsonl") == []
+    assert guess_file(tmp_path / "deep.jsonl").names == ("user_id", "item_id", "ts")
+    assert json_keys(deep) == []
+
+
+def test_a_gzipped_file_of_another_name_is_a_doubt(tmp_path: Path) -> None:
+    (tmp_path / "log.csv").write_bytes(gzip.compress(LOG.encode()))
+    (said,) = found(tmp_path / "log.csv")
+    assert "it is gzipped: give it a name that ends in .gz" in said
+
+
+def test_what_a_load_accepts_is_no_doubt(tmp_path: Path) -> None:
+    (tmp_path / "spaces.csv").write_text("user_id, item_id, ts\nu1, i1,  2024-01-31T10:00:00Z \n")
+    assert found(tmp_path / "spaces.csv") == []
+    (tmp_path / "tabs.csv").write_text(LOG.replace(",", "\t"))
+    assert found(tmp_path / "tabs.csv", "input.delimiter='\\t'") == []
+
+
 @pytest.mark.parametrize(
     ("text", "form", "fits"),
     [
@@ -79,6 +110,9 @@ def test_a_file_that_cannot_be_read_is_a_doubt(tmp_path: Path) -> None:
         ("2024-01-31T10", "yyyy-MM-dd'T'HH", True),
         ("2024-01-31 10", "yyyy-MM-dd'T'HH", False),
         ("2024-01-31 +0100", "yyyy-MM-dd Z", True),
+        ("31/01/2024", "dd/MM/yyyy[ HH:mm]", True),
+        ("31/01/2024 10:05", "dd/MM/yyyy[ HH:mm[:ss", True),
+        ("31/01/2024 10", "dd/MM/yyyy[ HH:mm]", False),
     ],
 )
 def test_times_of_every_kind_of_format(text: str, form: str, fits: bool) -> None:
