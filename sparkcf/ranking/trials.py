@@ -74,9 +74,12 @@ def share_split(spark: SparkSession, parts: Split, sizes: tuple[int, int], folde
         )
         ones = np.ones(len(columns["user_idx"]), np.float32)
         place = np.searchsorted(tested, columns["user_idx"]).astype(np.int32)
-        values = columns.get("value", ones) if name == "rows" else ones
-        rows = build_csr(place, columns["item_idx"], values, len(tested), sizes[1])
-        arrays |= {f"{name}_{part}": array for part, array in zip(("indptr", "indices", "values"), rows, strict=True)}
+        own = {"values": ones}
+        if name == "rows":
+            own = {"values": columns.get("value", ones), "weights": columns.get("weight", ones)}
+        for part, numbers in own.items():
+            indptr, indices, data = build_csr(place, columns["item_idx"], numbers, len(tested), sizes[1])
+            arrays |= {f"{name}_indptr": indptr, f"{name}_indices": indices, f"{name}_{part}": data}
     arrays["popularity"] = Catalogue.of(popularity(parts.popular), sizes[1]).popularity
     return TrialData(share_state(spark, arrays), *sizes, folded)
 
@@ -148,7 +151,7 @@ def measured(
     for first in range(0, len(tested), BLOCK_USERS):
         users = slice(first, first + BLOCK_USERS)
         rows, seen, heldout = (_slice(arrays, part, users) for part in ("rows", "seen", "heldout"))
-        weighted = (*rows, np.ones_like(rows[2]))
+        weighted = (*rows, _slice(arrays, "rows", users, "weights")[2])
         block = replace(fit.users.take(tested[users]), rows=weighted)
         if data.folded:
             vectors, bias = ranker.scorer.fold_in(weighted)
@@ -160,10 +163,10 @@ def measured(
     return total / max(counted, 1)
 
 
-def _slice(arrays: Mapping[str, Array], name: str, rows: slice) -> tuple[Array, Array, Array]:
+def _slice(arrays: Mapping[str, Array], name: str, rows: slice, data: str = "values") -> tuple[Array, Array, Array]:
     indptr = arrays[f"{name}_indptr"][rows.start : rows.stop + 1]
     here = slice(int(indptr[0]), int(indptr[-1]))
-    return indptr - indptr[0], arrays[f"{name}_indices"][here], arrays[f"{name}_values"][here]
+    return indptr - indptr[0], arrays[f"{name}_indices"][here], arrays[f"{name}_{data}"][here]
 
 
 def _columns(frame: DataFrame) -> dict[str, Array]:
