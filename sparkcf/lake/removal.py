@@ -23,7 +23,9 @@ from sparkcf.lake.upkeep import seal
 
 PACKED = ("user_rows", "item_rows", "example_rows")  # they are built anew when they are needed
 SEALED = (*PER_USER, *PACKED, "feature_factors", "quarantine", "runs")  # tables that may name users
-QUOTED = re.compile(r"'([^']*)'|\"([^\"]*)\"")  # how messages name ids
+QUOTED = re.compile(r"'((?:[^'\\]|\\.)*)'|\"((?:[^\"\\]|\\.)*)\"", re.S)  # how messages name ids, by repr
+ESCAPED = re.compile(r"\\(?:x([0-9a-f]{2})|u([0-9a-f]{4})|U([0-9a-f]{8})|(.))", re.S)
+CONTROLS = {"n": "\n", "r": "\r", "t": "\t"}
 
 
 def remove_rows(tables: LakeTables, name: str, ids: DataFrame) -> int:
@@ -69,7 +71,7 @@ def blank_runs(tables: LakeTables, gone: Callable[[set[str]], set[str]]) -> int:
     rows = tables.read("runs").select("run_id", "config", "reason").collect()
     configs = {row["run_id"]: json.loads(row["config"]) for row in rows}
     named = {user for config in configs.values() for user in config.get("topk", {}).get("users", [])}
-    named |= {a or b for row in rows for a, b in QUOTED.findall(row["reason"] or "")}
+    named |= {text for row in rows for found in QUOTED.finditer(row["reason"] or "") for text in _meant(found)}
     users = gone(named - {BLANK}) if named else set()
     changed = []
     for row in rows if users else ():
@@ -77,7 +79,7 @@ def blank_runs(tables: LakeTables, gone: Callable[[set[str]], set[str]]) -> int:
         listed = config.get("topk", {}).get("users", [])
         if users.intersection(listed):
             config["topk"]["users"] = [BLANK if user in users else user for user in listed]
-        reason = row["reason"] and QUOTED.sub(lambda m: BLANK if (m[1] or m[2]) in users else m[0], row["reason"])
+        reason = row["reason"] and without_named(row["reason"], users)
         if reason != row["reason"] or users.intersection(listed):
             changed.append({"run_id": row["run_id"], "config": json.dumps(config, sort_keys=True), "reason": reason})
     if changed:
@@ -86,6 +88,17 @@ def blank_runs(tables: LakeTables, gone: Callable[[set[str]], set[str]]) -> int:
         clause = "WHEN MATCHED THEN UPDATE SET config = s.config, reason = s.reason"
         retry_conflicts("blank runs", lambda: tables.merge("runs", source, "t.run_id = s.run_id", clause))
     return len(changed)
+
+
+def without_named(reason: str, users: set[str]) -> str:
+    """A message without the ids of some users that it names in quotes."""
+    return QUOTED.sub(lambda found: found[0] if users.isdisjoint(_meant(found)) else BLANK, reason)
+
+
+def _meant(quoted: re.Match[str]) -> set[str]:
+    """What a quoted text may stand for: itself, and what `repr` wrote so."""
+    text = quoted[1] or quoted[2] or ""
+    return {text, ESCAPED.sub(lambda m: CONTROLS.get(m[4], m[4]) or chr(int(m[1] or m[2] or m[3], 16)), text)}
 
 
 def seal_tables(tables: LakeTables) -> dict[str, int]:

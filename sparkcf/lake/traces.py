@@ -33,15 +33,16 @@ ROWS_A_BATCH = 65_536
 
 
 def spellings(ids: Iterable[str]) -> list[str]:
-    """The ids as lines of the input may write them: as they are, escaped in JSON, and with quotes doubled."""
-    return sorted({way for i in ids for way in (i, json.dumps(i)[1:-1], i.replace('"', '""'))})
+    """The ids as texts may write them: as they are, escaped in JSON or by Python, and with quotes doubled."""
+    return sorted({way for i in ids for way in (i, json.dumps(i)[1:-1], repr(i)[1:-1], i.replace('"', '""'))})
 
 
 def spelled(text: str, word: str, fold_case: bool) -> str:
     r"""SQL that finds a column's word in another column's text, as a whole word: no letter or digit beside it."""
     if fold_case:
         text, word = f"lower({text})", f"lower({word})"
-    pattern = f"concat('(?<!{WORD})\\\\Q', {word}, '\\\\E(?!{WORD})')"
+    quoted = rf"replace({word}, '\\E', '\\E\\\\E\\Q')"  # an id may hold what ends the quote
+    pattern = rf"concat('(?<!{WORD})\\Q', {quoted}, '\\E(?!{WORD})')"
     return f"instr({text}, {word}) > 0 AND {text} RLIKE {pattern}"
 
 
