@@ -8,7 +8,8 @@ same trials however many run at once, and after an interruption it goes on as if
 from __future__ import annotations
 
 import warnings
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -50,6 +51,7 @@ class Study:
         higher_is_better: bool = True,
     ) -> None:
         import optuna
+        from sqlalchemy import URL
 
         optuna.logging.set_verbosity(optuna.logging.WARNING)
         self.file, self.name, self._space, self._config, self._seed = file, name, space, config, seed
@@ -57,7 +59,7 @@ class Study:
         try:
             file.parent.mkdir(parents=True, exist_ok=True)
             self._study = optuna.create_study(
-                storage=f"sqlite:///{file}",
+                storage=str(URL.create("sqlite", database=str(file))),
                 study_name=name,
                 direction="maximize" if higher_is_better else "minimize",
                 load_if_exists=True,
@@ -68,21 +70,35 @@ class Study:
 
     def batch(self) -> list[int]:
         """Numbers of the trials of the next batch that have no result yet; empty: the study is done."""
-        states = {trial.number: trial.state.is_finished() for trial in self._study.get_trials(deepcopy=False)}
+        trials = {trial.number: trial for trial in self._study.get_trials(deepcopy=False)}
         size = self._config.parallel
         for first in range(0, self._config.trials, size):
             numbers = range(first, min(first + size, self._config.trials))
             for number in numbers:
-                if number not in states:
-                    self._study.sampler = _sampler(self._optuna, self._config.sampler, self._seed + number)
-                    self._suggest(self._study.ask())
-            if waiting := [number for number in numbers if not states.get(number, False)]:
+                if number not in trials:
+                    self._draw(number, self._study.ask)
+                elif not self._drawn(trials[number]):  # the process was killed while it drew the trial's values
+                    stored = self._optuna.trial.Trial
+                    self._draw(number, partial(stored, self._study, trials[number]._trial_id))
+            finished = {number for number, trial in trials.items() if trial.state.is_finished()}
+            if waiting := [number for number in numbers if number not in finished]:
                 return waiting
         return []
 
+    def _drawn(self, trial: Any) -> bool:
+        """Whether a trial has all its values, or needs none any more."""
+        return trial.state.is_finished() or all(r.key in trial.params for r in self._space)
+
+    def _draw(self, number: int, trial: Callable[[], Any]) -> None:
+        self._study.sampler = _sampler(self._optuna, self._config.sampler, self._seed + number)
+        self._suggest(trial())
+
     def _suggest(self, trial: Any) -> None:
+        stored = self._trial(trial.number)
         for r in self._space:
-            if r.kind == "choice":
+            if r.key in stored.params:  # drawn again, so that the next value is what it would have been
+                self._study.sampler.sample_independent(self._study, stored, r.key, stored.distributions[r.key])
+            elif r.kind == "choice":
                 trial.suggest_categorical(r.key, r.values)
             elif r.kind == "int":
                 trial.suggest_int(r.key, *r.values, step=int(r.step or 1))

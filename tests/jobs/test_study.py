@@ -51,6 +51,30 @@ def test_a_study_that_was_interrupted_goes_on_as_if_it_had_not_been(tmp_path: Pa
     assert resumed.batch() == []
 
 
+@pytest.mark.parametrize("sampler", ["tpe", "random"])
+@pytest.mark.parametrize("kept", [0, 1, 2])
+def test_a_trial_whose_values_were_half_drawn_gets_the_others(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, sampler: str, kept: int
+) -> None:
+    whole = opened(tmp_path / "whole", sampler=sampler)
+    run(whole)
+    parts = opened(tmp_path / "parts", sampler=sampler)
+    run(parts, 12)  # all of four batches
+    with monkeypatch.context() as patch:
+        patch.setattr(parts, "_space", SPACE[:kept])
+        parts.batch()
+    resumed = opened(tmp_path / "parts", sampler=sampler)
+    run(resumed)
+    assert drawn(resumed) == drawn(whole)
+
+
+def test_the_file_is_in_its_folder_whatever_the_folders_name(tmp_path: Path) -> None:
+    folder = tmp_path / "a ?b%20c#{d}"
+    run(opened(folder, trials=1))
+    assert (folder / "deep" / "study.db").is_file() and len(list(tmp_path.iterdir())) == 1
+    assert len(opened(folder, trials=1).rows()) == 1
+
+
 def test_tpe_searches_near_what_was_good(tmp_path: Path) -> None:
     study = opened(tmp_path, trials=40)
     run(study)
