@@ -20,6 +20,7 @@ from typing import Any
 import yaml
 from pyspark.sql import DataFrame, SparkSession
 
+from sparkcf.config.load import merge, nest
 from sparkcf.config.root import Config
 from sparkcf.config.tune import Range, search_space, with_values
 from sparkcf.data.dictionary import register_texts
@@ -279,10 +280,16 @@ def _short(value: Any) -> str:
 
 
 def _write_winner(study: Study, best: int, config: Config, test: Mapping[str, Any]) -> None:
-    """Write the YAML file of the best trial: its values and the other parameters that differ from the defaults."""
-    own = with_values(config, study.values(best))
+    """Write the YAML file of the best trial: its values and the other parameters that differ from the defaults.
+
+    A value that is the default is written too: the file may be laid over one that has another.
+    """
+    values = study.values(best)
+    own = with_values(config, values)
     value = next(row["value"] for row in study.rows() if row["number"] == best)
     params = own.params.model_dump(mode="json", exclude_defaults=True)
+    for key, tuned in values.items():
+        merge(params, nest(key.split(".")[1:], tuned))
     name, file = measure_name(config), winner_file(config)
     text = (
         f"# The best of {len(study.rows())} trials, number {best} of study {study.name}.\n"

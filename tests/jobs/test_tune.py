@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Callable
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -165,6 +166,17 @@ def test_a_file_of_the_winners_name_is_not_replaced_unless_told(
     assert "best.yaml exists: name another file, or set tune.overwrite=true" in capsys.readouterr().out
     check_tune(settings("tune.overwrite=true"))
     assert (tmp_path / "best.yaml").read_text() == "mine"
+
+
+def test_the_winners_file_has_values_that_are_the_default(settings: Callable, tmp_path: Path) -> None:
+    default = settings().als
+    values = {"als.rank": default.rank, "als.solver": default.solver, "als.regularization": 0.5}
+    study = SimpleNamespace(values=lambda number: values, rows=lambda: [{"number": 0, "value": 0.1}], name="s")
+    module._write_winner(study, 0, settings("als.rank=3"), {"value": 0.1})
+    other = next(name for name in ("cg", "cholesky") if name != default.solver)
+    (tmp_path / "base.yaml").write_text(f"als: {{rank: 5, solver: {other}}}")
+    won = load_config([tmp_path / "base.yaml", tmp_path / "best.yaml"], ["ds=2024-01-31", "input.path=none"]).als
+    assert (won.rank, won.solver, won.regularization, won.iterations) == (default.rank, default.solver, 0.5, 4)
 
 
 def test_a_key_that_changes_what_is_read_is_refused(settings: Callable, tmp_path: Path) -> None:
