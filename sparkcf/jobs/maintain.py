@@ -29,7 +29,7 @@ from sparkcf.lake.retention import (
     read_published,
     read_runs,
 )
-from sparkcf.lake.runs import recorded_run
+from sparkcf.lake.runs import FITS, recorded_run
 from sparkcf.lake.schemas import PER_USER, TABLES
 from sparkcf.lake.tables import LakeTables
 from sparkcf.lake.upkeep import COMPACTED, compact, drop_damaged, drop_log_before, stored_bytes, vacuum
@@ -37,6 +37,7 @@ from sparkcf.progress import say, step
 
 SAFE_HOURS = 24  # no job takes longer
 MOST_HOURS = 30 * 24.0  # Delta forgets removed files then (delta.deletedFileRetentionDuration)
+UNPUBLISHED = ("trained", "evaluated", "recommended")  # states of a run whose next job may be in progress
 SPARE_HOURS = 1.0  # between the start of the oldest kept run and the files that go
 
 
@@ -113,7 +114,7 @@ def _purge(tables: LakeTables, config: Config, own_run: str, now: dt.datetime) -
     users = rows.count()
     if not users:
         return 0, set()
-    _check_idle(tables, config, own_run)
+    _check_idle(tables, config, own_run, now)
     sealed = rows.select(F.explode("sealed").alias("name", "version")).groupBy("name").agg(F.max("version"))
     versions = {name: version for name, version in sealed.collect()}
     for name, version in sorted(versions.items()):
@@ -124,15 +125,23 @@ def _purge(tables: LakeTables, config: Config, own_run: str, now: dt.datetime) -
     return users, set(versions)
 
 
-def _check_idle(tables: LakeTables, config: Config, own_run: str) -> None:
-    """Raise ConflictError if a run in progress may still read or write files that would go."""
+def _check_idle(tables: LakeTables, config: Config, own_run: str, now: dt.datetime) -> None:
+    """Raise ConflictError if a job in progress may still read or write files that would go.
+
+    The jobs between a training and its publication hold no lease: a run that they may be at work on counts too.
+    """
     if config.maintain.purge_hours >= SAFE_HOURS:
         return
-    busy = tables.read("runs").where(F.col("state") == "running").where(F.col("run_id") != own_run)
-    if row := busy.orderBy("run_id").select("run_id").first():
+    since = F.lit(f"{now - dt.timedelta(hours=SAFE_HOURS):%Y-%m-%dT%H:%M:%S}Z").cast("timestamp")
+    waits = F.col("job").isin(*FITS) & F.col("state").isin(*UNPUBLISHED) & (F.col("updated_at") >= since)
+    busy = tables.read("runs").where((F.col("state") == "running") | waits).where(F.col("run_id") != own_run)
+    if row := busy.orderBy(F.col("state") != "running", "run_id").select("run_id", "state").first():
+        is_running = row["state"] == "running"
+        state = "in progress" if is_running else f"{row['state']} and not published: a night may be at work on it"
+        cure = "wait for its end" if is_running else "publish it, wait until it is a day old"
         raise ConflictError(
-            f"run {row['run_id']} is in progress, maintain.purge_hours={config.maintain.purge_hours} would remove its "
-            f"files: wait for its end, or set maintain.purge_hours={SAFE_HOURS}"
+            f"run {row['run_id']} is {state}, maintain.purge_hours={config.maintain.purge_hours} would remove its "
+            f"files: {cure}, or set maintain.purge_hours={SAFE_HOURS}"
         )
 
 

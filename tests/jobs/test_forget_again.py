@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import datetime as dt
 from collections.abc import Callable
+from pathlib import Path
 
 import pytest
 
+from sparkcf.errors import ConflictError, InputError
 from sparkcf.jobs import forget as forget_job
 from sparkcf.jobs.forget import forget_users
-from sparkcf.jobs.maintain import maintain
+from sparkcf.jobs.maintain import _check_idle, maintain
 from sparkcf.lake.frames import frame_of
 from sparkcf.lake.runs import recorded_run
 from sparkcf.lake.schemas import TABLES
@@ -70,3 +73,26 @@ def test_maintain_removes_the_parameters_and_packed_rows_of_a_night_beside_the_f
     assert parameters(tables) == [("item", 0), ("item", 1), ("item", 2), ("user", 1)]
     assert tables.read("users").select("user_id").collect() == [("bob",)]
     assert tables.read("user_rows").isEmpty()
+
+
+def test_files_do_not_go_at_once_while_a_run_waits_for_its_publication(spark, config: Callable) -> None:
+    wanted = config("maintain.purge_hours=0", *FM)
+    tables = LakeTables(spark, wanted.lake.root)
+    with recorded_run(tables, "train", wanted, {}) as run:
+        run.update("trained")
+    now = dt.datetime.now(dt.UTC)
+    said = f"run {run.run_id} is trained and not published: .*: publish it, wait until it is a day old, or set "
+    with pytest.raises(ConflictError, match=said):
+        _check_idle(tables, wanted, "own", now)
+    _check_idle(tables, wanted, "own", now + dt.timedelta(hours=25))
+    _check_idle(tables, config("maintain.purge_hours=24"), "own", now)
+    run.update("published")
+    _check_idle(tables, wanted, "own", now)
+
+
+def test_a_request_whose_ids_are_all_empty_is_an_error_and_writes_nothing(
+    spark, config: Callable, tmp_path: Path
+) -> None:
+    with pytest.raises(InputError, match=r"forget\.users and forget\.path name no user"):
+        forget_users(spark, config("forget.users=['  ', 'NULL']"))
+    assert not (tmp_path / "lake").exists()
