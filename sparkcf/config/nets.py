@@ -117,7 +117,7 @@ class MacridVAEConfig(NetConfig):
 
 
 class SideField(Section):
-    """A group of side features of users or items; see `sparkcf/data/features.py`."""
+    """A group of side features of users or items; see `sparkcf/models/nets/side_fields.py`."""
 
     # categories: of the item; attribute: a text, number: a number, of the side's own table
     of: Literal["categories", "attribute", "number"]

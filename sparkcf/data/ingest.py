@@ -326,11 +326,12 @@ def decoded(source: Column, path: str = "") -> Column:
 def read_listing(
     spark: SparkSession, key: str, path: str, columns: tuple[str, ...], optional: tuple[str, ...] = ()
 ) -> DataFrame:
-    """Read columns, as text, of a table: CSV or parquet by the ending of `path`, otherwise Delta. `~` is the home folder.
+    """Read columns, as text, of a table: CSV or parquet by the ending of `path`, otherwise Delta.
 
     Parameters
     ----------
     key : the configuration's key that names the table, for messages.
+    path : `~` is the home folder.
     optional : columns that are null if the table does not have them.
 
     Raises InputError if the table cannot be read or lacks a column.

@@ -67,7 +67,7 @@ def _strong(events: DataFrame, reads: Reads, config: Config) -> Split:
     fitted = pairs(trained, reads, config)
     items = fitted.select("item_idx").distinct()
     to_find = liked_pairs(tested, config).join(items, on="item_idx", how="left_semi")
-    _, heldout = _share_of_each_user(to_find, evaluation.foldin_share, config.seed, "q1-item")
+    heldout = _all_but_share(to_find, evaluation.foldin_share, config.seed, "q1-item")
     rest = _without(tested, heldout)
     rows = pairs(rest, reads, config).join(items, on="item_idx", how="left_semi")
     note = f"{evaluation.holdout_share:.0%} of users held out"
@@ -213,10 +213,9 @@ def _placed(events: DataFrame, config: Config, salt: str) -> DataFrame:
     return placed.withColumn("n", n)
 
 
-def _share_of_each_user(liked: DataFrame, share: float, seed: int, salt: str) -> tuple[DataFrame, DataFrame]:
-    """Split each user's items in a hashed order: a rounded share of them, and the rest."""
+def _all_but_share(liked: DataFrame, share: float, seed: int, salt: str) -> DataFrame:
+    """Each user's items but for a rounded share of them, the first in a hashed order."""
     order = Window.partitionBy("user_idx").orderBy(uniform(seed, salt, *map(F.col, PAIR)), "item_idx")
     whole = Window.partitionBy("user_idx").rowsBetween(Window.unboundedPreceding, Window.unboundedFollowing)
     first = F.row_number().over(order) <= F.round(F.count(F.lit(1)).over(whole) * share)
-    marked = liked.withColumn("first", first)
-    return marked.where("first").drop("first"), marked.where("NOT first").drop("first")
+    return liked.withColumn("first", first).where("NOT first").drop("first")

@@ -14,7 +14,7 @@ from pyspark.sql import functions as F
 from sparkcf.config.root import Config
 from sparkcf.data.fields import normalized_id
 from sparkcf.data.ingest import read_listing
-from sparkcf.errors import ConfigError, NothingNew
+from sparkcf.errors import ConfigError, InputError, NothingNew
 from sparkcf.jobs.train import progress_root
 from sparkcf.lake.at_once import at_once
 from sparkcf.lake.forgotten import Forgotten, forgotten_users, new_salt
@@ -50,15 +50,21 @@ def forget_users(spark: SparkSession, config: Config) -> dict[str, Any]:
     Returns
     -------
     dict
-        `counts` of removed rows by table, `traces` (files that still name one of them), and `trained_with`: runs whose
-        item vectors they had a part in.
+        `counts` of removed rows by table, and of the users `requested`; `traces` (files that still name one of them);
+        `trained_with`: runs whose item vectors they had a part in.
 
-    Raises NothingNew, with the number of files that still name them, if they were forgotten before.
+    Raises InputError if the request names no user, and NothingNew, with the number of files that still name them, if
+    they were forgotten before.
     """
     tables = LakeTables(spark, config.lake.root)
     ids = requested(spark, config)
     with kept(ids):
         users = [row["user_id"] for row in ids.collect()]
+        if not users:
+            raise InputError(
+                "forget.users and forget.path name no user: their ids are empty or among clean.null_tokens; nothing is "
+                "forgotten"
+            )
         removed = _forget(tables, ids, users, config)
         with step("look for them in every file", spark) as progress:
             traces = _traces(tables, users, config)
@@ -71,7 +77,7 @@ def forget_users(spark: SparkSession, config: Config) -> dict[str, Any]:
         say(line)
     return {
         "run_id": run_id,
-        "counts": {"users": len(users)} | counts,
+        "counts": {"requested": len(users)} | counts,
         "traces": traces.by_table,
         "trained_with": trained,
     }

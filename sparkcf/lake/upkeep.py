@@ -9,6 +9,7 @@ from typing import Any
 
 from sparkcf.lake.damage import ASIDE
 from sparkcf.lake.frames import one_row
+from sparkcf.lake.sizing import query_settings
 from sparkcf.lake.tables import LakeTables, retry_conflicts
 
 # Tables that grow by small commits. The others' files are made to measure: sorted, or one row group each.
@@ -29,7 +30,7 @@ def compact(tables: LakeTables, name: str) -> int:
 def vacuum(tables: LakeTables, name: str, hours: float) -> None:
     """Remove the files that no version of the last hours needs, and those that no commit names."""
     path = tables.path(name).replace("`", "``")
-    with _vacuum_settings(tables.spark), _quiet_console(tables.spark):
+    with query_settings(tables.spark, _vacuum_settings(tables.spark)), _quiet_console(tables.spark):
         retry_conflicts(
             f"vacuum {name}", lambda: tables.spark.sql(f"VACUUM delta.`{path}` RETAIN {hours:.3f} HOURS").collect()
         )
@@ -75,25 +76,16 @@ def stored_bytes(tables: LakeTables, name: str) -> int:
     return int(files.getContentSummary(folder.getParent()).getLength()) if files.exists(folder) else 0
 
 
-@contextmanager
-def _vacuum_settings(spark: Any) -> Iterator[None]:
+def _vacuum_settings(spark: Any) -> dict[str, str]:
     """Settings of Spark for a VACUUM.
 
     Delta refuses retentions below the table's own, which guards against hours in the wrong unit. It lists a table's
     folders by 10,000 tasks unless it is told otherwise.
     """
-    settings = {
+    return {
         "spark.databricks.delta.retentionDurationCheck.enabled": "false",
         "spark.sql.sources.parallelPartitionDiscovery.parallelism": str(4 * spark.sparkContext.defaultParallelism),
     }
-    before = {key: spark.conf.get(key, None) for key in settings}
-    try:
-        for key, value in settings.items():
-            spark.conf.set(key, value)
-        yield
-    finally:
-        for key, old in before.items():
-            spark.conf.unset(key) if old is None else spark.conf.set(key, old)
 
 
 @contextmanager

@@ -89,7 +89,7 @@ def test_forgotten_users_are_in_no_table_and_after_maintain_in_no_file(spark, la
     assert WHO not in config.to_json() and WHO not in config.shown()
 
     done = forget_users(spark, config)
-    assert done["counts"]["users"] == 2 and done["counts"]["interactions"] == 20
+    assert done["counts"]["requested"] == done["counts"]["users"] == 2 and done["counts"]["interactions"] == 20
     for name in PER_USER:
         assert tables.read(name).where(F.col("user_id").isin(WHO, OTHER)).isEmpty(), name
     assert tables.read("interactions").count() == rows["interactions"] - 20
