@@ -40,8 +40,9 @@ def remove_parameters(tables: LakeTables, indices: DataFrame) -> int:
     """Delete the parameters that factorization machines have of the users (user_idx), in fields of user ids."""
     if not tables.exists("feature_factors"):
         return 0
-    fields = []
-    for row in tables.read("runs").where("model = 'fm'").select("run_id", "config").collect():
+    fields, present = [], tables.read("feature_factors").select("run_id").distinct()
+    runs = tables.read("runs").where("model = 'fm'").join(present, on="run_id", how="left_semi")
+    for row in runs.select("run_id", "config").collect():
         listed = json.loads(row["config"]).get("fm", {}).get("fields", [])
         fields += [{"run_id": row["run_id"], "field": f["name"]} for f in listed if f.get("of") == "user"]
     if not fields:
