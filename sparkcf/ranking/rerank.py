@@ -141,6 +141,6 @@ class Reranker:
             drawn = np.zeros(len(items)) if lists.explored is None else lists.explored[:, :k].sum(axis=1)
             values.append(intra_list_diversity(items, self.items.vectors))
             values.append(calibration_kl(items, self.items.mix, wanted))
-            values.append(np.divide(drawn, full, out=np.zeros(len(items)), where=full > 0))
+            values.append(np.divide(drawn, full, out=np.full(len(items), np.nan), where=full > 0))
             names += [(name, k) for name in MEASURES]
         return names, np.column_stack(values)
