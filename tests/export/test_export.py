@@ -172,8 +172,10 @@ def test_what_a_killed_export_left_is_removed(exported_lake: Path, tmp_path: Pat
     left = tmp_path / "als" / ".partial-left"
     left.mkdir(parents=True)
     (left / "lists.jsonl").write_text("half")
+    link = tmp_path / "als" / ".partial-link"  # made, but not yet renamed to `current`
+    link.symlink_to("000001-r")
     export_run(Lake(exported_lake), RUN, "jsonl", str(tmp_path))
-    assert not left.exists()
+    assert not left.exists() and not link.is_symlink() and (tmp_path / "als" / "current").is_dir()
 
 
 def test_a_folder_that_cannot_be_written_is_said(exported_lake: Path, tmp_path: Path) -> None:
