@@ -152,6 +152,31 @@ BAD = {
 }
 
 
+def test_odd_questions_have_an_answer_or_one_line() -> None:
+    pairs = pd.DataFrame({"user_id": [1, 1, 2, 3], "item_id": [1, 2, 2, 1], "value": [1.0, 2, 2, 1]})
+    model = sparkcf.fit("popularity", pairs)
+    none = model.recommend([], 3)
+    assert not len(none) and list(none.columns) == ["user_id", "position", "item_id", "score", "reason"]
+    assert set(model.recommend(["--5", "9" * 30, "-", str(2**63)], 1).reason) == {"fallback"}
+    assert model.recommend(["3"], 1).reason.tolist() == ["model"]
+    assert model.evaluate(pd.DataFrame({"user_id": ["--5"], "item_id": [1]}), ks=(1,), bootstrap=0).figures
+    for ask in (model.recommend, model.similar):
+        with pytest.raises(ConfigError, match="k=0: a whole number from 1"):
+            ask(k=0)
+    late = pairs.assign(ts=1_700_000_000_000)
+    with pytest.raises(InputError, match=r"4 of 4 values of ts .* such as 1700000000000: divide milliseconds by 1000"):
+        sparkcf.fit("popularity", late)
+
+
+def test_novelty_is_not_measured_where_nobody_likes_an_item() -> None:
+    pairs = pd.DataFrame({"user_id": [1, 1, 2, 3], "item_id": [1, 2, 2, 1], "value": [1.0, 2, 2, 1]})
+    model = sparkcf.fit("als", pairs, mode="explicit", rank=2, iterations=2, preference={"positive_from": 4})
+    found = model.evaluate(pd.DataFrame({"user_id": [3], "item_id": [2], "value": [5.0]}), ks=(1,), bootstrap=0)
+    assert found.value("ndcg_at_k", 1) == 1 and found.value("rmse") > 0
+    with pytest.raises(KeyError, match="novelty_at_k"):
+        found.value("novelty_at_k", 1)
+
+
 @pytest.mark.parametrize("message", BAD)
 def test_bad_input_ends_in_one_line(message: str, frame: pd.DataFrame) -> None:
     name, data, more = BAD[message](frame)
