@@ -57,11 +57,22 @@ class Ids:
 
 
 def _comparable(column: pd.Series) -> NDArray[Any]:
-    if pd.api.types.is_integer_dtype(column.dtype):
-        return column.to_numpy(np.int64)
-    if pd.api.types.is_float_dtype(column.dtype) and (column == column.round()).all():
-        return column.to_numpy(np.float64).astype(np.int64)
-    return column.astype(str).to_numpy(object)
+    """Ids as int64 if all are whole numbers, else as texts. Raises InputError for infinity and beyond int64."""
+    if isinstance(column.dtype, pd.CategoricalDtype):
+        column = column.astype(column.cat.categories.dtype)
+    kind = pd.api.types.infer_dtype(column, skipna=False) if column.dtype == object else None
+    whole = kind == "integer" or pd.api.types.is_integer_dtype(column.dtype)
+    if kind in ("floating", "mixed-integer-float") or pd.api.types.is_float_dtype(column.dtype):
+        column = column.astype(np.float64)
+        if np.isinf(column).any():
+            raise InputError("an id is infinite: give whole numbers or texts")
+        whole = bool((column == column.round()).all())
+    if not whole:
+        return column.astype(str).to_numpy(object)
+    for id_ in (column.min(), column.max()) if len(column) else ():
+        if not LEAST < int(id_) <= MOST:
+            raise InputError(f"the id {int(id_)} is no whole number of 64 bits: give such ids as texts")
+    return column.to_numpy().astype(np.int64)
 
 
 def _numbers(texts: NDArray[Any]) -> NDArray[np.int64]:

@@ -73,7 +73,7 @@ def fit(
     ConfigError
         An unknown model or parameter, or a value out of range.
     InputError
-        A missing column, no row, an id that is null, or a value that is not finite.
+        A missing column, no row, an id that is null, infinite or beyond int64, or a value or time out of range.
     TrainingError
         The numbers are not finite, or the data do not suit the model.
     """

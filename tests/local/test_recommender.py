@@ -168,6 +168,42 @@ def test_odd_questions_have_an_answer_or_one_line() -> None:
         sparkcf.fit("popularity", late)
 
 
+@pytest.mark.parametrize(
+    "ids",
+    [
+        pd.Series([7, 2**40, -3]),
+        pd.Series([7, 2**40, -3], dtype=object),
+        pd.Series([7.0, 2, -3], dtype=object),
+        pd.Series([7, 2], dtype="uint64"),
+        pd.Series([7, 2], dtype="Int64"),
+        pd.Series([7, 2]).astype("category"),
+        pd.Series(["7", "02"]),
+        pd.Series(["a", "b"], dtype="string"),
+    ],
+    ids=lambda ids: f"{ids.dtype}-{ids[0]!r}",
+)
+def test_ids_come_back_as_they_were(ids: pd.Series) -> None:
+    found = Ids.of(ids)
+    assert sorted(found.values.tolist()) == sorted(ids.tolist())
+    assert (found.values[found.index(ids)] == ids.to_numpy()).all()
+    assert found.index([*ids.astype(str), "none"]).tolist()[-1] == -1
+
+
+@pytest.mark.parametrize(
+    ("ids", "said"),
+    [
+        (pd.Series([1, 2**63], dtype="uint64"), "the id 9223372036854775808 is no whole number of 64 bits"),
+        (pd.Series([1, 2**70], dtype=object), "64 bits: give such ids as texts"),
+        (pd.Series([1.0, 1e20]), "the id 100000000000000000000 is no whole"),
+        (pd.Series([1.0, np.inf]), "an id is infinite"),
+        (pd.Series([1.5, -np.inf]), "an id is infinite"),
+    ],
+)
+def test_ids_that_would_change_are_refused(ids: pd.Series, said: str) -> None:
+    with pytest.raises(InputError, match=said):
+        sparkcf.fit("popularity", pd.DataFrame({"user_id": [1, 2], "item_id": ids}))
+
+
 def test_novelty_is_not_measured_where_nobody_likes_an_item() -> None:
     pairs = pd.DataFrame({"user_id": [1, 1, 2, 3], "item_id": [1, 2, 2, 1], "value": [1.0, 2, 2, 1]})
     model = sparkcf.fit("als", pairs, mode="explicit", rank=2, iterations=2, preference={"positive_from": 4})
