@@ -290,9 +290,8 @@ class Recommender(FittedModel):
             self._check_predicts()
         config = self.config.model_copy(update={"evaluation": evaluation})
         parts = split_events(self.events, self.model.reads, config)
-        if evaluation.protocol == "q4":
-            last = dt.datetime.fromtimestamp(float(parts.train.ts.max()) // DAY_S * DAY_S, dt.UTC).date()
-            config = config.model_copy(update={"ds": last})
+        if parts.cut is not None:  # ages count from the day before, as in the jobs
+            config = config.model_copy(update={"ds": dt.date(1970, 1, 1) + dt.timedelta(days=parts.cut - 1)})
         part = fit_events(parts.train, self.users, self.items, config, self.threads)
         if evaluation.protocol == "q3":
             figures = part._rating_figures(parts.users, parts.items, parts.values, evaluation)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import datetime as dt
 import subprocess
 import sys
 from pathlib import Path
@@ -17,6 +18,7 @@ from sparkcf.data.pairs import Reads
 from sparkcf.data.pairs import pairs as spark_pairs
 from sparkcf.errors import ConfigError, InputError, LakeError, NotFoundError, SparkcfError
 from sparkcf.local.events import Ids, checked_frame, events_of, pairs_of
+from sparkcf.local.recommender import fit_events
 from sparkcf.models.als.fit import fit as fit_on_spark
 
 SMALL = {"rank": 4, "iterations": 6, "regularization": 0.05}
@@ -104,6 +106,22 @@ def test_protocols_split_without_overlap(frame: pd.DataFrame, protocol: str) -> 
     if protocol == "q1":
         assert not set(parts.users) & set(parts.train.users) and set(parts.users) <= set(parts.rows.users)
     assert 0 <= model.evaluate(protocol, ks=(5,), **settings).value("recall_at_k", 5) <= 1
+
+
+def test_by_time_ages_count_from_the_day_before_the_held_out_ones(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Training events of 1 and 2 January, held-out ones of the 9th and 10th: the last day of the training is the 8th."""
+    days = [1, 1, 1, 2, 9, 10]
+    rows = [(user, n, dt.datetime(2024, 1, day, 12)) for n, day in enumerate(days) for user in (1, 2)]
+    frame = pd.DataFrame(rows, columns=["user_id", "item_id", "ts"])
+    model, fitted = sparkcf.fit("popularity", frame, preference={"half_life_days": 1}, by="weight"), []
+
+    def noted(events, users, items, config, *rest):
+        fitted.append(config.ds)
+        return fit_events(events, users, items, config, *rest)
+
+    monkeypatch.setattr("sparkcf.local.recommender.fit_events", noted)
+    model.evaluate("q4", ks=(2,), holdout_share=0.4, bootstrap=0)
+    assert fitted == [dt.date(2024, 1, 8)]
 
 
 def test_explicit_als_predicts_values_better_than_their_mean(frame: pd.DataFrame) -> None:
