@@ -49,7 +49,10 @@ def lake_of(root: Path, kind: str, names: tuple[str, ...] = NAMES) -> tuple[Lake
         torch.nn.init.normal_(parameter, 0.0, 0.5)
     state = arrays_of(net)
     if model == "bivae":
-        vectors, bias = np.random.default_rng(1).normal(size=(len(names), 4)).astype(np.float32), np.zeros(len(names), np.float32)
+        vectors, bias = (
+            np.random.default_rng(1).normal(size=(len(names), 4)).astype(np.float32),
+            np.zeros(len(names), np.float32),
+        )
     else:
         vectors, bias = fitted.item_arrays(state)
     known = [i for i in range(len(names)) if i not in UNKNOWN]
