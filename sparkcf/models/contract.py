@@ -84,8 +84,7 @@ class Scorer(ABC):
 
     def similar_block(self, items: I32) -> F32:
         """Similarity (n, m) of items to all items; default: the cosine of `likeness`."""
-        unit = unit_rows(self.likeness())
-        return unit[items] @ unit.T
+        return self._unit_items[items] @ self._unit_items.T
 
     def concepts(self, users: UserBlock, items: I32) -> I32 | None:
         """The concept that contributes most to each score (n, k); None for a model without concepts.
