@@ -177,8 +177,8 @@ def _seconds(column: pd.Series, name: str, what: str) -> pd.Series:
         outside = (seconds < FIRST_S) | (seconds >= LAST_S)
         if outside.any():
             raise InputError(
-                f"{what}: {int(outside.sum()):,} of {len(column):,} values of {name} are beyond the year 9999 as seconds "
-                f"since 1970, such as {seconds[outside].iloc[0]:.0f}: divide milliseconds by 1000"
+                f"{what}: {int(outside.sum()):,} of {len(column):,} values of {name} are outside the years 1 to 9999 "
+                f"as seconds since 1970, such as {seconds[outside].iloc[0]:.0f}: divide milliseconds by 1000"
             )
         return seconds
     times = pd.to_datetime(column, utc=True, errors="coerce", format="mixed")

@@ -347,7 +347,7 @@ def _ranks(params: BlendConfig) -> tuple[float, int]:
 
 
 def _of_length(of_items: Any, n_items: int) -> Any:
-    """An array of the items at the fit, (any,), as one of `n_items`: the lake may have more, a reader may need fewer."""
+    """An array of the items at the fit, (any,), as one of `n_items`: the lake may have more, a reader need fewer."""
     own = np.asarray(of_items)[:n_items]
     return np.pad(own, (0, n_items - len(own)))
 

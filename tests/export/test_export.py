@@ -349,7 +349,7 @@ def test_an_index_of_a_run_without_lists_is_refused_by_the_step_that_is_missing(
             "run_id": ["r"],
         }
         write(tmp_path / "lake", f"{side}_factors", columns, ["model", "run_id"])
-    with pytest.raises(NotFoundError, match="--faiss: run r of als has no lists .* run its recommend step first"):
+    with pytest.raises(NotFoundError, match=r"--faiss: run r of als has no lists .* run its recommend step first"):
         export_run(Lake(tmp_path / "lake"), RUN, "vectors", str(tmp_path / "out"), faiss=True)
 
 

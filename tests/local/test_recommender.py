@@ -109,7 +109,7 @@ def test_protocols_split_without_overlap(frame: pd.DataFrame, protocol: str) -> 
 
 
 def test_by_time_ages_count_from_the_day_before_the_held_out_ones(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Training events of 1 and 2 January, held-out ones of the 9th and 10th: the last day of the training is the 8th."""
+    """Training events of 1 and 2 January, held-out ones of the 9th and 10th: ages count from the 8th."""
     days = [1, 1, 1, 2, 9, 10]
     rows = [(user, n, dt.datetime(2024, 1, day, 12)) for n, day in enumerate(days) for user in (1, 2)]
     frame = pd.DataFrame(rows, columns=["user_id", "item_id", "ts"])
