@@ -92,15 +92,14 @@ def largest_difference(encoder: UserEncoder, scorer: Scorer, seed_of: str) -> fl
 
     Relative where numbers are larger than 1. The rows are drawn: of 0 to LONGEST known items each.
     """
-    rows = drawn_rows(np.flatnonzero(scorer.known_items), np.random.default_rng(list(seed_of.encode())))
+    rows = drawn_rows(np.flatnonzero(scorer.fold_items), np.random.default_rng(list(seed_of.encode())))
     vectors, scores = encoder(*rows[:3])
     expected, bias = scorer.fold_in(rows)
-    n, m = len(expected), len(scorer.known_items)
-    wanted = scorer.score_block(UserBlock(expected, bias, np.ones(n, bool), rows))[:, scorer.known_items]
-    found = scores[:, :m][:, scorer.known_items]
-    if not np.isneginf(scores[:, np.flatnonzero(~_padded(scorer.known_items, scores.shape[1]))]).all():
+    known = _of_length(scorer.known_items, scores.shape[1])
+    if not np.isneginf(scores[:, ~known]).all():
         return float("inf")
-    return max(_apart(vectors, expected), _apart(found, wanted))
+    wanted = scorer.score_block(UserBlock(expected, bias, np.ones(len(expected), bool), rows))
+    return max(_apart(vectors, expected), _apart(scores[:, known], wanted[:, np.flatnonzero(known)]))
 
 
 def drawn_rows(items: NDArray[np.int64], generator: np.random.Generator) -> Rows:
@@ -113,8 +112,10 @@ def drawn_rows(items: NDArray[np.int64], generator: np.random.Generator) -> Rows
     return indptr, indices, ones, ones
 
 
-def _padded(known: NDArray[np.bool_], n: int) -> NDArray[np.bool_]:
-    return np.concatenate([known, np.zeros(n - len(known), bool)])
+def _of_length(known: NDArray[np.bool_], n: int) -> NDArray[np.bool_]:
+    """Which of the encoder's n columns the model knows: it may have fewer items, or more that were folded in."""
+    own = known[:n]
+    return np.concatenate([own, np.zeros(n - len(own), bool)])
 
 
 def _apart(found: Any, expected: Any) -> float:
@@ -125,7 +126,7 @@ def _apart(found: Any, expected: Any) -> float:
 def _write_ids(opened: OpenedModel, n_items: int, path: Path) -> int:
     """Write the ids of the columns; returns how many of them have a score."""
     names = opened.ids(list(range(n_items)))
-    known = _padded(opened.scorer.known_items, n_items)
+    known = _of_length(opened.scorer.known_items, n_items)
     pq.write_table(
         pa.table({"id": pa.array([names.get(i) for i in range(n_items)], pa.string()), "known": known}), path
     )

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import json
 import sqlite3
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import closing, contextmanager
 from pathlib import Path
 from typing import Protocol
 
@@ -41,37 +42,50 @@ class SQLiteFile:
 
     def __init__(self, folder: Path) -> None:
         self.path = folder / "lists.sqlite"
-        self._base = sqlite3.connect(self.path, isolation_level=None)
-        # No journal: an interrupted export leaves a file that nobody reads.
-        for setting in ("page_size=16384", "journal_mode=OFF", "synchronous=OFF", "locking_mode=EXCLUSIVE"):
-            self._base.execute(f"PRAGMA {setting}")
-        self._base.execute("CREATE TABLE lists (user_id TEXT NOT NULL, items TEXT NOT NULL)")
-        self._base.execute("CREATE TABLE titles (item_id TEXT PRIMARY KEY, title TEXT NOT NULL) WITHOUT ROWID")
-        self._base.execute("BEGIN")
+        with self._in_one_line():
+            self._base = sqlite3.connect(self.path, isolation_level=None)
+            # No journal: an interrupted export leaves a file that nobody reads.
+            for setting in ("page_size=16384", "journal_mode=OFF", "synchronous=OFF", "locking_mode=EXCLUSIVE"):
+                self._base.execute(f"PRAGMA {setting}")
+            self._base.execute("CREATE TABLE lists (user_id TEXT NOT NULL, items TEXT NOT NULL)")
+            self._base.execute("CREATE TABLE titles (item_id TEXT PRIMARY KEY, title TEXT NOT NULL) WITHOUT ROWID")
+            self._base.execute("BEGIN")
 
     def add(self, lists: Lists) -> None:
         rows = zip(lists.users.to_pylist(), lists.as_json().to_pylist(), strict=True)
-        self._base.executemany("INSERT INTO lists VALUES (?, ?)", rows)
+        with self._in_one_line():
+            self._base.executemany("INSERT INTO lists VALUES (?, ?)", rows)
 
     def close(self, titles: pa.Table) -> None:
         rows = zip(titles["item_id"].to_pylist(), titles["title"].to_pylist(), strict=True)
-        self._base.executemany("INSERT INTO titles VALUES (?, ?)", rows)
-        try:
-            self._base.execute("CREATE UNIQUE INDEX lists_by_user ON lists (user_id)")
-        except sqlite3.IntegrityError:
-            raise LakeError("a user has two lists in the run: run its recommend step again") from None
-        self._base.execute("COMMIT")
-        self._base.close()
+        with self._in_one_line():
+            self._base.executemany("INSERT INTO titles VALUES (?, ?)", rows)
+            try:
+                self._base.execute("CREATE UNIQUE INDEX lists_by_user ON lists (user_id)")
+            except sqlite3.IntegrityError:
+                raise LakeError("a user has two lists in the run: run its recommend step again") from None
+            self._base.execute("COMMIT")
+            self._base.close()
 
     def read_back(self, users: list[str]) -> tuple[int, int, dict[str, Items]]:
-        base = sqlite3.connect(f"{self.path.absolute().as_uri()}?mode=ro", uri=True)
-        try:
+        with (
+            self._in_one_line(),
+            closing(sqlite3.connect(f"{self.path.absolute().as_uri()}?mode=ro", uri=True)) as base,
+        ):
             count, rows = base.execute("SELECT count(*), total(json_array_length(items)) FROM lists").fetchone()
             ask = "SELECT items FROM lists WHERE user_id = ?"
             found = {user: row for user in users if (row := base.execute(ask, (user,)).fetchone())}
-        finally:
-            base.close()
         return count, int(rows), {user: as_items(row[0]) for user, row in found.items()}
+
+    @contextmanager
+    def _in_one_line(self) -> Iterator[None]:
+        """Raise errors of SQLite, such as those of a full disk, as LakeError."""
+        try:
+            yield
+        except sqlite3.Error as error:
+            raise LakeError(
+                f"{self.path}: {error}: check the space and the disk of the folder, then export again"
+            ) from None
 
 
 class ParquetLists:

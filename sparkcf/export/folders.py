@@ -62,7 +62,10 @@ class VersionedFolder:
             except OSError:
                 raise ConflictError(f"another export is writing to {self.path}: wait for its end") from None
             for left in self.path.glob(f"{PARTIAL}*"):  # of an export that was killed: its lock is free
-                shutil.rmtree(left)
+                if left.is_symlink():
+                    left.unlink()
+                else:
+                    shutil.rmtree(left)
             work = Path(tempfile.mkdtemp(prefix=PARTIAL, dir=self.path))
             work.chmod(0o755)  # mkdtemp's own would let nobody else read the version
             try:

@@ -37,15 +37,22 @@ def write_vectors(lake: Lake, run: Run, folder: Path, faiss: bool = False) -> di
     Raises
     ------
     NotFoundError
-        The run's scores do not come from vectors.
+        The run's scores do not come from vectors; with `faiss`, the run has no lists to compare scores with.
+    ConfigError
+        With `faiss`: the scores are no inner products.
     LakeError
         Vectors of unequal length.
     """
     users, width = _write_side(lake, run, "user", folder)
-    items, _ = _write_side(lake, run, "item", folder)
+    items, item_width = _write_side(lake, run, "item", folder)
     facts: dict[str, Any] = {"users": users, "items": items, "width": width}
     facts |= _compare_scores(lake, run, folder)
     if faiss:
+        if not facts["compared"] and width == item_width:
+            raise NotFoundError(
+                f"--faiss: run {run.run_id} of {run.model} has no lists by the model to compare scores with: run its "
+                "recommend step first"
+            )
         if not facts["inner_product"]:
             raise ConfigError(f"--faiss: scores of {run.model} are no inner products, which the index searches by")
         facts |= write_index(folder)

@@ -26,7 +26,6 @@ from sparkcf.jobs.train import write_fitted, write_log
 from sparkcf.lake.frames import one_row
 from sparkcf.lake.runs import recorded_run
 from sparkcf.lake.tables import LakeTables
-from sparkcf.models.contract import Scorer
 from sparkcf.models.contract_data import Fitted
 from sparkcf.models.registry import model_of
 from sparkcf.progress import say, step
@@ -69,8 +68,9 @@ def fold_in_users(spark: SparkSession, config: Config) -> dict[str, Any]:
         paired = pairs(now.events(config.ds), model.reads, config)
         with step("fold in users", spark) as progress:
             shared = share_fitted(spark, model, fitted, now.sizes[1])
-            if folds_items(shared):
-                fitted = with_new_items(fitted, paired.where(F.col("user_idx") < data.n_users), shared)
+            n_users = shared.open().item_fold_users
+            if n_users is not None:
+                fitted = with_new_items(fitted, paired.where(F.col("user_idx") < n_users), shared)
             rows = marked(user_rows(paired), user_rows(data.pairs), fitted.user_factors)
             known = replace(data, pairs=paired.where(F.col("item_idx") < data.n_items))
             if model.reads.attributes:
@@ -97,17 +97,12 @@ def fold_in_users(spark: SparkSession, config: Config) -> dict[str, Any]:
     return {"run_id": run.run_id, "base_run_id": base.run_id, "counts": run.counts}
 
 
-def folds_items(shared: SharedScorer) -> bool:
-    """Whether the model has vectors for items that were not in training."""
-    return type(shared.open()).fold_in_items is not Scorer.fold_in_items
-
-
 def with_new_items(fitted: Fitted, paired: DataFrame, shared: SharedScorer) -> Fitted:
-    """A fit with vectors of the items that it does not know, from their rows over the users of training.
+    """A fit with vectors of the items that it does not know, from their rows.
 
     Parameters
     ----------
-    paired : user_idx, item_idx, value.
+    paired : user_idx, item_idx, value; user_idx is below the scorer's `item_fold_users`.
     """
 
     def work(batches: Iterable[Any]) -> Iterator[Any]:
@@ -172,7 +167,7 @@ def _solved_batch(batch: Any, shared: SharedScorer, width: int) -> Any:
     scorer = shared.open()
     kept, vectors = vectors_of(batch.column("factor"), width)
     biases = batch.column("bias").fill_null(0.0).to_numpy(zero_copy_only=False).copy()
-    rows = known_entries(rows_of(batch), scorer.known_items)
+    rows = known_entries(rows_of(batch), scorer.fold_items)
     features, folded = None, np.diff(rows[0]) > 0
     if "features" in batch.schema.names:
         features = entries_of(batch.column("features"))

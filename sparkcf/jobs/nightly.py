@@ -179,12 +179,12 @@ def _in_words(evaluated: dict[str, Any], config: Config) -> list[str]:
     lines.append(f"    {key.replace('_at_k', '')} {value:.4f} against {baseline:.4f} of popularity ({better})")
     k = config.topk.k
     if f"reranked:ndcg_at_k@{k}" in figures:
-        before, after = (
-            [figures[f"{system}:{name}_at_k@{k}"] for name in ("ndcg", "coverage", "intra_list_diversity")]
-            for system in ("plain", "reranked")
-        )
-        changes = [f"{b:.4f} to {a:.4f}" for b, a in zip(before, after, strict=True)]
-        lines.append(f"    re-ranking, lists of {k}: NDCG {changes[0]}, coverage {changes[1]}, diversity {changes[2]}")
+        changes = []
+        for word, name in (("NDCG", "ndcg"), ("coverage", "coverage"), ("diversity", "intra_list_diversity")):
+            before, after = (figures.get(f"{system}:{name}_at_k@{k}") for system in ("plain", "reranked"))
+            if before is not None and after is not None:  # lists of one item have no diversity
+                changes.append(f"{word} {before:.4f} to {after:.4f}")
+        lines.append(f"    re-ranking, lists of {k}: {', '.join(changes)}")
     return lines
 
 

@@ -8,6 +8,7 @@ The rules are those of the jobs, see `sparkcf.data.pairs`.
 from __future__ import annotations
 
 import datetime as dt
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, TypeAlias
@@ -24,6 +25,9 @@ from sparkcf.models.contract_data import F64, I32, LocalData
 Data: TypeAlias = "pd.DataFrame | Sequence[Any]"
 NEEDED, OPTIONAL = ("user_id", "item_id"), ("value", "ts", "event")
 DAY_S = 86_400
+LEAST, MOST = np.iinfo(np.int64).min, np.iinfo(np.int64).max
+WHOLE = re.compile(r"-?[0-9]{1,19}")
+FIRST_S, LAST_S = (dt.datetime(*day, tzinfo=dt.UTC).timestamp() for day in ((1, 1, 2), (9999, 12, 31)))  # of a date
 
 
 @dataclass(frozen=True)
@@ -53,16 +57,28 @@ class Ids:
 
 
 def _comparable(column: pd.Series) -> NDArray[Any]:
-    if pd.api.types.is_integer_dtype(column.dtype):
-        return column.to_numpy(np.int64)
-    if pd.api.types.is_float_dtype(column.dtype) and (column == column.round()).all():
-        return column.to_numpy(np.float64).astype(np.int64)
-    return column.astype(str).to_numpy(object)
+    """Ids as int64 if all are whole numbers, else as texts. Raises InputError for infinity and beyond int64."""
+    if isinstance(column.dtype, pd.CategoricalDtype):
+        column = column.astype(column.cat.categories.dtype)
+    kind = pd.api.types.infer_dtype(column, skipna=False) if column.dtype == object else None
+    whole = kind == "integer" or pd.api.types.is_integer_dtype(column.dtype)
+    if kind in ("floating", "mixed-integer-float") or pd.api.types.is_float_dtype(column.dtype):
+        column = column.astype(np.float64)
+        if np.isinf(column).any():
+            raise InputError("an id is infinite: give whole numbers or texts")
+        whole = bool((column == column.round()).all())
+    if not whole:
+        return column.astype(str).to_numpy(object)
+    for id_ in (column.min(), column.max()) if len(column) else ():
+        if not LEAST < int(id_) <= MOST:
+            raise InputError(f"the id {int(id_)} is no whole number of 64 bits: give such ids as texts")
+    return column.to_numpy().astype(np.int64)
 
 
-def _numbers(texts: NDArray[Any]) -> NDArray[Any]:
-    """Texts as whole numbers; -1 for one that is none: no id is a text here."""
-    return np.array([int(t) if str(t).lstrip("-").isdecimal() else np.iinfo(np.int64).min for t in texts], np.int64)
+def _numbers(texts: NDArray[Any]) -> NDArray[np.int64]:
+    """Texts as whole numbers; the least int64 for one that is none, or beyond int64: no id is a text here."""
+    found = [int(text) if WHOLE.fullmatch(text) else LEAST for text in map(str, texts)]
+    return np.array([number if LEAST <= number <= MOST else LEAST for number in found], np.int64)
 
 
 @dataclass(frozen=True)
@@ -157,7 +173,14 @@ def _finite(column: pd.Series, name: str, what: str) -> pd.Series:
 def _seconds(column: pd.Series, name: str, what: str) -> pd.Series:
     """Times as seconds since 1970: numbers are seconds already, texts and datetimes without a zone are UTC."""
     if pd.api.types.is_numeric_dtype(column.dtype):
-        return _finite(column, name, what)
+        seconds = _finite(column, name, what)
+        outside = (seconds < FIRST_S) | (seconds >= LAST_S)
+        if outside.any():
+            raise InputError(
+                f"{what}: {int(outside.sum()):,} of {len(column):,} values of {name} are outside the years 1 to 9999 "
+                f"as seconds since 1970, such as {seconds[outside].iloc[0]:.0f}: divide milliseconds by 1000"
+            )
+        return seconds
     times = pd.to_datetime(column, utc=True, errors="coerce", format="mixed")
     wrong = int(times.isna().sum())
     if wrong:

@@ -64,11 +64,12 @@ def ranking_figures(
     ids : int64 (n,), dense indices of the users, by which bootstrap draws are paired.
     seen : compressed rows of items that are not listed.
     heldout : compressed rows of the held-out items; an item beyond the catalogue is a miss.
-    n_trained : number of users in training, of whom novelty takes the items' shares.
+    n_trained : number of users in training, of whom novelty takes the items' shares; it is not measured where no item
+        has one.
     """
-    share = ranker.catalogue.popularity.astype(np.float64) / max(n_trained, 1)
-    share = np.minimum(share, 1.0)
+    share = np.minimum(ranker.catalogue.popularity.astype(np.float64) / max(n_trained, 1), 1.0)
     depth, n_items = max(evaluation.ks), len(share)
+    shares = share if share.any() else None
     parts: dict[str, list[Summary]] = {system: [] for system in SYSTEMS}
     listed = {system: np.zeros((len(evaluation.ks), n_items), bool) for system in SYSTEMS}
     names: list[tuple[str, int]] = []
@@ -79,7 +80,7 @@ def ranking_figures(
             unknown = replace(block, known=np.zeros(len(block), bool))
             for system, tested in zip(SYSTEMS, (block, unknown), strict=True):
                 ranked, _ = ranker.rank(tested, had, depth)
-                names, values = ranking_measures(ranked, *held, evaluation.ks, share)
+                names, values = ranking_measures(ranked, *held, evaluation.ks, shares)
                 parts[system].append(summarize(values, ids[at], seed, evaluation.bootstrap))
                 for place, k in enumerate(evaluation.ks):
                     top = ranked[:, :k]

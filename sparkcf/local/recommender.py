@@ -73,7 +73,7 @@ def fit(
     ConfigError
         An unknown model or parameter, or a value out of range.
     InputError
-        A missing column, no row, an id that is null, or a value that is not finite.
+        A missing column, no row, an id that is null, infinite or beyond int64, or a value or time out of range.
     TrainingError
         The numbers are not finite, or the data do not suit the model.
     """
@@ -135,9 +135,11 @@ class Recommender(FittedModel):
             user_id, position (from 1), item_id, score, reason: "model", or "fallback" (popularity) for a user of whom
             the model knows nothing.
         """
-        if not isinstance(k, int | np.integer) or k < 1:
-            raise ConfigError(f"k={k!r}: a whole number from 1 is needed")
+        _check_length(k)
         asked = self._asked(users, history)
+        if not len(asked):
+            none = _listed("user_id", asked, "item_id", self.items.values, *_no_lists())
+            return none.assign(reason=np.zeros(0, object))
         block, seen = self._block(asked, history)
         if not exclude_seen:
             seen = (np.zeros(len(block) + 1, np.int64), np.zeros(0, np.int32))
@@ -160,9 +162,12 @@ class Recommender(FittedModel):
 
         Raises
         ------
+        ConfigError
+            `k` is no whole number from 1.
         NotFoundError
             An item that the model does not know.
         """
+        _check_length(k)
         known = self.scorer.known_items
         idx = np.flatnonzero(known) if items is None else self._known_items(_several(items))
         ranked, scores = self.ranker.similar(idx.astype(np.int32), int(k))
@@ -285,9 +290,8 @@ class Recommender(FittedModel):
             self._check_predicts()
         config = self.config.model_copy(update={"evaluation": evaluation})
         parts = split_events(self.events, self.model.reads, config)
-        if evaluation.protocol == "q4":
-            last = dt.datetime.fromtimestamp(float(parts.train.ts.max()) // DAY_S * DAY_S, dt.UTC).date()
-            config = config.model_copy(update={"ds": last})
+        if parts.cut is not None:  # ages count from the day before, as in the jobs
+            config = config.model_copy(update={"ds": dt.date(1970, 1, 1) + dt.timedelta(days=parts.cut - 1)})
         part = fit_events(parts.train, self.users, self.items, config, self.threads)
         if evaluation.protocol == "q3":
             figures = part._rating_figures(parts.users, parts.items, parts.values, evaluation)
@@ -343,6 +347,15 @@ def load(folder: str | os.PathLike[str]) -> Recommender:
     from sparkcf.local.storage import load as read
 
     return Recommender(*read(os.fspath(folder)))
+
+
+def _check_length(k: Any) -> None:
+    if not isinstance(k, int | np.integer) or k < 1:
+        raise ConfigError(f"k={k!r}: a whole number from 1 is needed")
+
+
+def _no_lists() -> tuple[I32, NDArray[np.float32]]:
+    return np.zeros((0, 1), np.int32), np.zeros((0, 1), np.float32)
 
 
 def _several(ids: Any) -> list[Any]:

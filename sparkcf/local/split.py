@@ -25,6 +25,7 @@ class LocalSplit:
     rows : events of the tested users, whose rows are folded in (q1) or scored, and whose items are not listed.
     users, items, values : the held-out pairs, (n,), sorted by user and item.
     note : description of the cut.
+    cut : by time: the first day that is held out, in days since 1970.
     """
 
     train: Events
@@ -33,6 +34,7 @@ class LocalSplit:
     items: I32
     values: NDArray[np.float64]
     note: str
+    cut: int | None = None
 
 
 def split_events(events: Events, reads: Reads, config: Config) -> LocalSplit:
@@ -92,12 +94,12 @@ def _by_time(events: Events, reads: Reads, config: Config) -> LocalSplit:
         raise GateRefused("evaluation protocol q4 needs times, of two days or more: use protocol q2")
     after = np.cumsum(counts[::-1])[::-1]
     late = np.flatnonzero(after <= config.evaluation.holdout_share * len(events))
-    cut = days[max(int(late[0]), 1) if len(late) else len(days) - 1]
+    cut = int(days[max(int(late[0]), 1) if len(late) else len(days) - 1])
     before = events.where(np.floor(events.ts / DAY_S) < cut)
     users, items = liked_pairs(events.where(np.floor(events.ts / DAY_S) >= cut), config)
     new = ~np.isin(pair_keys(users, items), before.keys)
-    at = np.datetime64(int(cut), "D")
-    return LocalSplit(before, before, users[new], items[new], np.ones(new.sum()), f"held out from {at} on")
+    note = f"held out from {np.datetime64(cut, 'D')} on"
+    return LocalSplit(before, before, users[new], items[new], np.ones(new.sum()), note, cut)
 
 
 def _with_enough(users: I32, items: I32, least: int) -> tuple[I32, I32]:

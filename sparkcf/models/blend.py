@@ -208,8 +208,8 @@ class Blend(Model[BlendConfig]):
         for number, (member, own) in enumerate(zip(self.members, vectors, strict=True)):
             prefix = f"{number}."
             arrays = {name.removeprefix(prefix): a for name, a in saved.arrays.items() if name.startswith(prefix)}
-            known, bias = saved.arrays[f"{number}:known"].astype(bool), np.asarray(saved.arrays[f"{number}:bias"])
-            scorers.append(member.open(Saved(np.ascontiguousarray(own), bias, known, arrays)))
+            known, bias = (_of_length(saved.arrays[f"{number}:{name}"], len(own)) for name in ("known", "bias"))
+            scorers.append(member.open(Saved(np.ascontiguousarray(own), bias, known.astype(bool), arrays)))
         return BlendScorer(scorers, [m.width for m in self.members], saved.arrays["weights"], self.params, self.labels)
 
     def shapes(self, data: TrainingData) -> Shapes:
@@ -344,6 +344,12 @@ def _new_ranks(scorer: Scorer, users: UserBlock, params: BlendConfig) -> F32:
 
 def _ranks(params: BlendConfig) -> tuple[float, int]:
     return params.rank_constant, params.depth
+
+
+def _of_length(of_items: Any, n_items: int) -> Any:
+    """An array of the items at the fit, (any,), as one of `n_items`: the lake may have more, a reader need fewer."""
+    own = np.asarray(of_items)[:n_items]
+    return np.pad(own, (0, n_items - len(own)))
 
 
 def _saved(member: Model[Any], fitted: Fitted, n_items: int) -> Saved:

@@ -51,9 +51,19 @@ Params = TypeVar("Params", bound=ModelSection)
 
 
 class Scorer(ABC):
-    """A fitted model in one process: numpy in, numpy out. `known_items`: bool (m,), the items that it can score."""
+    """A fitted model in one process: numpy in, numpy out.
+
+    known_items : bool (m,), the items that it can score.
+    item_fold_users : `fold_in_items` reads the entries of users below it; None: it folds no items in.
+    """
 
     known_items: NDArray[np.bool_]
+    item_fold_users: int | None = None
+
+    @property
+    def fold_items(self) -> NDArray[np.bool_]:
+        """The items whose entries `fold_in` reads, bool (m,); default: the known ones."""
+        return self.known_items
 
     @abstractmethod
     def score_block(self, users: UserBlock) -> F32:
@@ -61,16 +71,20 @@ class Scorer(ABC):
 
     @abstractmethod
     def fold_in(self, rows: Rows, features: Features | None = None) -> tuple[F32, F32]:
-        """Vectors (n, width) and biases (n,) of users not in training, with everything else fixed."""
+        """Vectors (n, width) and biases (n,) of users not in training, with everything else fixed.
+
+        Parameters
+        ----------
+        rows : over `fold_items`.
+        """
 
     def fold_in_items(self, rows: Rows) -> F32:
-        """Vectors (n, item_width) of items that were not in training, from their rows over the users of training."""
+        """Vectors (n, item_width) of items not in training, from their rows over users below `item_fold_users`."""
         raise NotImplementedError
 
     def similar_block(self, items: I32) -> F32:
         """Similarity (n, m) of items to all items; default: the cosine of `likeness`."""
-        unit = unit_rows(self.likeness())
-        return unit[items] @ unit.T
+        return self._unit_items[items] @ self._unit_items.T
 
     def concepts(self, users: UserBlock, items: I32) -> I32 | None:
         """The concept that contributes most to each score (n, k); None for a model without concepts.

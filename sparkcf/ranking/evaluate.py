@@ -228,9 +228,8 @@ def _ranking_figures(
                 plain = Lists(*ranker.rank(tested, seen, k))
                 for system, lists in zip(RERANKED, (plain, chooser.lists(tested, users, seen, k)), strict=True):
                     values = ranking_measures(lists.items, *held, short, share)[1]
-                    more = np.nan_to_num(chooser.reranker.measures(lists, tested, short)[1])
-                    more[np.isnan(values).all(axis=1)] = np.nan  # users who have no held-out item are left out
-                    yield packed(system, np.column_stack([values, more]), lists.items, short)
+                    more = chooser.reranker.measures(lists, tested, short)[1]
+                    yield packed(system, rule_columns(values, more), lists.items, short)
 
     rows = side_by_side(users.mapInArrow(work, "system string, summary binary, listed binary"))
     return _merged(rows, data.n_items, int(saved.item_known.sum()), config, segments, by_rules is not None)
@@ -303,7 +302,7 @@ def _merged(
     for row in rows:
         system = row["system"]
         n = len(names_at(lengths[system]))
-        columns = 2 * n + 1 + segments.width if system in SYSTEMS else n + len(more)
+        columns = 2 * n + 1 + segments.width if system in SYSTEMS else n + 2 * len(more)
         summary = unpack(np.frombuffer(row["summary"]), columns, config.evaluation.bootstrap)
         parts[system].append(summary)
         listed[system] |= np.frombuffer(row["listed"], np.uint8).reshape(len(lengths[system]), -1)
@@ -317,7 +316,7 @@ def _merged(
             figures += _figures(system, names, warm, WARM) if warm.counted else []
             figures += segments.figures(system, summary, which + 1)
         else:
-            figures += _figures(system, [*names, *more], summary)
+            figures += rule_figures(system, names, more, summary)
         if system == SYSTEMS[0]:
             share = warm.counted / max(summary.counted, 1)
             figures.append(Figure(system, "warm_users", None, share, None, None, summary.counted))
@@ -325,6 +324,31 @@ def _merged(
             share = float(np.unpackbits(listed[system][place]).sum() / max(n_known, 1))
             figures.append(Figure(system, "coverage_at_k", k, share, None, None, summary.counted))
     return figures
+
+
+def rule_columns(values: Any, more: Any) -> Any:
+    """What users add to the sums of lists by the rules, (n, names + 2 more): `more` with 0 for NaN, and where it is.
+
+    Parameters
+    ----------
+    values : measures by held-out items (n, names); all NaN for a user without such items, who is left out.
+    more : measures of the lists themselves (n, more); NaN where a list or a user has none.
+    """
+    has = ~np.isnan(more)
+    columns = np.column_stack([values, np.where(has, more, 0.0), has])
+    columns[np.isnan(values).all(axis=1)] = np.nan
+    return columns
+
+
+def rule_figures(
+    system: str, names: Sequence[tuple[str, int]], more: Sequence[tuple[str, int]], summary: Summary
+) -> Iterator[Figure]:
+    """Figures of a summary of `rule_columns`; each of `more` is over those who have it, and left out if nobody has."""
+    yield from _figures(system, names, summary)
+    for place, name in enumerate(more, len(names)):
+        part = summary.among(place + len(more), slice(place, place + 1))
+        if part.counted:
+            yield from _figures(system, [name], part)
 
 
 def _figures(

@@ -84,7 +84,8 @@ class Reranker:
         candidates, scores : (n, C), best first, padded with -1 and -inf.
         """
         rules, side, at = self.rules, self.items, np.maximum(candidates, 0)
-        relevance = (within_user(scores) * side.multiply[at] + side.add[at]) * side.fresh[at]
+        boosted = within_user(scores) * side.multiply[at] + side.add[at]
+        relevance = np.where(boosted > 0, boosted * side.fresh[at], boosted)  # age never raises a score below 0
         places, explored = np.empty((len(ids), k), np.int32), np.empty((len(ids), k), np.bool_)
         few = self._explored(ids, k)
         keys = draw_keys(rules.seed, EXPLORATION + rules.day, ids)
@@ -141,6 +142,6 @@ class Reranker:
             drawn = np.zeros(len(items)) if lists.explored is None else lists.explored[:, :k].sum(axis=1)
             values.append(intra_list_diversity(items, self.items.vectors))
             values.append(calibration_kl(items, self.items.mix, wanted))
-            values.append(np.divide(drawn, full, out=np.zeros(len(items)), where=full > 0))
+            values.append(np.divide(drawn, full, out=np.full(len(items), np.nan), where=full > 0))
             names += [(name, k) for name in MEASURES]
         return names, np.column_stack(values)

@@ -40,7 +40,7 @@ SMALL = {
 
 
 def lake_of(root: Path, kind: str, names: tuple[str, ...] = NAMES) -> tuple[Lake, Run]:
-    """A run of a net with drawn weights. `names` : ids of the ITEMS items."""
+    """A run of a net with drawn weights. `names` : ids of the ITEMS items, and of later ones that only have vectors."""
     model = "multvae" if kind == "recvae" else kind
     config = load_config((), ["ds=2024-05-02", "input.path=x", f"model={model}", *SMALL[kind]])
     fitted = model_of(config)
@@ -49,10 +49,13 @@ def lake_of(root: Path, kind: str, names: tuple[str, ...] = NAMES) -> tuple[Lake
         torch.nn.init.normal_(parameter, 0.0, 0.5)
     state = arrays_of(net)
     if model == "bivae":
-        vectors, bias = np.random.default_rng(1).normal(size=(ITEMS, 4)).astype(np.float32), np.zeros(ITEMS, np.float32)
+        vectors, bias = (
+            np.random.default_rng(1).normal(size=(len(names), 4)).astype(np.float32),
+            np.zeros(len(names), np.float32),
+        )
     else:
         vectors, bias = fitted.item_arrays(state)
-    known = [i for i in range(ITEMS) if i not in UNKNOWN]
+    known = [i for i in range(len(names)) if i not in UNKNOWN]
     columns = {
         "item_idx": pa.array(known, pa.int32()),
         "item_id": [names[i] for i in known],
@@ -101,6 +104,19 @@ def test_the_file_gives_the_models_vectors_and_scores(tmp_path: Path, kind: str)
     assert torch.isneginf(scores[:, list(UNKNOWN)]).all() and torch.isfinite(scores[:, [0, 1, 2]]).all()
     assert not torch.allclose(vectors[0], vectors[2])  # it looks at its rows
     assert [tuple(t.shape) for t in module.dense(torch.zeros(0, ITEMS))] == [(0, expected.shape[1]), (0, ITEMS)]
+
+
+def test_items_that_were_folded_in_have_no_column(tmp_path: Path) -> None:
+    """Of BiVAE, whose item encoder gives vectors to items that are newer than its user encoder."""
+    lake, run = lake_of(tmp_path / "lake", "bivae", (*NAMES, "new1", "new2", "new3"))
+    opened = open_model(lake, run)
+    assert opened.scorer.known_items.sum() == opened.scorer.fold_items.sum() + 3
+    assert opened.scorer.item_fold_users == USERS
+    export_run(lake, run, "encoder", str(tmp_path / "out"))
+    place = tmp_path / "out" / "bivae" / "current"
+    told = json.loads((place / "manifest.json").read_text())
+    assert (told["items"], told["known_items"]) == (ITEMS, ITEMS - len(UNKNOWN)) and told["largest_difference"] <= 1e-5
+    assert pq.read_table(place / "item_ids.parquet")["id"].to_pylist() == list(NAMES)
 
 
 def test_values_count_where_the_model_reads_them(tmp_path: Path) -> None:

@@ -172,8 +172,10 @@ def test_what_a_killed_export_left_is_removed(exported_lake: Path, tmp_path: Pat
     left = tmp_path / "als" / ".partial-left"
     left.mkdir(parents=True)
     (left / "lists.jsonl").write_text("half")
+    link = tmp_path / "als" / ".partial-link"  # made, but not yet renamed to `current`
+    link.symlink_to("000001-r")
     export_run(Lake(exported_lake), RUN, "jsonl", str(tmp_path))
-    assert not left.exists()
+    assert not left.exists() and not link.is_symlink() and (tmp_path / "als" / "current").is_dir()
 
 
 def test_a_folder_that_cannot_be_written_is_said(exported_lake: Path, tmp_path: Path) -> None:
@@ -330,6 +332,37 @@ def test_a_run_without_vectors_is_said(tmp_path: Path) -> None:
         write(tmp_path / "lake", f"{side}_factors", columns, ["model", "run_id"])
     with pytest.raises(NotFoundError, match="scores of ease do not come from vectors"):
         export_run(Lake(tmp_path / "lake"), Run("ease", "r", MAY_2), "vectors", str(tmp_path / "out"))
+
+
+def test_an_index_of_a_run_without_lists_is_refused_by_the_step_that_is_missing(tmp_path: Path) -> None:
+    import pyarrow as pa
+
+    from tests.lake.test_query import write
+
+    write_lists(tmp_path / "lake", "als", "other", MAY_2, {"u": ["a"]})
+    for side in ("user", "item"):
+        columns = {
+            f"{side}_id": ["a"],
+            "factor": pa.array([[1.0, 2.0]], pa.list_(pa.float32())),
+            "bias": pa.array([0], pa.float32()),
+            "model": ["als"],
+            "run_id": ["r"],
+        }
+        write(tmp_path / "lake", f"{side}_factors", columns, ["model", "run_id"])
+    with pytest.raises(NotFoundError, match=r"--faiss: run r of als has no lists .* run its recommend step first"):
+        export_run(Lake(tmp_path / "lake"), RUN, "vectors", str(tmp_path / "out"), faiss=True)
+
+
+def test_a_full_disk_is_one_line(exported_lake: Path, tmp_path: Path) -> None:
+    file = SQLiteFile(tmp_path)
+    file._base.execute("PRAGMA max_page_count = 4")
+    with pytest.raises(LakeError, match=r"lists\.sqlite: database or disk is full: check the space"):
+        for lists in read_lists(Lake(exported_lake), RUN):
+            file.add(lists)
+    file._base.close()
+    file.path.write_bytes(b"x" * 5000)
+    with pytest.raises(LakeError, match="file is not a database"):
+        file.read_back(["u"])
 
 
 def test_every_target_is_tested() -> None:

@@ -238,6 +238,20 @@ def test_a_folded_run_of_a_net_is_recommended_though_items_were_added(spark, own
     assert recommend_run(spark, named)["counts"]["users_fallback"] == 2
 
 
+def test_bivae_folds_in_night_after_night_though_its_encoders_know_the_first_days_ids_alone(
+    spark, own: Lake, folded
+) -> None:
+    run_id, third = folded["bivae"]["run_id"], DAY + dt.timedelta(days=1)
+    added = {("new", "later"): 5.0, ("lost", "later"): 5.0, ("u5", "later"): 5.0, ("new", "alone"): 5.0}
+    write(own.tables(spark), {BEFORE: CORRECTED, DAY: ADDED, third: added})
+    again = fold_in_users(spark, own.config("bivae", f"run_id={run_id}", ds=third))
+    before, after = (own.vectors(spark, run) for run in (run_id, again["run_id"]))
+    np.testing.assert_allclose(after["new"][0], before["new"][0], rtol=1e-5)  # newer items do not count in a row
+    assert again["counts"]["users_without_known_items"] == 1 and "lost" not in after
+    items = own.vectors(spark, again["run_id"], "item")
+    assert {"fresh", "later"} <= items.keys() and "alone" not in items  # which nobody of the training has
+
+
 def test_the_run_tells_what_it_stands_on(spark, lake: Lake, folded) -> None:
     tables = lake.tables(spark)
     rows = {row["run_id"]: row for row in tables.read("runs").collect()}

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import datetime as dt
 import subprocess
 import sys
 from pathlib import Path
@@ -17,6 +18,7 @@ from sparkcf.data.pairs import Reads
 from sparkcf.data.pairs import pairs as spark_pairs
 from sparkcf.errors import ConfigError, InputError, LakeError, NotFoundError, SparkcfError
 from sparkcf.local.events import Ids, checked_frame, events_of, pairs_of
+from sparkcf.local.recommender import fit_events
 from sparkcf.models.als.fit import fit as fit_on_spark
 
 SMALL = {"rank": 4, "iterations": 6, "regularization": 0.05}
@@ -106,6 +108,22 @@ def test_protocols_split_without_overlap(frame: pd.DataFrame, protocol: str) -> 
     assert 0 <= model.evaluate(protocol, ks=(5,), **settings).value("recall_at_k", 5) <= 1
 
 
+def test_by_time_ages_count_from_the_day_before_the_held_out_ones(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Training events of 1 and 2 January, held-out ones of the 9th and 10th: ages count from the 8th."""
+    days = [1, 1, 1, 2, 9, 10]
+    rows = [(user, n, dt.datetime(2024, 1, day, 12)) for n, day in enumerate(days) for user in (1, 2)]
+    frame = pd.DataFrame(rows, columns=["user_id", "item_id", "ts"])
+    model, fitted = sparkcf.fit("popularity", frame, preference={"half_life_days": 1}, by="weight"), []
+
+    def noted(events, users, items, config, *rest):
+        fitted.append(config.ds)
+        return fit_events(events, users, items, config, *rest)
+
+    monkeypatch.setattr("sparkcf.local.recommender.fit_events", noted)
+    model.evaluate("q4", ks=(2,), holdout_share=0.4, bootstrap=0)
+    assert fitted == [dt.date(2024, 1, 8)]
+
+
 def test_explicit_als_predicts_values_better_than_their_mean(frame: pd.DataFrame) -> None:
     model = sparkcf.fit("als", frame, mode="explicit", biases=True, **SMALL)
     found = model.evaluate("q3", bootstrap=0)
@@ -150,6 +168,67 @@ BAD = {
     ),
     "positive_from too high": lambda f: ("ease", f, {"preference": {"positive_from": 9}}),
 }
+
+
+def test_odd_questions_have_an_answer_or_one_line() -> None:
+    pairs = pd.DataFrame({"user_id": [1, 1, 2, 3], "item_id": [1, 2, 2, 1], "value": [1.0, 2, 2, 1]})
+    model = sparkcf.fit("popularity", pairs)
+    none = model.recommend([], 3)
+    assert not len(none) and list(none.columns) == ["user_id", "position", "item_id", "score", "reason"]
+    assert set(model.recommend(["--5", "9" * 30, "-", str(2**63)], 1).reason) == {"fallback"}
+    assert model.recommend(["3"], 1).reason.tolist() == ["model"]
+    assert model.evaluate(pd.DataFrame({"user_id": ["--5"], "item_id": [1]}), ks=(1,), bootstrap=0).figures
+    for ask in (model.recommend, model.similar):
+        with pytest.raises(ConfigError, match="k=0: a whole number from 1"):
+            ask(k=0)
+    late = pairs.assign(ts=1_700_000_000_000)
+    with pytest.raises(InputError, match=r"4 of 4 values of ts .* such as 1700000000000: divide milliseconds by 1000"):
+        sparkcf.fit("popularity", late)
+
+
+@pytest.mark.parametrize(
+    "ids",
+    [
+        pd.Series([7, 2**40, -3]),
+        pd.Series([7, 2**40, -3], dtype=object),
+        pd.Series([7.0, 2, -3], dtype=object),
+        pd.Series([7, 2], dtype="uint64"),
+        pd.Series([7, 2], dtype="Int64"),
+        pd.Series([7, 2]).astype("category"),
+        pd.Series(["7", "02"]),
+        pd.Series(["a", "b"], dtype="string"),
+    ],
+    ids=lambda ids: f"{ids.dtype}-{ids[0]!r}",
+)
+def test_ids_come_back_as_they_were(ids: pd.Series) -> None:
+    found = Ids.of(ids)
+    assert sorted(found.values.tolist()) == sorted(ids.tolist())
+    assert (found.values[found.index(ids)] == ids.to_numpy()).all()
+    assert found.index([*ids.astype(str), "none"]).tolist()[-1] == -1
+
+
+@pytest.mark.parametrize(
+    ("ids", "said"),
+    [
+        (pd.Series([1, 2**63], dtype="uint64"), "the id 9223372036854775808 is no whole number of 64 bits"),
+        (pd.Series([1, 2**70], dtype=object), "64 bits: give such ids as texts"),
+        (pd.Series([1.0, 1e20]), "the id 100000000000000000000 is no whole"),
+        (pd.Series([1.0, np.inf]), "an id is infinite"),
+        (pd.Series([1.5, -np.inf]), "an id is infinite"),
+    ],
+)
+def test_ids_that_would_change_are_refused(ids: pd.Series, said: str) -> None:
+    with pytest.raises(InputError, match=said):
+        sparkcf.fit("popularity", pd.DataFrame({"user_id": [1, 2], "item_id": ids}))
+
+
+def test_novelty_is_not_measured_where_nobody_likes_an_item() -> None:
+    pairs = pd.DataFrame({"user_id": [1, 1, 2, 3], "item_id": [1, 2, 2, 1], "value": [1.0, 2, 2, 1]})
+    model = sparkcf.fit("als", pairs, mode="explicit", rank=2, iterations=2, preference={"positive_from": 4})
+    found = model.evaluate(pd.DataFrame({"user_id": [3], "item_id": [2], "value": [5.0]}), ks=(1,), bootstrap=0)
+    assert found.value("ndcg_at_k", 1) == 1 and found.value("rmse") > 0
+    with pytest.raises(KeyError, match="novelty_at_k"):
+        found.value("novelty_at_k", 1)
 
 
 @pytest.mark.parametrize("message", BAD)

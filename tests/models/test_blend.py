@@ -118,6 +118,30 @@ def test_a_member_that_reads_values_is_refused() -> None:
         Blend(BlendConfig(members=({"model": "als", "params": {"mode": "explicit"}}, {"model": "ease"})), 1)
 
 
+@pytest.mark.parametrize("n_items", [M - 2, M + 3])
+def test_a_blend_opens_for_fewer_or_more_items_than_its_fit_had(n_items: int) -> None:
+    """The last items of the fit had no pair, or items were added since."""
+    rng, n_known = np.random.default_rng(7), M - 2
+    chosen = ({"model": "als", "params": {"rank": RANK}}, {"model": "popularity"})
+    model = Blend(BlendConfig(members=chosen, weights=(0.6, 0.4)), 1)
+    known = np.arange(M) < n_known
+    arrays = {"weights": np.array([0.6, 0.4])}
+    for number in range(2):
+        arrays |= {f"{number}:bias": np.zeros(M, np.float32), f"{number}:known": known.astype(np.uint8)}
+    vectors = np.zeros((M + 3, RANK + 1), np.float32)
+    vectors[:n_known] = rng.normal(size=(n_known, RANK + 1))
+    rows = (np.array([0, 3]), np.array([1, 4, 7], np.int32), *[np.ones(3, np.float32)] * 2)
+    found = []
+    for n in (M, n_items):
+        scorer = model.open(Saved(vectors[:n], np.zeros(n, np.float32), np.arange(n) < n_known, dict(arrays)))
+        folded, bias = scorer.fold_in(rows)
+        user = UserBlock(folded, bias, np.ones(1, bool), rows)
+        found.append(scorer.score_block(user))
+        assert found[-1].shape == (1, n) and scorer.known_items.sum() == n_known
+        assert scorer.explain(user, 2).score == pytest.approx(float(found[-1][0, 2]))
+    np.testing.assert_allclose(found[1][:, :n_known], found[0][:, :n_known], rtol=1e-6)
+
+
 def test_a_fit_learns_weights_and_scores_as_its_members_do(spark: SparkSession) -> None:
     rng = np.random.default_rng(4)
     likes = [(u, i) for u in range(N) for i in range(M) if rng.random() < (0.7 if u % 3 == i % 3 else 0.1)]

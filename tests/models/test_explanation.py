@@ -230,3 +230,18 @@ def test_without_parts_the_nearest_items_are_a_hint_and_not_exact() -> None:
     assert not explained.exact and explained.scale == "cosine" and explained.total is explained.remainder is None
     assert [part.value for part in explained.parts] == pytest.approx([unit[6] @ unit[4], unit[6] @ unit[8]], rel=1e-5)
     check_reason(scorer, user, 6, explained)
+
+
+def test_similar_items_of_many_blocks_scale_the_vectors_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    rng, scaled = np.random.default_rng(3), []
+    vectors = rng.normal(size=(6, 3)).astype(np.float32)
+
+    def counted(rows: np.ndarray) -> np.ndarray:
+        scaled.append(len(rows))
+        return rows / np.linalg.norm(rows, axis=1, keepdims=True)
+
+    monkeypatch.setattr("sparkcf.models.contract.unit_rows", counted)
+    scorer = InnerProduct(Saved(vectors, np.zeros(6, np.float32), np.ones(6, bool)))
+    found = np.concatenate([scorer.similar_block(np.array([item], np.int32)) for item in range(6)])
+    np.testing.assert_allclose(np.diag(found), 1, rtol=1e-5)
+    assert scaled == [6]

@@ -154,6 +154,18 @@ def test_scores_reasons_and_likeness_are_those_of_the_weights() -> None:
     np.testing.assert_allclose(scorer.similar_block(np.array([2, 12], np.int32)), whole[[2, 12]], atol=1e-6)
 
 
+def test_padding_takes_no_reason_away() -> None:
+    """-1 is no item, and above all not the last one."""
+    x = users(10)
+    b = item_weights(compressed(x), 12, MRFConfig(max_neighbours=11, regularization=1))
+    arrays = dict(zip(("indptr", "indices", "values"), b, strict=True)) | {"items": np.arange(12, dtype=np.int32)}
+    scorer = MRFScorer(Saved(np.zeros((12, 0), np.float32), np.zeros(12, np.float32), np.ones(12, bool), arrays))
+    block = UserBlock(np.zeros((60, 0), np.float32), np.zeros(60, np.float32), np.ones(60, bool), (*compressed(x), x))
+    listed = np.tile(np.array([11, 3, -1, -1], np.int32), (60, 1))
+    padded, short = scorer.because(block, listed), scorer.because(block, listed[:, :2].copy())
+    assert (padded[:, :2] == short).all() and (padded[:, 2:] == -1).all() and (short[:, 0] >= 0).any()
+
+
 def test_on_spark_the_weights_are_those_of_one_process(spark: SparkSession) -> None:
     x = users(9)
     x[:, 7] = 0  # an item that nobody has

@@ -18,7 +18,7 @@ from sparkcf.config.load import load_config
 from sparkcf.config.root import Config
 from sparkcf.data.split import Split, split
 from sparkcf.errors import ConfigError, GateRefused
-from sparkcf.kernels.metrics import ranking_measures
+from sparkcf.kernels.metrics import ranking_measures, summarize
 from sparkcf.models.als.fit import fit_arrays, fold_in
 from sparkcf.models.contract_data import TrainingData
 from sparkcf.models.registry import model_of
@@ -300,6 +300,20 @@ def test_popularity_has_its_golden_figures(
     for system in ("model", "popularity"):
         names = (("ndcg_at_k", 100), ("ndcg_at_k", 20), ("recall_at_k", 20), ("recall_at_k", 50))
         assert tuple(round(found.value(metric, k, system), 4) for metric, k in names) == expected
+
+
+def test_measures_of_lists_are_means_over_those_who_have_them() -> None:
+    """User 1's list has one item, user 2's items have no category, user 3 has nothing held out, nobody has the last."""
+    nan = np.nan
+    values = np.array([[0.5], [0.1], [0.0], [nan]])
+    more = np.array([[0.8, 0.3, nan], [nan, 0.1, nan], [0.4, nan, nan], [9.0, 9.0, 9.0]])
+    summary = summarize(module.rule_columns(values, more), np.arange(4), 1, 50)
+    names = [("diversity", 5), ("kl", 5), ("none", 5)]
+    found = {f.metric: f for f in module.rule_figures("plain", [("ndcg", 5)], names, summary)}
+    assert {name: (round(f.value, 6), f.users) for name, f in found.items()} == {
+        "ndcg": (0.2, 3), "diversity": (0.6, 2), "kl": (0.2, 2),
+    }  # fmt: skip
+    assert 0.4 <= found["diversity"].lower < found["diversity"].upper <= 0.8 + 1e-9
 
 
 def test_rules_of_reranking_are_measured_before_and_after(spark: SparkSession, events) -> None:

@@ -68,6 +68,14 @@ def test_scores_halve_with_an_items_age() -> None:
     assert lists(RerankConfig(half_life_days=5), since=since).items[0, :2].tolist() == [5, 6]
 
 
+def test_age_raises_no_score_that_boosts_made_negative() -> None:
+    """Items 0 to 5 all have -0.5, and only item 0 is fresh: the old ones would come before it."""
+    end = dt.datetime(2024, 2, 1, tzinfo=dt.UTC).timestamp()
+    since = np.where(np.arange(M) == 0, end, end - 100 * 86_400)
+    buried = RerankConfig(half_life_days=5, boosts=({"by": "brand", "value": "x", "multiply": 0, "add": -0.5},))
+    assert lists(buried, M, since=since).items[0].tolist() == [*range(6, 12), *range(6)]
+
+
 def test_caps_count_values_of_categories_and_attributes() -> None:
     found = lists(RerankConfig(caps=({"by": "categories", "most": 1}, {"by": "brand", "most": 2})), 6)
     # 0 takes category a, 1 takes b and c; items without a category are left to brands: x is full, y takes 8 and 11.

@@ -97,7 +97,7 @@ class MRFScorer(LinearScorer):
         parts = np.zeros((len(had), len(items)), np.float32)
         indptr, targets, weights = self.weights
         place, column = self.place[had], np.full(len(self.items), -1)
-        wanted = self.place[items]
+        wanted = np.where(items >= 0, self.place[items], -1)
         column[wanted[wanted >= 0]] = np.flatnonzero(wanted >= 0)
         for row in np.flatnonzero(place >= 0):
             here = slice(indptr[place[row]], indptr[place[row] + 1])

@@ -28,6 +28,8 @@ from sparkcf.models.nets.multvae import MultVAE
 class KnownItems(NamedTuple):
     """What the scorer of a run knows of the items, whose indices are below m.
 
+    An encoder has columns for the items of the training, which may be more, or fewer where items were folded in.
+
     vectors : float32 (m, width).
     known : bool (m,).
     """
@@ -85,13 +87,13 @@ def _module_of(net: nn.Module, items: KnownItems) -> tuple[int, nn.Module]:
     assert isinstance(net, BiVAE)
     n_items = len(net.user.encoder.input.weight)
     vectors = torch.zeros(n_items, items.vectors.shape[1])
-    vectors[: len(items.vectors)] = torch.from_numpy(np.array(items.vectors))
+    vectors[: len(items.vectors)] = torch.from_numpy(np.array(items.vectors[:n_items]))
     return n_items, InnerProductEncoder(net, vectors, _known(items, n_items))
 
 
 def _known(items: KnownItems, n_items: int) -> Tensor:
     known = torch.zeros(n_items, dtype=torch.bool)
-    known[: len(items.known)] = torch.from_numpy(np.array(items.known))
+    known[: len(items.known)] = torch.from_numpy(np.array(items.known[:n_items]))
     return known
 
 

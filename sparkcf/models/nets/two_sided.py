@@ -11,6 +11,7 @@ from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
+from numpy.typing import NDArray
 
 from sparkcf.config.nets import BiVAEConfig
 from sparkcf.data.packed import PackedRows
@@ -106,7 +107,23 @@ class BiVAEModel(NetModel[BiVAEConfig]):
 
 
 class BiVAEScorer(AutoencoderScorer):
-    """Folds in new users by the users' encoder and new items by the items' encoder."""
+    """Folds in new users by the users' encoder and new items by the items' encoder.
+
+    Items that were folded in have vectors, and are scored, but the users' encoder has no input for them.
+    """
+
+    @cached_property
+    def _sizes(self) -> Sizes:
+        return self._model.sizes_of(self._state)
+
+    @property
+    def fold_items(self) -> NDArray[np.bool_]:
+        trained = np.arange(len(self.known_items)) < self._sizes["n_items"]
+        return self.known_items & trained
+
+    @property
+    def item_fold_users(self) -> int:  # type: ignore[override]
+        return self._sizes["n_users"]
 
     @cached_property
     def _item_encoder(self) -> Encoder:
