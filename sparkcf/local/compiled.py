@@ -1,6 +1,8 @@
-"""Compile the kernels of a night by ALS into numba's cache, so that the first night finds them: `make setup` does.
+"""Compile the kernels of a night by ALS into numba's cache, so that the first night finds them.
 
-python -m sparkcf.local.compiled
+    python -m sparkcf.local.compiled
+
+`make setup` runs it.
 """
 
 from __future__ import annotations

@@ -1,10 +1,12 @@
 """A whole night from a raw log: cleaning beside a plain Spark job, all of it beside a script of DuckDB and implicit.
 
-    python -m tests.bench.night [--size S|M|L] [--only clean,night,incremental] [--formats csv,jsonl] [--rounds 3]
+    python -m tests.bench.night [--size S|M|L] [--only clean,night,incremental,several] [--formats csv,jsonl] [--rounds N]
 
 clean: the clean job and a plain Spark job (a schema, bounds, one row a key, Delta) in one warm session, in turns.
 night: jobs/nightly.py by spark-submit, and night_script.py, in turns, with the largest process of each kind.
-incremental: the same size in the lake, then a night with a day of 50,000 new rows. `--quick`: 50,000 rows, once.
+incremental: the same size in the lake, then a night with a day of 50,000 new rows.
+several: a night of three models, one after another and at the same time, beside a night of each. `--quick`: 50,000
+rows, once, cleaning alone.
 """
 
 from __future__ import annotations
@@ -19,6 +21,7 @@ import tempfile
 import threading
 import time
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -33,6 +36,7 @@ from tests.bench.timing import clock, interleaved
 ROOT = Path(__file__).resolve().parents[2]
 RANK, ITERATIONS, K, DAY, NEXT = 64, 8, 20, "2024-01-01", "2024-01-02"
 NEW_ROWS = 50_000
+SEVERAL = ("als", "ease", "popularity")
 SETTINGS = [
     *("input.columns={value: value}", "input.ts_formats=[epoch_s]", "input.value_range=[0.5, 5]"),
     *("clean.max_events_per_user=10000000", f"als.rank={RANK}", f"als.iterations={ITERATIONS}"),
@@ -221,7 +225,27 @@ def incremental(given: argparse.Namespace, goals: list[Goal]) -> None:
     goals.append(Goal("the second night ÷ the first", second[0] / first[0], 0.35, at_least=False))
 
 
-PARTS = {"clean": cleaning, "night": nights, "incremental": incremental}
+def several(given: argparse.Namespace, goals: list[Goal]) -> None:
+    """Each model in a night of its own, and all of them in one, in turns."""
+    log, rows = log_of(given.size, "csv")
+    systems = {name: [f"model={name}"] for name in SEVERAL}
+    listed = f"models=[{','.join(SEVERAL)}]"
+    systems |= {"one after another": [listed], "at the same time": [listed, f"models_at_once={len(SEVERAL)}"]}
+
+    def night(settings: list[str]) -> list[float]:
+        with tempfile.TemporaryDirectory() as folder:
+            return [submit(f"{log}/*.csv", "csv", Path(folder, "lake"), DAY, *settings)[0]]
+
+    turns: dict[str, Callable[[], list[float]]] = {name: partial(night, settings) for name, settings in systems.items()}
+    times = interleaved(turns, given.rounds)
+    print(f"\nnights over {rows:,} raw rows: of each model alone, and of all three")
+    print_table(("night", "seconds: median (least–greatest)"), list(times.items()))
+    apart = sum(times[name].median for name in SEVERAL)
+    for name in ("one after another", "at the same time"):
+        goals.append(Goal(f"three models, {name} ÷ three nights", times[name].median / apart, 0.6, at_least=False))
+
+
+PARTS = {"clean": cleaning, "night": nights, "incremental": incremental, "several": several}
 
 
 def main() -> None:
