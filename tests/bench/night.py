@@ -1,6 +1,6 @@
 """A whole night from a raw log: cleaning beside a plain Spark job, all of it beside a script of DuckDB and implicit.
 
-    python -m tests.bench.night [--size S|M|L] [--only clean,night,incremental,several] [--formats csv,jsonl] [--rounds N]
+    python -m tests.bench.night [--size S|M|L] [--only clean,night,incremental,several] [--formats csv] [--rounds 3]
 
 clean: the clean job and a plain Spark job (a schema, bounds, one row a key, Delta) in one warm session, in turns.
 night: jobs/nightly.py by spark-submit, and night_script.py, in turns, with the largest process of each kind.
