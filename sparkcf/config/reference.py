@@ -43,7 +43,7 @@ READ_BY = {
     "models_at_once": ("nightly",),
     "night": ("nightly",),
     "run_id": ("evaluate", "recommend", "predict", "fold_in", "publish", "rollback"),
-    "clean": ("clean", "forget", "predict"),
+    "clean": ("clean", "forget", "recommend", "predict"),
     "preference": FITS,
     "train": ("train",),
     "train.window_days": FITS,
