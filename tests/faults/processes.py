@@ -87,16 +87,13 @@ class Submits:
         clean = {name: value for name, value in os.environ.items() if not name.startswith(own)}
         clean |= {MARK: mark, "SPARK_LOCAL_IP": "127.0.0.1", "PYSPARK_PYTHON": sys.executable, "PYTHONPATH": str(ROOT)}
         spark = ["--master", "local[2]", "--driver-memory", "1g", *JOB_OPTIONS]
-        given = f"""ds=2024-01-31 lake.root={lake} input.path={log} input.ts_formats=[epoch_s] als.rank=4
-            als.iterations=2 als.workers=1 gate.allow_below_popularity=true evaluation.protocol=q2 evaluation.ks=[5]
-            evaluation.bootstrap=0 gate.at=5 topk.k=5 topk.similar_items=0 input.columns.value=value"""
         command = [
             *prefix,
             str(BIN / "spark-submit"),
             *spark,
             *options,
             str(ROOT / "jobs" / f"{job}.py"),
-            *given.split(),
+            *settings(lake, log),
             *arguments,
         ]
         with open(self.folder / f"{mark}.out", "w") as out, open(self.folder / f"{mark}.err", "w") as err:
@@ -115,6 +112,13 @@ class Submits:
     def close(self) -> None:
         for job in self.started:
             job.kill()
+
+
+def settings(lake: Path, log: Path) -> list[str]:
+    """The arguments of every job here."""
+    return f"""ds=2024-01-31 lake.root={lake} input.path={log} input.ts_formats=[epoch_s] als.rank=4
+        als.iterations=2 als.workers=1 gate.allow_below_popularity=true evaluation.protocol=q2 evaluation.ks=[5]
+        evaluation.bootstrap=0 gate.at=5 topk.k=5 topk.similar_items=0 input.columns.value=value""".split()
 
 
 def write_log(path: Path, rows: list[Row]) -> Path:

@@ -19,10 +19,25 @@ from typing import Any
 import pytest
 
 from sparkcf import Lake
+from sparkcf.config.load import load_config
 from sparkcf.errors import LakeError
+from sparkcf.jobs.clean import clean_day
+from sparkcf.jobs.train import train_model
 from sparkcf.lake.schemas import TABLES
 from sparkcf.lake.tables import LakeTables
-from tests.faults.processes import BIN, PATIENCE, Row, Submits, Submitted, log_rows, stored, table, version, write_log
+from tests.faults.processes import (
+    BIN,
+    PATIENCE,
+    Row,
+    Submits,
+    Submitted,
+    log_rows,
+    settings,
+    stored,
+    table,
+    version,
+    write_log,
+)
 
 pytestmark = pytest.mark.slow
 
@@ -127,7 +142,7 @@ def test_a_table_whose_creation_was_killed_is_created_again(spark, tmp_path: Pat
 
 
 def test_a_driver_killed_before_its_commit_leaves_the_table_and_the_rerun_repairs(
-    base: Base, submit: Submits, tmp_path: Path
+    spark: Any, base: Base, submit: Submits, tmp_path: Path
 ) -> None:
     # The day's log is corrected: rows change, go and come, so there is much to write.
     rows = log_rows(20, 12, 2) + [(f"v{u}", f"i{i}", 3.0, 1_600_000_000 + i) for u in range(400) for i in range(100)]
@@ -147,10 +162,8 @@ def test_a_driver_killed_before_its_commit_leaves_the_table_and_the_rerun_repair
     assert parquet_files(lake) > files  # orphans: no version names them
     assert stored(lake) == base.rows
     assert Lake(lake).recommendations("u1").equals(Lake(base.lake).recommendations("u1"))
-    again = submit("clean", lake, log)
-    assert again.wait() == 0, again.said()
+    counts = clean_day(spark, load_config((), settings(lake, log)))["counts"]
     assert stored(lake) == sorted(rows)
-    counts = again.told["counts"]
     assert counts["clean"] == len(rows) == counts["inserted"] + counts["updated"] + counts["unchanged"]
     assert counts["deleted"] == len(set(r[:2] for r in base.rows) - set(r[:2] for r in rows))
     states = Counter(run["state"] for run in table(lake, "runs") if run["job"] == "clean")
@@ -167,7 +180,7 @@ def parquet_files(lake: Path) -> set[str]:
     ("name", "everyone"), [("nightly", False), ("train", True)], ids=["spark-submit", "its process group"]
 )
 def test_a_terminated_job_ends_soon_and_leaves_nothing_behind(
-    base: Base, submit: Submits, tmp_path: Path, name: str, everyone: bool
+    spark: Any, base: Base, submit: Submits, tmp_path: Path, name: str, everyone: bool
 ) -> None:
     lake = shutil.copytree(base.lake, tmp_path / "lake")
     published = Lake(lake).published().run_id
@@ -185,10 +198,9 @@ def test_a_terminated_job_ends_soon_and_leaves_nothing_behind(
     assert version(lake, "published") == version(base.lake, "published")
     assert Lake(lake).published().run_id == published and stored(lake) == base.rows
     if not everyone:
-        after = submit("train", lake, base.log, "train.again=true")
-        assert after.wait() == 0, after.said()
+        after = train_model(spark, load_config((), [*settings(lake, base.log), "train.again=true"]))
         states = {run["run_id"]: run["state"] for run in table(lake, "runs")}
-        assert states[after.told["run_id"]] == "trained"
+        assert states[after["run_id"]] == "trained"
 
 
 def check_terminated(job: Submitted, lake: Path) -> dict[str, Any]:
@@ -216,11 +228,11 @@ def check_terminated(job: Submitted, lake: Path) -> dict[str, Any]:
     ids=["clean", "a night's evaluate", "evaluate"],
 )
 def test_each_step_ends_with_its_reason(
-    base: Base, submit: Submits, tmp_path: Path, name: str, begun: Callable, state: str
+    spark: Any, base: Base, submit: Submits, tmp_path: Path, name: str, begun: Callable, state: str
 ) -> None:
     lake = shutil.copytree(base.lake, tmp_path / "lake")
     if name == "evaluate":
-        assert submit("train", lake, base.log, "train.again=true").wait() == 0
+        train_model(spark, load_config((), [*settings(lake, base.log), "train.again=true"]))
     job = submit(name, lake, base.log, "evaluation.protocol=auto", "evaluation.bootstrap=10000")
     deadline = time.monotonic() + PATIENCE
     while not begun(job, lake):
