@@ -39,6 +39,7 @@ class Activity:
     runs : rows of `runs` that the job wrote, by run_id.
     steps : steps in the order in which they began.
     tables_read : version of every table read, by address; None: not pinned.
+    versions_read : all pinned versions of a table that were read, by address.
     tables_written : addresses of the tables written.
     figures : measured figures by run_id: protocol and figures.
     gate : figures that the gate compared, by run_id: the measure's name, and values by system.
@@ -55,6 +56,7 @@ class Activity:
         self.runs: dict[str, Mapping[str, Any]] = {}
         self.steps: list[TimedStep] = []
         self.tables_read: dict[str, int | None] = {}
+        self.versions_read: dict[str, set[int]] = {}
         self.tables_written: set[str] = set()
         self.figures: dict[str, tuple[str, list[Any]]] = {}
         self.gate: dict[str, tuple[str, dict[str, float]]] = {}
@@ -121,6 +123,8 @@ class Activity:
         """Note that a table was read, by its address. `version` : None: the newest one."""
         if version is not None or table not in self.tables_read:
             self.tables_read[table] = version
+        if version is not None:
+            self.versions_read.setdefault(table, set()).add(version)
 
     def note_memory(self, size: int) -> None:
         """Note the memory of the largest process, in bytes, for all runs that have begun."""

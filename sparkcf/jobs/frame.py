@@ -21,6 +21,7 @@ from sparkcf.jobs.session import open_session, stop_session
 from sparkcf.jobs.signals import Terminated, cancel, raised_signals
 from sparkcf.jobs.space import explain_full_disk
 from sparkcf.lake.format import check_writable_format
+from sparkcf.lake.lost import lost_file
 from sparkcf.lake.roots import check_writable
 from sparkcf.lake.tables import LakeTables
 from sparkcf.progress import flush, job_description, say
@@ -116,6 +117,8 @@ def _run(name: str, function: Job, config: Config, observer: Observer) -> dict[s
         except Exception as error:
             cancel(spark, group)
             explain_full_disk(error, config, spark)
+            if lost := lost_file(error, LakeTables(spark, config.lake.root)):
+                raise lost from error
             raise
         finally:
             if started:

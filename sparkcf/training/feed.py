@@ -266,9 +266,7 @@ def _row_counts(files: Sequence[str]) -> list[tuple[str, int]]:
                 counts.append((address, pq.read_metadata(file).num_rows))
         except (OSError, ValueError) as error:
             first = first_line(error)
-            raise LakeError(
-                f"{address} cannot be read ({first}): was the table vacuumed? run jobs/prepare.py again"
-            ) from None
+            raise LakeError(f"{address} cannot be read: {first}; if a VACUUM removed it, train again") from None
     return [(address, n) for address, n in counts if n]
 
 

@@ -116,6 +116,16 @@ def test_an_error_that_is_ours_has_its_own_exit_code_and_one_line(
     )  # nothing of it goes on in the cluster, and nobody else's is ended
 
 
+def test_a_lost_file_of_the_lake_is_an_error_of_the_lake(
+    session: NoSpark, run: Callable, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("sparkcf.lake.tables.LakeTables.version", lambda *_: 7)
+    job = raising(RuntimeError(f"Job aborted\nFile file:{tmp_path}/lake/items/part-1.parquet does not exist"))
+    code, result, _ = run(job)
+    assert (code, result["status"]) == (2, "LakeError")
+    assert "table items of lake" in result["error"] and "version 7" in result["error"]
+
+
 def test_the_exit_codes_are_those_that_are_documented() -> None:
     kinds = [kind for kind in vars(errors).values() if isinstance(kind, type) and issubclass(kind, errors.SparkcfError)]
     assert {kind.exit_code for kind in kinds} | {0} == set(errors.EXIT_CODES)
