@@ -14,7 +14,6 @@ from sparkcf.lake.run_details import RunDetails, seconds_of
 COLUMNS = ["run_id", "job", "state", "seconds"]
 ROW = ["part", "name", "what", "value"]
 SYSTEMS = ("model", "popularity")
-ENDED_BADLY = ("failed", "refused")
 
 
 @dataclass(frozen=True)
@@ -27,13 +26,13 @@ class Part:
 
 
 def listed(rows: Sequence[Mapping[str, Any]], now: dt.datetime) -> tuple[list[Record], list[str]]:
-    """The rows of a table of runs, and a line for each run that failed or was refused."""
+    """The rows of a table of runs, and a line for each run with a reason: it failed, was refused, or was stopped."""
     records = []
     for row in rows:
         spent = seconds_of(row, now)
         shown = "" if spent is None else f"{spent:>7,.0f}"
         records.append({name: row[name] for name in ("run_id", "job", "state")} | {"seconds": shown})
-    reasons = [f"{row['run_id']}: {row['reason']}" for row in rows if row["reason"] and row["state"] in ENDED_BADLY]
+    reasons = [f"{row['run_id']}: {row['reason']}" for row in rows if row["reason"] and row["state"] != "expired"]
     return records, reasons
 
 

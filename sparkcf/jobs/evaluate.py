@@ -56,7 +56,7 @@ def _evaluate(spark: SparkSession, tables: LakeTables, opened: OpenRun, config: 
     if run.state == "trained":
         run.update("evaluated")
     else:
-        run.record()
+        run.record(done=True)
     figures = {
         f"{f.system}:{f.metric}" + (f"@{f.k}" if f.k else ""): round(f.value, 6)
         for f in result.figures

@@ -29,7 +29,7 @@ from sparkcf.lake.retention import (
     read_published,
     read_runs,
 )
-from sparkcf.lake.runs import FITS, recorded_run
+from sparkcf.lake.runs import FITS, WAITING, recorded_run
 from sparkcf.lake.schemas import PER_USER, TABLES
 from sparkcf.lake.tables import LakeTables
 from sparkcf.lake.upkeep import COMPACTED, compact, drop_damaged, drop_log_before, stored_bytes, vacuum
@@ -37,7 +37,6 @@ from sparkcf.progress import say, step
 
 SAFE_HOURS = 24  # no job takes longer
 MOST_HOURS = 30 * 24.0  # Delta forgets removed files then (delta.deletedFileRetentionDuration)
-UNPUBLISHED = ("trained", "evaluated", "recommended")  # states of a run whose next job may be in progress
 SPARE_HOURS = 1.0  # between the start of the oldest kept run and the files that go
 
 
@@ -128,12 +127,12 @@ def _purge(tables: LakeTables, config: Config, own_run: str, now: dt.datetime) -
 def _check_idle(tables: LakeTables, config: Config, own_run: str, now: dt.datetime) -> None:
     """Raise ConflictError if a job in progress may still read or write files that would go.
 
-    The jobs between a training and its publication hold no lease: a run that they may be at work on counts too.
+    Between two jobs nobody holds a lease of a run whose next job will read them: a run that is not published counts.
     """
     if config.maintain.purge_hours >= SAFE_HOURS:
         return
     since = F.lit(f"{now - dt.timedelta(hours=SAFE_HOURS):%Y-%m-%dT%H:%M:%S}Z").cast("timestamp")
-    waits = F.col("job").isin(*FITS) & F.col("state").isin(*UNPUBLISHED) & (F.col("updated_at") >= since)
+    waits = F.col("job").isin(*FITS) & F.col("state").isin(*WAITING) & (F.col("updated_at") >= since)
     busy = tables.read("runs").where((F.col("state") == "running") | waits).where(F.col("run_id") != own_run)
     if row := busy.orderBy(F.col("state") != "running", "run_id").select("run_id", "state").first():
         is_running = row["state"] == "running"

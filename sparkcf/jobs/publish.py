@@ -26,7 +26,7 @@ def publish_run(spark: SparkSession, config: Config, opened: OpenRun | None = No
     GateRefused
         See `ranking.gate`. The run's row has the reason; the published run stays.
     NotFoundError
-        A figure that the gate compares is missing; nothing is changed.
+        A figure that the gate compares is missing; the run's row has the reason, its state stays.
     ConflictError
         Another run of the model and day was published since this run began.
     """

@@ -1,4 +1,4 @@
-"""Leases of runs in progress: a file per run, which its job changes while it works. Runs of dead jobs are closed.
+"""Leases: a file for each run that a job works on, which the job changes meanwhile. It outlives only a killed job.
 
 No clock of another machine is read. On the machine of the run's job the process is looked for. From another machine
 the file is watched: a job that has not changed it for STALE_S of the watcher's own time is dead.
@@ -24,6 +24,7 @@ from sparkcf.progress import say
 FOLDER = "_leases"
 BEAT_S = 15
 STALE_S = 90  # a job that cannot write for so long is taken for dead
+NOBODY = "no job works on it"
 
 
 class Lease:
@@ -37,8 +38,11 @@ class Lease:
 
     def end(self) -> None:
         self._over.set()
-        files, path = _file(self._tables, self._run_id)
-        files.delete(path, False)
+        try:
+            files, path = _file(self._tables, self._run_id)
+            files.delete(path, False)
+        except Exception as error:  # a later job finds that this one has ended
+            say(f"  note: the lease of run {self._run_id} cannot be removed: {first_line(error)}")
 
     def _keep(self) -> None:
         while not self._over.wait(BEAT_S):
@@ -70,7 +74,7 @@ class Watch:
         """How the job of a run has died; None: it lives, or has not been watched for long enough."""
         files, path = _file(tables, run_id)
         if not files.exists(path):
-            return "no job works on it"
+            return NOBODY
         try:
             content = _read(tables.spark, files, path)
             lease = json.loads(content)
@@ -78,6 +82,10 @@ class Watch:
             pid, started = int(lease["pid"]), lease["started"]
         except (ValueError, KeyError, TypeError):  # its job was killed, or is, while it writes
             content, here, pid, started = "", False, 0, ""
+        except Exception:
+            if files.exists(path):
+                raise
+            return NOBODY  # its job has just ended
         if here:
             return None if process_start(pid) == started else f"its process {pid} on {socket.gethostname()} has ended"
         now, key = time.monotonic(), str(path)
@@ -91,6 +99,16 @@ class Watch:
         files, path = _file(tables, run_id)
         self._seen.pop(str(path), None)
         files.delete(path, False)
+
+
+def leased_runs(tables: LakeTables) -> list[str]:
+    """The runs that have a lease."""
+    files, path = _file(tables, "any")
+    folder = path.getParent()
+    if not files.exists(folder):
+        return []
+    names = (part.getPath().getName() for part in files.listStatus(folder))
+    return [name.removesuffix(".json") for name in names if name.endswith(".json")]
 
 
 @cache

@@ -16,9 +16,10 @@ from pyspark.sql import functions as F
 
 from sparkcf.activity import activity
 from sparkcf.config.root import Config
-from sparkcf.errors import ConfigError, LakeError, NotFoundError, SparkcfError, first_line
+from sparkcf.errors import ConfigError, LakeError, NotFoundError, NothingNew, first_line
 from sparkcf.lake.frames import frame_of
-from sparkcf.lake.leases import Lease, Watch
+from sparkcf.lake.leases import NOBODY, Lease, Watch, leased_runs
+from sparkcf.lake.lost import lost_file
 from sparkcf.lake.schemas import TABLES
 from sparkcf.lake.tables import LakeTables, sql_date
 from sparkcf.progress import say
@@ -27,6 +28,7 @@ from sparkcf.version import __version__
 
 WITHOUT_MODEL = ("clean", "forget", "maintain")  # jobs that are the same for every model
 FITS = ("train", "fold_in")  # jobs whose runs have factors
+WAITING = ("trained", "evaluated", "recommended")  # states of a run that is not published yet
 NEXT = {"trained": "jobs/evaluate.py and jobs/recommend.py", "evaluated": "jobs/recommend.py"}  # by a run's state
 _watch = Watch()  # of the leases of other jobs, for the life of this process
 
@@ -38,7 +40,7 @@ class Run:
     tables: LakeTables
     row: dict[str, Any]
     counts: dict[str, int] = field(default_factory=dict)
-    lease: Lease | None = None  # while its state is running
+    lease: Lease | None = None  # while a job works on it
 
     @property
     def run_id(self) -> str:
@@ -67,16 +69,30 @@ class Run:
         return own
 
     def update(self, state: str, reason: str | None = None, counts: dict[str, int] | None = None) -> None:
-        """Write the run's new state, which ends its lease, and what this job measured; `counts` are added."""
+        """Write the run's new state and what this job measured; `counts` are added. A running run's lease ends."""
+        was_running = self.state == "running"
         self.row |= {"state": state, "reason": reason and redacted(reason)}
         self._write({name: F.lit(self.row[name]) for name in ("state", "reason")}, counts or {})
+        if was_running:
+            self.end_lease()
+
+    def record(self, counts: dict[str, int] | None = None, done: bool = False) -> None:
+        """Write counts and what this job measured; the state is left to other jobs, which may change it meanwhile.
+
+        Parameters
+        ----------
+        done : clear the reason that a failure of the same step left; the one of a refusal stays.
+        """
+        new: dict[str, Column] = {}
+        if done and self.state != "refused":
+            self.row["reason"] = None
+            new["reason"] = F.when(F.col("state") == "refused", F.col("reason"))  # by a publish meanwhile
+        self._write(new, counts or {})
+
+    def end_lease(self) -> None:
         if self.lease is not None:
             self.lease.end()
             self.lease = None
-
-    def record(self, counts: dict[str, int] | None = None) -> None:
-        """Write counts and what this job measured; the state is left to other jobs, which may change it meanwhile."""
-        self._write({}, counts or {})
 
     def _write(self, new: dict[str, Column], counts: dict[str, int]) -> None:
         now, steps = _now(), activity.seconds(self.run_id)
@@ -139,21 +155,31 @@ def start_run(tables: LakeTables, job: str, config: Config, inputs: Mapping[str,
 
 
 def close_dead_runs(tables: LakeTables) -> None:
-    """Set runs in state running whose job has died to failed; see `leases` for who is dead.
+    """Note in the row of each run whose job has died that it was stopped; see `leases` for who is dead.
 
-    A run between two jobs, such as one that is trained, has no job that could die and stays as it is.
+    A running run becomes failed. One that a later step, such as evaluate, was working on keeps its state, so that the
+    step can be run again. A run between two jobs has no job that could die and stays as it is.
     """
-    running = tables.read("runs").where(F.col("state") == "running").select("run_id")
-    for run_id in sorted(row["run_id"] for row in running.collect()):
+    rows = tables.read("runs").select("run_id", "state")
+    running = {row["run_id"] for row in rows.where(F.col("state") == "running").collect()}
+    for run_id in sorted(running.union(leased_runs(tables))):
         death = _watch.death(tables, run_id)
-        if death is None:
+        if death is None or (death == NOBODY and run_id not in running):  # its step has just ended
             continue
-        reason = f"stopped: {death}"
-        new = {"state": F.lit("failed"), "reason": F.lit(reason), "updated_at": F.lit(f"{_now().isoformat()}Z")}
-        # The condition holds in the same commit: a job that has just ended its run itself is right.
-        tables.update("runs", f"run_id = '{run_id}' AND state = 'running'", new)
+        if run_id in running:
+            _note_stop(tables, run_id, "running", "failed", f"stopped: {death}")
+        else:
+            for (state,) in rows.where(F.col("run_id") == run_id).select("state").collect():
+                if state in WAITING:
+                    _note_stop(tables, run_id, state, state, f"stopped after it was {state}: {death}")
         _watch.remove(tables, run_id)
-        say(f"  note: run {run_id} is closed as failed, {reason}")
+
+
+def _note_stop(tables: LakeTables, run_id: str, before: str, state: str, reason: str) -> None:
+    new = {"state": F.lit(state), "reason": F.lit(reason), "updated_at": F.lit(f"{_now().isoformat()}Z")}
+    # The condition holds in the same commit: a job that has just ended its step itself is right.
+    tables.update("runs", f"run_id = '{run_id}' AND state = '{before}'", new)
+    say(f"  note: run {run_id} was {reason}")
 
 
 @contextmanager
@@ -166,27 +192,57 @@ def recorded_run(tables: LakeTables, job: str, config: Config, inputs: Mapping[s
 
 @contextmanager
 def failures_recorded(run: Run) -> Iterator[None]:
-    """An exception in the block is written into the run's row, where that is possible, and raised again."""
-    try:
-        yield
-    except BaseException as error:
-        _record(run, "failed", error)
-        raise
+    """Hold the run's lease; write an exception in the block into the run's row, where possible, and raise it again.
+
+    Raises LakeError as `lost_file`.
+    """
+    with _leased(run):
+        try:
+            yield
+        except BaseException as error:
+            told = _told(error, run.tables)
+            _record(run, "failed", told)
+            raise told from told.__cause__
 
 
 @contextmanager
 def reason_recorded(run: Run) -> Iterator[None]:
-    """A signal or an unforeseen error in the block is written into the run's row and raised again.
+    """As `failures_recorded`, but the run's state stays, so that the step can be run again.
 
-    The run's state stays, so that the step can be run again.
+    What the step itself has written, such as a refusal, stays too. NothingNew is no failure.
     """
+    with _leased(run):
+        try:
+            yield
+        except NothingNew:
+            raise
+        except BaseException as error:
+            told = _told(error, run.tables)
+            if run.row.get("reason") != str(told):
+                _record(run, run.state, told)
+            raise told from told.__cause__
+
+
+@contextmanager
+def _leased(run: Run) -> Iterator[None]:
+    """Hold a lease of the run during the block, unless an outer block holds it."""
+    if run.lease is not None:
+        yield
+        return
+    run.lease = Lease(run.tables, run.run_id)
     try:
         yield
-    except SparkcfError:
-        raise
-    except BaseException as error:
-        _record(run, run.state, error)
-        raise
+    finally:
+        run.end_lease()
+
+
+def _told(error: BaseException, tables: LakeTables) -> BaseException:
+    """The error to raise: the one about a lost file, which names the table and its version, where it is one."""
+    lost = lost_file(error, tables) if isinstance(error, Exception) else None
+    if lost is None:
+        return error
+    lost.__cause__ = error
+    return lost
 
 
 def _record(run: Run, state: str, error: BaseException) -> None:

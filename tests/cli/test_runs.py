@@ -11,6 +11,7 @@ from pathlib import Path
 import pyarrow as pa
 import pytest
 
+from sparkcf.cli.runs import listed
 from tests.lake.test_query import COUNTS, MAY_1, MAY_2, TIME, UTC, write, write_metrics, write_runs
 
 SECONDS = pa.map_(pa.string(), pa.float64())
@@ -73,6 +74,13 @@ def test_the_list_fits_80_columns_and_tells_why_a_run_was_refused(run, root: str
     assert [LONG, "train", "refused", "120"] in words(out) and [FIRST, "train", "published", "60"] in words(out)
     (reason,) = [line for line in out.splitlines() if "GateRefused" in line]
     assert reason.startswith(f"{LONG}: GateRefused") and r"\x1b[31mred" in reason
+
+
+def test_the_list_tells_why_a_run_waits_whose_step_was_stopped() -> None:
+    now = dt.datetime(2024, 5, 2, tzinfo=UTC)
+    run = {"run_id": "als-1", "job": "train", "seconds": {"train": 2.0}, "reason": "stopped after it was trained: …"}
+    assert listed([{**run, "state": "trained"}], now)[1] == [f"als-1: {run['reason']}"]
+    assert listed([{**run, "state": "expired", "reason": "maintain removed its rows"}], now)[1] == []
 
 
 def test_a_running_run_counts_up_to_now(run, tmp_path: Path) -> None:

@@ -1,4 +1,4 @@
-"""Runs whose job has died are closed by the next job, those of living jobs never."""
+"""Runs whose job has died get the reason by the next job, those of living jobs never."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ import pytest
 
 from sparkcf.lake import leases
 from sparkcf.lake.leases import Watch, machine, process_start
-from sparkcf.lake.runs import Run, close_dead_runs, start_run
+from sparkcf.lake.runs import Run, close_dead_runs, failures_recorded, find_run, reason_recorded, start_run
 from sparkcf.lake.tables import LakeTables
 
 
@@ -101,6 +101,49 @@ def test_a_run_between_two_jobs_stays_as_it_is(tables: LakeTables, started: Run,
     started.update(state)
     close_dead_runs(tables)
     assert row(tables, started)["state"] == state
+
+
+def test_a_step_holds_a_lease_of_its_run_also_within_a_night(
+    tables: LakeTables, started: Run, config: Callable
+) -> None:
+    started.update("trained")
+    run = find_run(tables, config(), ("trained",))
+    with failures_recorded(run):
+        for state in ("evaluated", "recommended"):
+            with reason_recorded(run):
+                assert lease_of(run).exists()
+                run.update(state)
+            assert lease_of(run).exists()
+    assert not lease_of(run).exists() and run.lease is None
+
+
+@pytest.mark.parametrize("state", ["trained", "evaluated", "recommended", "refused", "published"])
+def test_a_run_whose_step_was_killed_keeps_its_state_and_gets_the_reason(
+    tables: LakeTables, started: Run, state: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    started.update(state, reason="the gate refused" if state == "refused" else None)
+    with reason_recorded(started):
+        of_another_job(started, started="1")  # a process of this id that has ended
+        close_dead_runs(tables)
+        assert not lease_of(started).exists()
+        found = row(tables, started)
+        assert found["state"] == state
+        if state in ("refused", "published"):
+            assert found["reason"] == ("the gate refused" if state == "refused" else None)
+        else:
+            assert found["reason"].startswith(f"stopped after it was {state}: its process {os.getpid()} on ")
+            assert f"run {started.run_id} was stopped after" in capsys.readouterr().err
+            started.update(state)
+            assert row(tables, started)["reason"] is None
+
+
+def test_a_step_that_ends_while_another_job_looks_was_not_stopped(
+    tables: LakeTables, started: Run, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    started.update("trained")
+    monkeypatch.setattr("sparkcf.lake.runs.leased_runs", lambda _: [started.run_id])  # listed before its end
+    close_dead_runs(tables)
+    assert (row(tables, started)["state"], row(tables, started)["reason"]) == ("trained", None)
 
 
 def test_a_job_that_ends_its_run_while_another_closes_it_is_right(

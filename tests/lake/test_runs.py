@@ -11,9 +11,9 @@ from sparkcf.activity import activity
 from sparkcf.config.load import load_config
 from sparkcf.config.root import Config
 from sparkcf.data.inputs import Inputs
-from sparkcf.errors import LakeError
+from sparkcf.errors import GateRefused, LakeError, NothingNew, TrainingError
 from sparkcf.jobs.train import progress_folder
-from sparkcf.lake.runs import Run, find_run, recorded_run, start_run
+from sparkcf.lake.runs import Run, find_run, reason_recorded, recorded_run, start_run
 from sparkcf.lake.tables import LakeTables
 
 
@@ -108,3 +108,25 @@ def test_a_failed_run_has_the_time_up_to_its_failure(spark, tmp_path) -> None:
         with activity.timed("train"), activity.timed("pack user rows"):
             raise ZeroDivisionError
     assert stored(tables)["seconds"].keys() == {"train", "train/pack user rows"}
+
+
+def test_a_step_that_fails_leaves_its_reason_and_the_state(spark, tmp_path) -> None:
+    tables = LakeTables(spark, str(tmp_path / "lake"))
+    run = start_run(tables, "train", configured(), {})
+    run.update("trained")
+    with pytest.raises(TrainingError), reason_recorded(run):
+        raise TrainingError("the loss is not finite: lower als.alpha")
+    one = stored(tables)
+    assert (one["state"], one["reason"]) == ("trained", "TrainingError: the loss is not finite: lower als.alpha")
+    run.record({"predictions": 1})  # of another job
+    assert stored(tables)["reason"] == one["reason"]
+    run.record(done=True)
+    assert stored(tables)["reason"] is None
+
+    with pytest.raises(NothingNew), reason_recorded(run):
+        raise NothingNew("published already")
+    with pytest.raises(GateRefused), reason_recorded(run):
+        run.update("refused", reason="worse than popularity")
+        raise GateRefused("worse than popularity")
+    run.record(done=True)
+    assert (stored(tables)["state"], stored(tables)["reason"]) == ("refused", "worse than popularity")
