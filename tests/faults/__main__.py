@@ -4,7 +4,8 @@
 
 Each try takes a copy of a lake with one published night, breaks the next night or the lake, follows the cure (run the
 night again; where a file is broken, what `sparkcf doctor` says), and compares the tables with those of a night that
-nothing broke. A try survives if the break was noticed or repaired, readers saw whole runs only, and no row is wrong.
+nothing broke. A try survives if the break was noticed or repaired, readers saw whole runs only, and no row is wrong. A
+try in which nothing was broken, since the night had ended before or had not begun, is printed and drawn again.
 """
 
 from __future__ import annotations
@@ -27,12 +28,15 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
+from urllib.parse import unquote
+
+from deltalake import DeltaTable
 
 import sparkcf
 from sparkcf import Lake
 from sparkcf.cli.doctor import diagnose
 from sparkcf.errors import LakeError
-from tests.faults.processes import Row, Submits, Submitted, table, write_log
+from tests.faults.processes import Row, Submits, Submitted, table, version, write_log
 
 SAMPLE = Path(sparkcf.__file__).parent / "sample"
 USERS = 40
@@ -45,8 +49,16 @@ KEYS = {  # what is compared, by table; scores as they are printed, factors not 
 LOCAL_CLUSTER = ("--master", "local-cluster[2,1,1024]", "--conf", "spark.executor.memory=1g")
 
 
+AT_ITS_END_S = 5.0  # a job that has printed its result ends sooner
+DRAWS = 10  # of a try, until its fault meets a job at work
+
+
 class Wrong(Exception):
     """A fault was not survived."""
+
+
+class Missed(Exception):
+    """Nothing was broken: the try does not count."""
 
 
 @dataclass
@@ -133,18 +145,30 @@ def driver_killed(setting: Setting, lake: Path) -> None:
     job = setting.night(lake)
     time.sleep(setting.random.uniform(0, setting.seconds))
     job.kill()
+    if job.process.returncode != -signal.SIGKILL:
+        raise Missed(f"the night had ended with {job.process.returncode}")
     setting.finished(lake)
 
 
 def terminated(setting: Setting, lake: Path) -> None:
-    job = setting.night(lake)
+    job, before = setting.night(lake), version(lake, "runs")
     time.sleep(setting.random.uniform(0.3, 1) * setting.seconds)
-    if job.process.poll() is None:
-        job.process.send_signal(signal.SIGTERM)
-    if job.wait(120) not in (0, 143):
+    if version(lake, "runs") == before:  # until then Java ends without a word, as any program does
+        raise Missed("the night had not begun its first run")
+    if job.process.poll() is not None:
+        raise Missed(f"the night had ended with {job.process.returncode}")
+    sent = time.monotonic()
+    job.process.send_signal(signal.SIGTERM)
+    if job.wait(120) == 0 and time.monotonic() - sent < AT_ITS_END_S:
+        raise Missed("the night was at its end")
+    if job.code != 143:
         raise Wrong(f"ended with {job.code} after SIGTERM")
-    if job.code == 143 and "stopped by SIGTERM" in job.said() and job.told["exit_code"] != 143:
-        raise Wrong("the last line has another exit code")
+    try:
+        last = job.told
+    except (IndexError, ValueError):
+        raise Wrong("it has printed no last line") from None
+    if (last["status"], last["exit_code"], last["error"]) != ("terminated", 143, "stopped by SIGTERM"):
+        raise Wrong(f"its last line is {last}")
     setting.finished(lake)
 
 
@@ -152,8 +176,12 @@ def executor_killed(setting: Setting, lake: Path) -> None:
     job = setting.night(lake, *LOCAL_CLUSTER)
     time.sleep(setting.random.uniform(0.2, 0.9) * setting.seconds)
     executors = [pid for pid in job.alive() if b"CoarseGrainedExecutorBackend" in command_of(pid)]
-    if executors:
+    if not executors:
+        raise Missed("the night had no executors")
+    try:
         os.kill(setting.random.choice(executors), signal.SIGKILL)
+    except ProcessLookupError:
+        raise Missed("the executor had ended") from None
     if job.wait() not in (0, 1):
         raise Wrong(f"ended with {job.code} after an executor was lost: {job.told.get('error')}")
     if job.code:
@@ -178,11 +206,10 @@ def truncated_file(setting: Setting, lake: Path) -> None:
     """Of a table that jobs can write again. The load of its day is repeated, as the doctor advises."""
     setting.finished(lake)
     name = setting.random.choice(["interactions", "quarantine", "recommendations"])
-    files = sorted((lake / name).rglob("*.parquet")) if (lake / name).exists() else []
-    file = setting.random.choice(files or sorted((lake / "interactions").rglob("*.parquet")))
+    file = setting.random.choice(live_files(lake, name) or live_files(lake, "interactions"))
     file.write_bytes(file.read_bytes()[: setting.random.randrange(file.stat().st_size)])
     failed = [check for check in diagnose(str(lake)) if check.status == "fail"]
-    if not failed and str(file) in live_files(lake, file):
+    if not failed:
         raise Wrong(f"the doctor does not see that {file} is cut")
     diagnose(str(lake), repair=True)
     for check in failed:
@@ -193,11 +220,11 @@ def truncated_file(setting: Setting, lake: Path) -> None:
     setting.finished(lake)
 
 
-def live_files(lake: Path, file: Path) -> str:
-    from deltalake import DeltaTable
-
-    name = file.relative_to(lake).parts[0]
-    return " ".join(str(lake / name / path) for path in Lake(lake).files(DeltaTable(str(lake / name))))
+def live_files(lake: Path, name: str) -> list[Path]:
+    """The files of a table's newest version; none if there is no such table."""
+    if not (lake / name).exists():
+        return []
+    return sorted(Path(unquote(uri.removeprefix("file://"))) for uri in DeltaTable(str(lake / name)).file_uris())
 
 
 def corrupt_log(setting: Setting, lake: Path) -> None:
@@ -255,6 +282,8 @@ def reader_in_a_loop(setting: Setting, lake: Path) -> None:
     finally:
         over.set()
         thread.join()
+    if not seen and not errors:
+        raise Missed("nothing was read meanwhile")
     if errors or seen - {before, after}:
         raise Wrong(f"{len(errors)} errors, {len(seen - {before, after})} mixed lists: {errors[:1]}")
 
@@ -271,20 +300,30 @@ FAULTS: dict[str, Callable[[Setting, Path], None]] = {
 
 
 def tried(setting: Setting, fault: Callable[[Setting, Path], None], tally: Tally) -> None:
-    lake, begin = setting.copy(), time.monotonic()
+    begin = time.monotonic()
     tally.tries += 1
-    try:
-        fault(setting, lake)
-        wrong = wrong_rows(setting, lake)
-        tally.wrong += wrong
-        tally.survived += not wrong
-        if wrong:
-            tally.problems.append(f"{wrong} rows wrong in {lake}")
-    except (Wrong, LakeError, subprocess.TimeoutExpired) as error:
-        tally.problems.append(str(error))
+    for _ in range(DRAWS):
+        lake = setting.copy()
+        try:
+            fault(setting, lake)
+            wrong = wrong_rows(setting, lake)
+            tally.wrong += wrong
+            tally.survived += not wrong
+            if wrong:
+                tally.problems.append(f"{wrong} rows wrong in {lake}")
+            break
+        except Missed as missed:
+            print(f"drawn again: {missed}", flush=True)
+            setting.submit.close()  # what is left of the night
+        except (Wrong, LakeError, subprocess.TimeoutExpired) as error:
+            tally.problems.append(str(error))
+            break
+        finally:
+            if not tally.problems:
+                shutil.rmtree(lake.parent)
+    else:
+        tally.problems.append(f"nothing was broken in {DRAWS} draws")
     tally.seconds += time.monotonic() - begin
-    if not tally.problems:
-        shutil.rmtree(lake.parent)
 
 
 def shown(tallies: dict[str, Tally]) -> str:
