@@ -6,6 +6,7 @@ are the same. The item side is shared with the executors as memory-mapped files,
 
 from __future__ import annotations
 
+import tempfile
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from typing import Any
@@ -28,6 +29,7 @@ from sparkcf.ranking.scorers import SharedScorer, share_scorer, user_block
 from sparkcf.spark import DataFrame, F, SparkSession
 
 LISTS = "user_idx int, items array<int>, scores array<float>, by_model boolean"
+SLICE = 65_536  # items whose unit vectors are computed at once
 REASONS = {"concepts": "int", "because": "int", "explored": "boolean"}  # columns of reasons, a value for each item
 Seen = tuple[NDArray[np.int64], NDArray[np.int32]]  # compressed rows: items not to list
 
@@ -162,9 +164,19 @@ def share_similarity(spark: SparkSession, model: Model[Any], saved: Saved, score
     opened = model.open(saved)
     if type(opened).similar_block is not Scorer.similar_block:
         return scorer
-    unit = unit_rows(opened.likeness())
+    unit = _unit_on_disk(opened.likeness())
     comparable = saved.item_known & unit.any(axis=1)
     return share_scorer(spark, Cosine, Saved(unit, np.zeros(len(unit), np.float32), comparable))
+
+
+def _unit_on_disk(vectors: F32) -> F32:
+    """`unit_rows` in a temporary file, a slice at a time: the driver's memory need not hold the item side twice."""
+    if not vectors.size:
+        return vectors
+    unit = np.memmap(tempfile.TemporaryFile(prefix="sparkcf-"), np.float32, "w+", shape=vectors.shape)
+    for first in range(0, len(vectors), SLICE):
+        unit[first : first + SLICE] = unit_rows(vectors[first : first + SLICE])
+    return unit
 
 
 def top_k(users: DataFrame, shared: SharedRanker, width: int, k: int, *reasons: str) -> DataFrame:

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import tracemalloc
 from collections.abc import Callable
 from dataclasses import dataclass
+from types import SimpleNamespace
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
@@ -13,10 +16,11 @@ from pyspark.sql import functions as F
 
 from sparkcf.data.arrow import collect_factors, csr_of
 from sparkcf.kernels.csr import take_rows
+from sparkcf.kernels.vectors import unit_rows
 from sparkcf.models.contract import InnerProduct
 from sparkcf.models.contract_data import Saved
 from sparkcf.ranking.scorers import share_scorer
-from sparkcf.ranking.topk import Catalogue, share_ranker, top_k
+from sparkcf.ranking.topk import Catalogue, share_ranker, share_similarity, top_k
 
 USERS = "user_idx int, factor array<float>, seen array<int>"
 ITEMS = "idx int, factor array<float>, bias float"
@@ -168,6 +172,25 @@ def test_several_item_sides_are_kept_apart(listed: Callable[..., Lists]) -> None
     one, other = items([[1.0], [2.0]]), items([[2.0], [1.0]])
     users: list[User] = [(0, [1.0], None)]
     assert [listed(users, side, 1)[0][0][0] for side in (one, other, one)] == [1, 0, 1]
+
+
+def test_unit_vectors_are_shared_without_a_second_item_side_in_memory(monkeypatch: pytest.MonkeyPatch) -> None:
+    vectors = np.random.default_rng(1).normal(size=(20_001, 64)).astype(np.float32)
+    vectors[5] = 0
+    files: list[str] = []
+    spark: Any = SimpleNamespace(sparkContext=SimpleNamespace(addFile=files.append))
+    model: Any = SimpleNamespace(open=InnerProduct)
+    saved = Saved(vectors, np.zeros(len(vectors), np.float32), np.ones(len(vectors), bool))
+    monkeypatch.setattr("sparkcf.ranking.topk.SLICE", 1000)
+    tracemalloc.start()
+    try:
+        share_similarity(spark, model, saved, share_scorer(spark, InnerProduct, saved))
+        peak = tracemalloc.get_traced_memory()[1]
+    finally:
+        tracemalloc.stop()
+    assert peak < vectors.nbytes / 4
+    shared = [np.load(file) for file in files[3:]]  # after the model's own three arrays
+    assert np.array_equal(shared[0], unit_rows(vectors)) and np.flatnonzero(~shared[2]).tolist() == [5]
 
 
 def test_csr_of_reads_nulls_and_slices_of_a_column() -> None:
