@@ -9,7 +9,7 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
 # Core-seconds.
-CLEAN_ROW = 32e-6  # a raw CSV row to the committed tables
+CLEAN_ROW = 19e-6  # a raw CSV row to the committed tables
 BLOCK_PAIR = 2.2e-6  # a pair, from Delta into its two blocks
 SWEEP_PAIR, SWEEP_PAIR_RANK = 90e-9, 2.6e-9  # a pair in a sweep of both sides by CG of 3 steps, and by rank
 SCORE_RANK, SCORE = 40e-12, 1.4e-9  # a user's score of an item, by rank, and its selection and writing

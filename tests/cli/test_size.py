@@ -19,7 +19,7 @@ HUGE = Load(100e9, 1e9, 1e9, 100e6)
 
 def test_the_costs_are_near_those_measured_on_two_cores() -> None:
     seconds = {step.step: step.hours * 3600 for step in steps(M, HERE)}
-    assert seconds["clean"] == pytest.approx(81, rel=0.2)
+    assert seconds["clean"] == pytest.approx(48.9, rel=0.2)  # the job alone, docs/measured.md
     assert seconds["train"] == pytest.approx(5.5 + 10 * 0.51, rel=0.35)
     twenty_thousand = Load(5e6, 0, 20_000, 13_372)
     lists = next(step for step in steps(twenty_thousand, HERE) if step.step == "recommend")
