@@ -6,6 +6,7 @@ import importlib.metadata
 import importlib.util
 import os
 import re
+import secrets
 import shlex
 import sys
 import tempfile
@@ -19,6 +20,7 @@ from deltalake.exceptions import TableNotFoundError
 from sparkcf import runtime
 from sparkcf.errors import ConfigError, first_line
 from sparkcf.lake.damage import NUMBERED, damaged_files, take_out
+from sparkcf.lake.folder import Folder
 from sparkcf.lake.log import TableLog
 from sparkcf.lake.query import Lake
 from sparkcf.lake.reader import CURE, TABLE_NAMES, foreign_features
@@ -176,9 +178,9 @@ def _check_gpus(amounts: dict[str, str]) -> Check:
 
 
 def check_root(lake: Lake) -> Check:
-    """Check that the lake's folder can be written; of an object store only the tables are checked."""
+    """Check that the lake's folder can be written."""
     if lake.folder is None:
-        return Check("lake", "ok", f"{lake.root}: an object store, writing is not checked")
+        return _check_store(lake)
     if not os.path.exists(lake.folder):
         return Check("lake", "warn", f"there is no lake at {lake.root} yet", f"{CURE}, or name another with --lake")
     if not os.path.isdir(lake.folder):
@@ -188,6 +190,26 @@ def check_root(lake: Lake) -> Check:
             pass
     except OSError as error:
         return Check("lake", "fail", f"{lake.root} is not writable: {error}", "change its rights, or free space")
+    return Check("lake", "ok", f"{lake.root} is writable")
+
+
+def _check_store(lake: Lake) -> Check:
+    """Check that a file can be written to a lake on an object store, with the credentials of the environment."""
+    try:
+        if lake.storage_options:
+            raise ConfigError("storage_options are for reading")
+        folder = Folder(lake.root)
+    except ConfigError as error:
+        return Check("lake", "ok", f"{lake.root}: an object store, writing is not checked: {error}")
+    probe = f".sparkcf-probe-{secrets.token_hex(4)}"
+    try:
+        if not folder.names():
+            return Check("lake", "warn", f"there is no lake at {lake.root} yet", f"{CURE}, or name another with --lake")
+        folder.write(probe, b"")
+        folder.delete(probe)
+    except OSError as error:
+        cure = "check the address, the credentials in the environment and their rights to put and delete objects"
+        return Check("lake", "fail", f"{lake.root} is not writable: {first_line(error)}", cure)
     return Check("lake", "ok", f"{lake.root} is writable")
 
 

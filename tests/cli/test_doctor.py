@@ -195,6 +195,29 @@ def test_a_lake_reached_through_delta_rs_is_checked_too(tmp_path: Path, name: st
     assert list(doctor.check_table(store, "quarantine")) == []
 
 
+def test_an_object_store_is_probed_and_left_as_it_was(
+    root: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    store = Lake(root)
+    store.folder, store.root = None, root.as_uri()  # as if it were an object store
+    before = sorted(root.rglob("*"))
+    assert doctor.check_root(store) == Check("lake", "ok", f"{root.as_uri()} is writable")
+    assert sorted(root.rglob("*")) == before
+
+    def refused(*_: object) -> None:
+        raise OSError("When uploading: AWS Error ACCESS_DENIED")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(doctor.Folder, "write", refused)
+        check = doctor.check_root(store)
+    assert check.status == "fail" and "ACCESS_DENIED" in check.found and "credentials" in check.cure
+    store.root = (tmp_path / "none").as_uri()
+    assert doctor.check_root(store).status == "warn" and not (tmp_path / "none").exists()
+    store.root = "abfss://lake@account.dfs.core.windows.net/lake"
+    check = doctor.check_root(store)
+    assert check.status == "ok" and "writing is not checked" in check.found
+
+
 def lake_check(root: Path | str) -> Check:
     return next(c for c in diagnose(str(root)) if c.check == "lake")
 

@@ -14,6 +14,7 @@ from pathlib import Path
 import pytest
 
 from sparkcf import Lake
+from sparkcf.cli.doctor import check_root
 from sparkcf.config.load import load_config
 from sparkcf.jobs.nightly import nightly
 from sparkcf.lake.folder import Folder
@@ -103,6 +104,10 @@ def test_a_night_on_an_object_store_writes_what_a_local_one_does(
     assert stored.published("als").ds == local.published("als").ds
     # Saved sweeps were kept there while they were of use, and are removed.
     assert not [name for name in Folder("s3a://lake/night/_progress").files() if name]
+
+    before = Folder("s3a://lake/night").files()
+    assert check_root(stored).found == "s3a://lake/night is writable"
+    assert Folder("s3a://lake/night").files() == before
 
     folded = submit("fold_in.py", server, environment, f"run_id={told['run_id']}", "ds=2024-05-31", "input.path=none")
     assert folded["status"] == "ok"
