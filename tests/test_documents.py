@@ -400,3 +400,16 @@ def test_the_night_on_own_data_runs_as_the_readme_says(tmp_path: Path) -> None:
     assert told["counts"]["clean"] == told["counts"]["read"] == 60 * 36
     listed = sparkcf.Lake(tmp_path / "lake").recommendations("u1", 3)
     assert [int(item[1:]) % 3 for item in listed.item_id] == [1, 1, 1]
+
+
+def test_commands_on_an_object_store_have_its_connector_and_region() -> None:
+    connector = "org.apache.hadoop:hadoop-aws:3.3.4"  # of the Hadoop that Spark brings
+    found = 0
+    for block in BLOCKS:
+        for line in block.text.replace("\\\n", " ").splitlines():
+            if line.startswith("spark-submit ") and "=s3a://" in line:
+                found += 1
+                image = (ROOT / "conf/kubernetes/Dockerfile").read_text()
+                assert connector in (image if "--master k8s:" in line else line), block
+                assert "AWS_REGION=" in block.text, block
+    assert found >= 3

@@ -8,7 +8,7 @@ import os
 import shutil
 import sys
 import tempfile
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
@@ -122,36 +122,45 @@ def spark_home() -> Path:
     return Path(_find_spark_home())
 
 
-def install_delta() -> None:
+def install_jars(packages: Sequence[str] = ()) -> None:
     """Download Delta's jars through Ivy and copy them into Spark's folder of jars (part of `make setup`).
 
-    The jars come from Maven Central or, with the environment variable DEFAULT_ARTIFACT_REPOSITORY, from a mirror of
-    it; through the proxy in HTTPS_PROXY or HTTP_PROXY, if there is one. What Ivy prints is shown only if it fails.
+    Jars that Spark has already are left as they are. The jars come from Maven Central or, with the environment variable
+    DEFAULT_ARTIFACT_REPOSITORY, from a mirror of it; through the proxy in HTTPS_PROXY or HTTP_PROXY, if there is one.
+    What Ivy prints is shown only if it fails.
+
+    Parameters
+    ----------
+    packages : further packages of Maven, such as the connector of an object store, whose jars are needed too.
 
     Raises
     ------
     ConfigError
         The jars cannot be downloaded.
     """
-    if delta_is_installed():
+    if delta_is_installed() and not packages:
         return
     from delta import configure_spark_with_delta_pip
     from pyspark.sql import SparkSession
 
     os.environ.setdefault("SPARK_SUBMIT_OPTS", " ".join(proxy_options(os.environ)))
     with tempfile.TemporaryDirectory() as ivy:
-        builder = configure_spark_with_delta_pip(SparkSession.builder.master("local[1]"))
+        builder = configure_spark_with_delta_pip(SparkSession.builder.master("local[1]"), list(packages))
         try:
             with _shown_on_failure():
                 spark = builder.config("spark.jars.ivy", ivy).config("spark.ui.enabled", "false").getOrCreate()
                 spark.stop()
         except Exception as error:
+            wanted = ["Delta's jars", *packages]
             raise ConfigError(
-                f"Delta's jars cannot be downloaded: {first_line(error)}: name a mirror of Maven Central by "
+                f"{' and '.join(wanted)} cannot be downloaded: {first_line(error)}: name a mirror of Maven Central by "
                 "DEFAULT_ARTIFACT_REPOSITORY=https://…, or a proxy by HTTPS_PROXY=http://host:port"
             ) from None
-        for jar in Path(ivy, "jars").glob("io.delta_*.jar"):
-            shutil.copy(jar, spark_home() / "jars" / jar.name.removeprefix("io.delta_"))
+        jars = spark_home() / "jars"
+        for jar in Path(ivy, "jars").glob("*.jar"):
+            name = jar.name.partition("_")[2]  # Ivy puts the group before it
+            if not (jars / name).exists():
+                shutil.copy(jar, jars / name)
 
 
 def proxy_options(environment: Mapping[str, str]) -> list[str]:
@@ -225,7 +234,7 @@ def stop_session(spark: Any) -> None:
 
 if __name__ == "__main__":
     try:
-        install_delta()
+        install_jars(sys.argv[1:])
     except SparkcfError as error:
         print(f"sparkcf: {error}", file=sys.stderr)
         sys.exit(error.exit_code)

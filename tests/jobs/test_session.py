@@ -16,7 +16,7 @@ import pytest
 from sparkcf.jobs.session import proxy_options, spark_home
 
 JARS = ("delta-spark_2.12", "delta-storage")
-POM = """<project><modelVersion>4.0.0</modelVersion><groupId>io.delta</groupId><artifactId>{}</artifactId>
+POM = """<project><modelVersion>4.0.0</modelVersion><groupId>{}</groupId><artifactId>{}</artifactId>
 <version>3.3.3</version><dependencies>{}</dependencies></project>"""
 STORAGE = """<dependency><groupId>io.delta</groupId><artifactId>delta-storage</artifactId><version>3.3.3</version>
 </dependency>"""
@@ -27,6 +27,11 @@ class Mirror(BaseHTTPRequestHandler):
 
     files: dict[str, bytes]
     asked: list[str]
+
+    @classmethod
+    def serve(cls, base: str, jar: bytes, pom: str) -> None:
+        for path, body in ((f"{base}.jar", jar), (f"{base}.pom", pom.encode())):
+            cls.files |= {path: body, f"{path}.sha1": hashlib.sha1(body).hexdigest().encode()}
 
     def do_GET(self) -> None:
         self.asked.append(self.path)
@@ -55,7 +60,7 @@ def mirror() -> Iterator[tuple[str, type[Mirror]]]:
     thread.join()
 
 
-def set_up(home: Path, address: str) -> subprocess.CompletedProcess[str]:
+def set_up(home: Path, address: str, *packages: str) -> subprocess.CompletedProcess[str]:
     """What `make setup` runs, for a Spark without Delta's jars."""
     own = spark_home()
     (home / "jars").mkdir(parents=True)
@@ -67,7 +72,7 @@ def set_up(home: Path, address: str) -> subprocess.CompletedProcess[str]:
             (home / "jars" / jar.name).symlink_to(jar)
     changed = {"SPARK_HOME": str(home), "DEFAULT_ARTIFACT_REPOSITORY": address, "HOME": str(home)}
     environment = {k: v for k, v in os.environ.items() if k not in ("PYSPARK_SUBMIT_ARGS", "SPARK_SUBMIT_OPTS")}
-    words = [sys.executable, "-m", "sparkcf.jobs.session"]
+    words = [sys.executable, "-m", "sparkcf.jobs.session", *packages]
     return subprocess.run(words, env=environment | changed, capture_output=True, text=True, timeout=300)
 
 
@@ -77,14 +82,15 @@ def test_the_jars_come_from_the_mirror_without_a_word(tmp_path: Path, mirror: tu
     for name in JARS:
         base = f"/io/delta/{name}/3.3.3/{name}-3.3.3"
         jar = (spark_home() / "jars" / f"{name}-3.3.3.jar").read_bytes()
-        pom = POM.format(name, STORAGE if name == JARS[0] else "").encode()
-        for path, body in ((f"{base}.jar", jar), (f"{base}.pom", pom)):
-            handler.files |= {path: body, f"{path}.sha1": hashlib.sha1(body).hexdigest().encode()}
-    done = set_up(tmp_path / "spark", address)
+        handler.serve(base, jar, POM.format("io.delta", name, STORAGE if name == JARS[0] else ""))
+    connector = jar  # what is in it does not matter
+    handler.serve("/org/example/store/3.3.3/store-3.3.3", connector, POM.format("org.example", "store", ""))
+    done = set_up(tmp_path / "spark", address, "org.example:store:3.3.3")
     assert (done.returncode, done.stdout, done.stderr) == (0, "", "")
     for name in JARS:
         own = (spark_home() / "jars" / f"{name}-3.3.3.jar").read_bytes()
         assert (tmp_path / "spark" / "jars" / f"{name}-3.3.3.jar").read_bytes() == own
+    assert (tmp_path / "spark" / "jars" / "store-3.3.3.jar").read_bytes() == connector
 
 
 @pytest.mark.slow
