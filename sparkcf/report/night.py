@@ -101,7 +101,7 @@ class NightRun:
         """The measure minus that of the baseline on the same users."""
         if self.figures is None:
             return None
-        return _difference(self.figures.get(measure), self.figures.get(measure, BASELINE), True)
+        return difference(self.figures.get(measure), self.figures.get(measure, BASELINE), True)
 
     def to_old(self, measure: Measure, segment: str | None = None) -> Difference | None:
         """The measure minus that of the run before; None: they were not measured alike."""
@@ -111,7 +111,7 @@ class NightRun:
         if not new.tests_like(old):
             return None
         mine, before = self.figures.get(measure, segment=segment), self.old.get(measure, segment=segment)
-        return _difference(mine, before, new.draws_like(old))
+        return difference(mine, before, new.draws_like(old))
 
 
 @dataclass(frozen=True)
@@ -249,7 +249,8 @@ def _log(rows: Sequence[Row]) -> Iterable[tuple[str, list[float], list[float]]]:
         yield metric, [float(k) for k, _ in points], [float(value) for _, value in points]
 
 
-def _difference(new: Figure | None, old: Figure | None, paired: bool) -> Difference | None:
+def difference(new: Figure | None, old: Figure | None, paired: bool) -> Difference | None:
+    """`new` minus `old`; None: one of them was not measured. `paired` : they have the same draws."""
     if new is None or old is None:
         return None
     return Difference(*difference_of(new, old, paired), paired=paired and bool(new.replicates and old.replicates))

@@ -19,6 +19,7 @@ from sparkcf.redact import redacted
 from sparkcf.report import content, quality
 from sparkcf.report.gather import Gathered, gather
 from sparkcf.report.parts import Section
+from sparkcf.report.reranking import reranking
 from sparkcf.report.words import CONTROLS, FAILED, OPEN, PUBLISHED, REFUSED, checks, named, number, short, verdict
 
 LABELS = {PUBLISHED: "published", REFUSED: "refused", FAILED: "failed", OPEN: "not published"}
@@ -140,6 +141,7 @@ def sections(found: Gathered) -> list[Section]:
         quality.training(found),
         quality.segments(found),
         content.lists(found),
+        reranking(found),
         quality.calibration(found),
         content.users(found),
         content.maps(found),

@@ -24,7 +24,16 @@ from sparkcf.report.night import read_night
 from sparkcf.report.page import render, write_report
 from sparkcf.report.vectors import principal_plane, read_intervals
 from sparkcf.report.words import checks, verdict
-from tests.report.lakes import ARABIC, EMOJI, TODAY, YESTERDAY, write_concepts, write_night, write_predictions
+from tests.report.lakes import (
+    ARABIC,
+    EMOJI,
+    TODAY,
+    YESTERDAY,
+    write_concepts,
+    write_night,
+    write_predictions,
+    write_reranked,
+)
 
 VOID = {"meta", "link", "br", "img", "input", "hr"}
 SVG = {"path", "use", "rect", "g", "defs", "text", "clippath"}
@@ -275,6 +284,19 @@ def test_intervals_are_the_outermost_quantiles(root: Path, tmp_path: Path) -> No
     assert found.levels == (0.1, 0.9) and (np.diff(found.middle) >= 0).all()
     assert ((found.low < found.middle) & (found.middle < found.high)).all()
     assert "als: predictions with quantiles 10% to 90%" in Page(render("lake", gather(lake))).text
+
+
+def test_reranking_shows_what_the_rules_cost_and_won(root: Path, tmp_path: Path, html: str) -> None:
+    assert 'id="reranking"' not in html  # no run has rules
+    shutil.copytree(root, tmp_path / "lake")
+    write_reranked(tmp_path / "lake", "als-2")
+    html = render("lake", gather(Lake(tmp_path / "lake")))
+    section = html[html.index('<h2 id="reranking"') : html.index('<h2 id="calibration"')].rpartition("</section>")[0]
+    text = Page(section).text
+    assert "als, diversity=0.3" in text and "@5" not in text  # of the longest lists
+    assert "ndcg@10 −0.0500 [−0.0500, −0.0500] 0.3000 0.2500" in text  # paired
+    assert "coverage@10 +0.2500 0.5000 0.7500" in text and "intra_list_diversity@10 +0.1000" in text
+    assert len(re.findall('class="n worse"', section)) == len(re.findall('class="n better"', section)) == 1
 
 
 def test_concepts_have_cards_with_their_most_common_items(root: Path, tmp_path: Path) -> None:
