@@ -99,6 +99,15 @@ def export(
 
     found = opened(context, lake)
     done = export_run(found, find_run(found, model, ds, run_id), to, at, keep, faiss=faiss)
-    counts = ", ".join(f"{n:,} {name}" for name, n in done.manifest.items() if isinstance(n, int) and n)
+    counted = {name: n for name, n in done.manifest.items() if type(n) is int and n and name != "recall_users"}
+    counts = ", ".join(f"{n:,} {name}" for name, n in counted.items())
     print_lines([f"{done.run.model}, run {done.run.run_id}: {counts} ({done.seconds:.1f} s)"])
+    print_lines(
+        [
+            f"{name.replace('_at_', '@')} of the index against exact search: {share:.4f}, "
+            f"over {done.manifest['recall_users']:,} users"
+            for name, share in done.manifest.items()
+            if name.startswith("recall_at_")
+        ]
+    )
     print_lines([f"readers find version {done.version} at {done.place}", *(f"removed {name}" for name in done.removed)])

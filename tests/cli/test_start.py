@@ -14,6 +14,7 @@ import pyarrow.parquet as pq
 import pytest
 
 from sparkcf.config.load import load_config, model_names
+from tests.bench.export import build
 from tests.lake.test_query import build_lake
 
 ROWS = [("ann", "tea", "4.5", "1700000000"), ("bob", "jam, red", "3", "1700000100"), ("cy", "tea", "1", "1700000200")]
@@ -132,6 +133,21 @@ def test_an_export_is_read_back_and_told(run, tmp_path: Path) -> None:
     assert (code, err) == (0, "") and "users" in out and "readers find version" in out
     assert (tmp_path / "out" / "als" / "current").exists() or any((tmp_path / "out").rglob("current"))
     assert run("export", str(tmp_path / "out"), "--model", "none", "--lake", root)[0] == 1
+
+
+def test_an_export_of_vectors_tells_the_recall_of_its_index(run, tmp_path: Path) -> None:
+    pytest.importorskip("faiss")
+    build(tmp_path / "lake", 60, k=5, rank=8, catalogue=40)
+    code, out, err = run(
+        "export", str(tmp_path / "out"), "--to", "vectors", "--faiss", "--lake", str(tmp_path / "lake")
+    )
+    lines = out.splitlines()
+    assert (code, err) == (0, "") and "60 users, 40 items, 8 width, 300 compared (" in lines[0]
+    stored = json.loads((tmp_path / "out" / "als" / "current" / "manifest.json").read_text())
+    assert lines[1] == f"recall@20 of the index against exact search: {stored['recall_at_20']:.4f}, over 60 users"
+    assert "inner_product" not in out and "recall_users" not in out  # a boolean is no count
+    _, out, _ = run("export", str(tmp_path / "out"), "--to", "vectors", "--lake", str(tmp_path / "lake"))
+    assert "recall" not in out
 
 
 @pytest.mark.parametrize(
