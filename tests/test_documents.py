@@ -155,10 +155,12 @@ def lake(spark, tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture
 def place(lake: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """The working folder: a checkout's files, `./lake`, `mine.yaml`, and the package of the plugin, installed."""
+    """The working folder: a checkout's files, lakes, own data, a study, and the package of the plugin, installed."""
     for name in ("jobs", "conf", "docs", "tests", "Makefile", "README.md"):
         (tmp_path / name).symlink_to(ROOT / name)
-    (tmp_path / "lake").symlink_to(lake)
+    for name in ("lake", "sparkcf-lake"):  # the second is that of the file that `sparkcf init` writes
+        (tmp_path / name).symlink_to(lake)
+    (tmp_path / "ratings.csv").write_text("userId,movieId,rating,timestamp\n1,260,5,1700000000\n")
     (tmp_path / "mine.yaml").write_text(mine())
     installed = tmp_path / "site" / "sparkcf_knn-0.1.0.dist-info"
     installed.mkdir(parents=True)
@@ -201,7 +203,12 @@ def run_words(words: list[str], place: Path, capsys: pytest.CaptureFixture[str])
         check_submit(words[1:], place, capsys)
     elif program == "make":
         rules = re.findall(r"^([\w-]+):", (ROOT / "Makefile").read_text(), re.M)
-        assert set(words[1:]) <= set(rules)
+        given = dict(word.split("=", 1) for word in words[1:] if "=" in word)
+        assert {word for word in words[1:] if "=" not in word} <= set(rules)
+        if "CONFIG" in given:
+            config = load_config([given.pop("CONFIG")], shlex.split(given.pop("ARGS", "")))
+            assert (place / config.lake.root).is_dir(), "the next commands name the lake of the file"
+        assert not given, words
     elif words[:2] == ["python", "-m"]:
         assert find_spec(words[2]), words
         if words[2].startswith("tests.bench"):

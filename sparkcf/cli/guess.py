@@ -60,6 +60,14 @@ class Guess:
     ts_format: str | None = None
     notes: list[str] = field(default_factory=list)
 
+    @property
+    def form_in_words(self) -> str:
+        """The form; of CSV with its delimiter and header."""
+        if self.form != "csv":
+            return self.form
+        header = "the first line is the header" if self.header else f"no header, so columns are {self.names[0]}, …"
+        return f"csv, delimiter {json.dumps(self.delimiter)}, {header}"
+
 
 def guess_file(path: Path) -> Guess:
     """Look at a file.
@@ -239,5 +247,6 @@ def as_yaml(guess: Guess, path: Path, output: Path) -> str:
     lines += [f"    {ours}: {json.dumps(theirs, ensure_ascii=False)}" for ours, theirs in columns.items()]
     if guess.ts_format:
         lines.append(f"  ts_formats: [{json.dumps(guess.ts_format)}]")
-    lines += ["model: als  # see `sparkcf models`", ""]
+    lines += ["model: als  # see `sparkcf models`", "report:  # the page that a night writes; {ds} would be its date"]
+    lines += [f"  path: {json.dumps(f'./{output.stem}-report.html', ensure_ascii=False)}", ""]
     return "\n".join(lines)

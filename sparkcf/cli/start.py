@@ -33,14 +33,19 @@ def init(
         output.write_text(text, encoding="utf-8")
     except OSError as error:
         raise ConfigError(f"cannot write {output}: {error.strerror}: give another --output") from None
-    load_config((str(output),), [f"ds={day}"])
-    print_table(guess.rows[:3], list(guess.names), [f"{file}: {guess.form}, its first rows"])
+    config = load_config((str(output),), [f"ds={day}"])
+    print_table(guess.rows[:3], list(guess.names), [f"{file}: {guess.form_in_words}, its first rows"])
     found = ", ".join(f"{ours} = {theirs}" for ours, theirs in guess.columns.items())
     print_lines([f"columns: {found}" + (f" ({guess.ts_format})" if guess.ts_format else ""), *guess.notes])
+    user = next(filter(None, (row[guess.columns["user_id"]] for row in guess.rows)), "USER")
+    at = f"--lake {shlex.quote(config.lake.root)}"
     print_lines(
         [
-            f"{output} is written. A night on this file:",
+            f"{output} is written. A night on this file, which ends with a page, {config.report.path}:",
             f"    make nightly CONFIG={shlex.quote(str(output))} ARGS=ds={day}",
+            "and then:",
+            f"    sparkcf recommend --user {shlex.quote(user)} {at}",
+            f"    sparkcf report {at}",
         ]
     )
 

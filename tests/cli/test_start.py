@@ -5,6 +5,7 @@ from __future__ import annotations
 import gzip
 import json
 import os
+import shlex
 import subprocess
 import sys
 from pathlib import Path
@@ -78,7 +79,12 @@ def test_init_writes_a_configuration_of_the_file(run, tmp_path: Path, make) -> N
     path, output = make(tmp_path), tmp_path / "mine.yaml"
     code, out, err = run("init", str(path), "--output", str(output))
     assert (code, err) == (0, "") and f"CONFIG={output}" in out
-    found = load_config((str(output),), ["ds=2024-05-01"]).input
+    config = load_config((str(output),), ["ds=2024-05-01"])
+    assert (config.lake.root, config.report.path) == ("./mine-lake", "./mine-report.html")
+    asked = [shlex.split(line) for line in out.splitlines() if line.startswith("    sparkcf ")]
+    assert [words[1] for words in asked] == ["recommend", "report"]
+    assert all(words[-2:] == ["--lake", "./mine-lake"] for words in asked) and asked[0][3] in ("ann", "0", "1")
+    found = config.input
     assert (found.path, found.format, found.delimiter) == (str(path.resolve()), form, delimiter)
     assert tuple(getattr(found.columns, name) for name in ("user_id", "item_id", "value", "ts")) == columns
     assert found.ts_formats == ((ts_format,) if ts_format else ("iso8601",))
@@ -178,6 +184,16 @@ def test_init_notes_what_it_cannot_know(run, tmp_path: Path) -> None:
     log = written(tmp_path / "c.csv", "user,item,when", [("u", "i", "Monday"), ("v", "i", "01/02/2024")])
     _, out, _ = run("init", str(log), "--output", str(tmp_path / "c.yaml"))
     assert "no column of times is known: if there is one, set input.columns.ts and input.ts_formats" in out
+
+
+def test_init_shows_the_delimiter_and_the_header(run, tmp_path: Path) -> None:
+    for make, words in (
+        (semicolons, 'csv, delimiter ";", the first line is the header'),
+        (without_header, r'csv, delimiter "\t", no header, so columns are column1, …'),
+        (json_lines, ": jsonl, its first rows"),
+    ):
+        _, out, _ = run("init", str(make(tmp_path)), "--output", str(tmp_path / f"{make.__name__}.yaml"))
+        assert words in out, out
 
 
 def test_init_refuses_a_name_that_would_be_a_pattern(run, tmp_path: Path) -> None:
