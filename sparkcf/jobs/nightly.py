@@ -14,7 +14,7 @@ from pyspark.sql import functions as F
 from sparkcf.config.root import RATING_MEASURES, Config
 from sparkcf.data.inputs import Inputs, newest_versions
 from sparkcf.data.split import time_cut
-from sparkcf.errors import SparkcfError, first_line, interruption
+from sparkcf.errors import GateRefused, NothingNew, SparkcfError, first_line, interruption
 from sparkcf.jobs.base import open_run
 from sparkcf.jobs.checks import check_settings
 from sparkcf.jobs.clean import clean_day
@@ -59,14 +59,25 @@ def _whole_night(spark: SparkSession, config: Config, nights: list[Config]) -> d
 
 @contextmanager
 def reported(config: Config) -> Iterator[None]:
-    """Write the page `report.path` after the block, also if a run in it was refused or failed."""
+    """Write the page `report.path` after the block, also if a run in it was refused or failed.
+
+    Without a path a line says how to write it, unless the night failed for another reason than the gate.
+    """
     try:
         yield
     except Exception as error:
         if interruption(error) is None:
             write_page(config)
+        if isinstance(error, GateRefused | NothingNew):
+            _say_report(config)
         raise
     write_page(config)
+    _say_report(config)
+
+
+def _say_report(config: Config) -> None:
+    if config.report.path is None:
+        say(f"A page about the night: .venv/bin/sparkcf report --lake {shlex.quote(config.lake.root)}")
 
 
 def write_page(config: Config) -> None:

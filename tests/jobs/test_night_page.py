@@ -23,11 +23,23 @@ def night(lake: Path, *overrides: str) -> Config:
     return load_config([], [f"ds={TODAY}", "input.path=log.csv", f"lake.root={lake}", "models=[als]", *overrides])
 
 
-def test_without_a_path_no_page_is_written(lake: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_without_a_path_a_line_says_how_to_write_the_page(
+    lake: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture
+) -> None:
     monkeypatch.chdir(tmp_path)
+    line = f"A page about the night: .venv/bin/sparkcf report --lake {lake}\n"
     with reported(night(lake)):
         pass
-    assert not list(tmp_path.iterdir())
+    assert capsys.readouterr().err == line
+    with pytest.raises(GateRefused), reported(night(lake)):
+        raise GateRefused("ndcg is worse")
+    assert capsys.readouterr().err == line
+    with pytest.raises(ConfigError), reported(night(lake)):
+        raise ConfigError("no such file")
+    assert capsys.readouterr().err == ""
+    with reported(night(lake, f"report.path={tmp_path}/pages/page.html")):
+        pass
+    assert "A page about" not in capsys.readouterr().err and [path.name for path in tmp_path.iterdir()] == ["pages"]
 
 
 def test_the_page_is_of_the_nights_day_and_models(lake: Path, tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
