@@ -237,6 +237,22 @@ class Summary:
             self.replicate_sums[:, values],
         )
 
+    def columns(self, values: slice) -> Summary:
+        """The summary of some of the values."""
+        sums, drawn = self.sums[values], self.replicate_sums[:, values]
+        return Summary(self.counted, self.left_out, sums, self.replicate_weights, drawn)
+
+    def without(self, part: Summary) -> Summary:
+        """The summary of the rows that are not in `part`, of as many first values as `part` has; values are >= 0."""
+        q = part.sums.size
+        return Summary(
+            self.counted - part.counted,
+            self.left_out,
+            np.maximum(self.sums[:q] - part.sums, 0.0),
+            self.replicate_weights - part.replicate_weights,
+            np.maximum(self.replicate_sums[:, :q] - part.replicate_sums, 0.0),
+        )
+
     def replicate_means(self) -> Float64:
         """The mean in each replicate, float64 (replicates, q); NaN in a replicate that drew no row."""
         drawn = np.where(self.replicate_weights > 0, self.replicate_weights, np.nan)

@@ -398,8 +398,8 @@ METRICS = Table(
             column(
                 "segment",
                 STRING,
-                "part measured; null: all; warm: users with a vector; activity, popularity, category: see `evaluate`; "
-                "dimension N; concept N",
+                "part measured; null: all; warm, cold: users with and without a vector; activity, popularity, "
+                "category: see `evaluate`; dimension N; concept N",
                 nullable=True,
             ),
             column("settings", STRING, "settings of the test, JSON; only equal ones are comparable", nullable=True),

@@ -38,7 +38,7 @@ from sparkcf.ranking.topk import Catalogue, SharedRanker, share_ranker
 SYSTEMS = ("model", "popularity")
 RERANKED = ("plain", "reranked")  # the model's lists of topk.k before and after the rules of `rerank`
 CALIBRATED = "calibration"  # of the model's distributions
-WARM = "warm"  # segment of the users for whom the model has a vector or a row
+WARM, COLD = "warm", "cold"  # segments of the users for whom the model has a vector or a row, and of the others
 
 
 @dataclass(frozen=True)
@@ -314,6 +314,9 @@ def _merged(
             warm = summary.among(which, slice(len(names), which))
             figures += _figures(system, names, summary)
             figures += _figures(system, names, warm, WARM) if warm.counted else []
+            gated = slice(segments.column, segments.column + 1)  # of cold users this measure alone is kept
+            cold = summary.columns(gated).without(warm.columns(gated))
+            figures += _figures(system, [segments.measure], cold, COLD) if cold.counted else []
             figures += segments.figures(system, summary, which + 1)
         else:
             figures += rule_figures(system, names, more, summary)
@@ -415,7 +418,9 @@ def _rating_figures(
     for system in SYSTEMS:
         summary = merge(summaries[system])
         warm = summary.among(-1, slice(2, 4))
-        for segment, part in ((None, summary), (WARM, warm)) if warm.counted else ((None, summary),):
+        for segment, part in ((None, summary), (WARM, warm), (COLD, summary.without(warm))):
+            if segment is not None and not part.counted:
+                continue
             drawn = part.replicate_means()
             for name, measure, replicate in (("rmse", rmse, np.sqrt(drawn[:, 0])), ("mae", mae, drawn[:, 1])):
                 value, lower, upper = measure(part)

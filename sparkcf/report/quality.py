@@ -24,7 +24,7 @@ LEAST_INTEREST = 2  # of a figure of a fit that is neither of validation nor the
 UNINTERESTING = ("seconds", "rows", "learning_rate", "kl_weight")  # of a fit's log
 SHARES = (0.5, 0.8, 0.95)  # that central intervals should hold: coverage_50, coverage_80, coverage_95
 KINDS = (  # of segments, by how their names begin; first what the segment is called
-    ("users by vector", ("all", "warm")),
+    ("users by vector", ("all", "warm", "cold")),
     ("users by activity", ("activity ",)),
     ("items by popularity", ("popularity ",)),
     ("categories", ("category ",)),
@@ -212,7 +212,7 @@ def _by_segment(
     keys = [key[3] for key in run.figures.by if key[0] == "model" and key[1:3] == measure]
     named = [key for key in keys if key is not None and key.startswith(beginnings)]
     order: list[str | None] = [None] if "all" in beginnings else []
-    order += sorted(named, key=_natural)
+    order += sorted(named, key=_natural, reverse="all" in beginnings)  # warm before cold
     values = {}
     for system in ("model", BASELINE):
         figures = [run.figures.get(measure, system, segment) for segment in order]
@@ -232,8 +232,8 @@ def _natural(name: str | None) -> tuple[str, float, str]:
 def _called(segment: str | None, run: NightRun, measure: Measure) -> str:
     if segment is None:
         return "all tested users"
-    if segment == "warm":
-        return "with a vector"
+    if segment in ("warm", "cold"):
+        return "with a vector" if segment == "warm" else "without a vector"
     head, _, tail = segment.partition(" ")
     return tail if head == "category" else tail.partition(" ")[2] or tail
 

@@ -133,6 +133,9 @@ def plain(parts: Split, config: Config) -> Figures:
         names, values = ranking_measures(ranked, *held[:2], KS, popular / len(trained))
         for segment, chosen in ((None, values), ("warm", values[has])):
             figures |= {(system, *name, segment): v for name, v in zip(names, chosen.mean(axis=0), strict=True)}
+        if not has.all():
+            measure = config.gate_measure()
+            figures[system, *measure, "cold"] = values[~has, names.index(measure)].mean()
         if system == "model":
             figures[system, "warm_users", None, None] = has.mean()
         for k in KS:
@@ -151,7 +154,10 @@ def plain_errors(parts: Split, config: Config) -> Figures:
     figures: Figures = {}
     for system, guess in (("model", predicted), ("popularity", train[2].astype(float).mean())):
         every = np.abs(heldout[2].astype(float) - guess)
-        for segment, errors in ((None, every), ("warm", every[np.isin(u, train[0])])):
+        warm = np.isin(u, train[0])
+        for segment, errors in ((None, every), ("warm", every[warm]), ("cold", every[~warm])):
+            if not len(errors):
+                continue
             figures[system, "rmse", None, segment] = np.sqrt((errors**2).mean())
             figures[system, "mae", None, segment] = errors.mean()
     return figures
@@ -163,8 +169,8 @@ def test_figures_are_those_of_plain_numpy(
 ) -> None:
     config = settings(protocol)
     expected = (plain_errors if protocol == "q3" else plain)(split_of(events(2), config), config)
-    found = {name: value for name, value in by_name(evaluated(protocol)).items() if name[3] in (None, "warm")}
-    assert found.keys() == expected.keys()
+    found = {name: value for name, value in by_name(evaluated(protocol)).items() if name[3] in (None, "warm", "cold")}
+    assert found.keys() == expected.keys() and (protocol != "q4" or any(name[3] == "cold" for name in found))
     for name, value in expected.items():
         assert found[name] == pytest.approx(value, rel=1e-6 if protocol == "q3" else 1e-12), name
 

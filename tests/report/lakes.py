@@ -148,7 +148,7 @@ def write_measures(root: Path, run_id: str, draw: np.random.Generator, level: fl
     rows: list[tuple[Any, ...]] = []
     for system, value in (("model", level), ("popularity", 0.2)):
         for metric in METRICS:
-            for segment in (None, "warm", *SEGMENTS):
+            for segment in (None, "warm", "cold", *SEGMENTS):
                 drawn = (value + 0.01 * draw.normal(size=REPLICATES)).tolist()
                 rows.append((system, "q2", metric, 10, value, value - 0.02, value + 0.02, 40, segment, drawn))
     rows += [("model", "fit", "objective", n, 100 / n, None, None, None, None, None) for n in range(1, 9)]

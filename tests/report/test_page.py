@@ -204,6 +204,12 @@ def test_settings_that_changed_are_shown(page: Page) -> None:
     assert "als.rank 1 2" in page.text and "settings that differ from run als-1" in page.text
 
 
+def test_users_without_a_vector_have_a_line_of_their_own(html: str, page: Page) -> None:
+    chart = html[html.index("als: ndcg@10, users by vector") :].partition("</figure>")[0]
+    texts = [part for part in re.findall(r">([^<>]+)<", chart) if "vector" in part or "all tested" in part]
+    assert texts[-3:] == ["all tested users", "with a vector", "without a vector"]
+
+
 def test_rows_add_up(page: Page) -> None:
     assert "sum 309 ✓ equal to the rows read" in page.text and "missing user id 5" in page.text
 
