@@ -1,14 +1,15 @@
-"""The concepts of a published run, read from the lake without Spark: summaries and lists within a concept.
+"""The concepts of a run, read from the lake without Spark: summaries and lists within a concept.
 
 item_concepts, item_factors, user_factors, items ──▶ summaries, a user's list within a concept, one dimension varied
 """
 
 from __future__ import annotations
 
+import datetime as dt
 import json
 from collections import Counter
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Protocol
 
 import numpy as np
 import pyarrow as pa
@@ -17,12 +18,25 @@ from numpy.typing import NDArray
 from sparkcf.errors import ConfigError, LakeError, NotFoundError
 from sparkcf.kernels.concepts import F32, concept_mass
 from sparkcf.kernels.vectors import unit_rows
-from sparkcf.lake.query import Day, Lake, PublishedRun
+from sparkcf.lake.query import Day, Lake
 
 TYPICAL = 5  # items of a summary
 TYPICAL_CATEGORIES = 3
 LEAST_ITEMS = 5  # of a category in a concept; the share of fewer is not shown
 STEPS = (-0.5, -0.25, 0.0, 0.25, 0.5)  # values of the varied dimension of a unit vector
+
+
+class ModelRun(Protocol):
+    """A run of a model, published or not. `partition` : of its rows in tables by run."""
+
+    @property
+    def run_id(self) -> str: ...
+    @property
+    def model(self) -> str: ...
+    @property
+    def ds(self) -> dt.date: ...
+    @property
+    def partition(self) -> dict[str, str]: ...
 
 
 @dataclass(frozen=True)
@@ -38,7 +52,7 @@ class Concepts:
     """
 
     lake: Lake
-    run: PublishedRun
+    run: ModelRun
     items: list[str]
     users: NDArray[np.int64]
     vectors: F32
@@ -60,8 +74,8 @@ class Concepts:
         return cls.of_run(lake, lake.published(model, ds))
 
     @classmethod
-    def of_run(cls, lake: Lake, run: PublishedRun) -> Concepts:
-        """Read the concepts of a run that is or was published. Raises as `read`."""
+    def of_run(cls, lake: Lake, run: ModelRun) -> Concepts:
+        """Read the concepts of a run. Raises as `read`."""
         rows = lake.read("item_concepts", None, run.partition) if lake.has("item_concepts") else None
         if rows is None or not rows.num_rows:
             raise ConfigError(f"{run} has no concepts: name a model with concepts, such as --model macridvae")
@@ -186,14 +200,16 @@ def _vectors(column: pa.ChunkedArray) -> F32:
     return flat.reshape(len(column), -1)
 
 
-def _temperature(lake: Lake, run: PublishedRun) -> float:
+def _temperature(lake: Lake, run: ModelRun) -> float:
     rows = lake.read("runs", ("run_id", [run.run_id]), None, ("run_id", "config"))
     if not rows.num_rows:
         raise LakeError(f"{run} has no row in table runs, so its temperature is unknown: publish another run")
     return float(json.loads(rows["config"][0].as_py())[run.model]["temperature"])
 
 
-def _users_led(lake: Lake, run: PublishedRun, n: int) -> list[int | None]:
+def _users_led(lake: Lake, run: ModelRun, n: int) -> list[int | None]:
+    if not lake.has("metrics"):  # no run was ever evaluated
+        return [None] * n
     rows = lake.read("metrics", ("run_id", [run.run_id]), None, ("run_id", "metric", "segment", "value")).to_pylist()
     led = {row["segment"]: int(row["value"]) for row in rows if row["metric"] == "users_led"}
     return [led.get(f"concept {concept}") for concept in range(n)]

@@ -82,12 +82,20 @@ class NightRun:
         return str(self.row["model"])
 
     @property
+    def ds(self) -> dt.date:
+        day: dt.date = self.row["ds"]
+        return day
+
+    @property
     def state(self) -> str:
         return str(self.row["state"])
 
     @property
     def partition(self) -> dict[str, str]:
         return {"model": self.model, "run_id": self.run_id}
+
+    def __str__(self) -> str:
+        return f"run {self.run_id} of {self.model}"
 
     def gate_measure(self) -> Measure:
         """The measure that the gate compares, and its k."""

@@ -103,12 +103,11 @@ def principal_plane(vectors: F64) -> tuple[F64, float]:
 
 
 def read_concepts(lake: Lake, run: NightRun) -> list[dict[str, Any]]:
-    """Summaries of the concepts of a published run: see `Concepts.summaries`. Empty: it has none."""
-    if run.published is None or not lake.has("item_concepts"):
-        return []
-    if not lake.files(lake.open("item_concepts"), None, run.partition):
-        return []
-    found: list[dict[str, Any]] = Concepts.of_run(lake, run.published).summaries().to_pylist()
+    """Summaries of the concepts of a run: see `Concepts.summaries`. Empty: it has none."""
+    for name in ("item_concepts", "item_factors"):  # a failed run may have the one without the other
+        if not lake.has(name) or not lake.files(lake.open(name), None, run.partition):
+            return []
+    found: list[dict[str, Any]] = Concepts.of_run(lake, run).summaries().to_pylist()
     return found
 
 

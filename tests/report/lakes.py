@@ -120,7 +120,8 @@ def write_run(
     reason: str | None = None,
 ) -> None:
     config = {"gate": {"at": 10, "metric": "auto", "max_fall": 0.1, "min_user_coverage": 0.5}, "seed": 42}
-    config |= {"als": {"rank": ds.day, "temperature": 0.1}, "evaluation": {"protocol": "q2"}}
+    config |= {name: {"rank": ds.day, "temperature": 0.1} for name in ("als", model or "als")}
+    config |= {"evaluation": {"protocol": "q2"}}
     config |= {"rerank": {"diversity": 0.3 if model == "als" else 0.0}}
     columns = {
         "run_id": [run_id],

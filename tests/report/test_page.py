@@ -305,9 +305,10 @@ def test_reranking_shows_what_the_rules_cost_and_won(root: Path, tmp_path: Path,
     assert len(re.findall('class="n worse"', section)) == len(re.findall('class="n better"', section)) == 1
 
 
-def test_concepts_have_cards_with_their_most_common_items(root: Path, tmp_path: Path) -> None:
+@pytest.mark.parametrize("model", ["als", "model2"])  # published and refused
+def test_concepts_have_cards_with_their_most_common_items(root: Path, tmp_path: Path, model: str) -> None:
     shutil.copytree(root, tmp_path / "lake")
-    write_concepts(tmp_path / "lake", "als", "als-2")
+    write_concepts(tmp_path / "lake", model, f"{model}-2")
     text = Page(render("lake", gather(Lake(tmp_path / "lake")))).text
     assert "Concept 0 30 items" in text and "Concept 1 30 items" in text
     first = text.index("Concept 0")
