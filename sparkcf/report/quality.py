@@ -22,6 +22,10 @@ SEGMENTED = 5  # models whose quality by segment is drawn: a page stays below a 
 CURVES = 2  # charts of training for each model
 LEAST_INTEREST = 2  # of a figure of a fit that is neither of validation nor the objective
 UNINTERESTING = ("seconds", "rows", "learning_rate", "kl_weight")  # of a fit's log
+WITHOUT_PREDICTIONS = (
+    "Predicted intervals of single pairs, such as those of mpma and fm, are shown once jobs/predict.py has written "
+    "predictions of the run: no night does."
+)
 SHARES = (0.5, 0.8, 0.95)  # that central intervals should hold: coverage_50, coverage_80, coverage_95
 KINDS = (  # of segments, by how their names begin; first what the segment is called
     ("users by vector", ("all", "warm", "cold")),
@@ -270,10 +274,14 @@ def calibration(found: Gathered) -> Section:
             title = f"{run.model}: standard deviations of {wide.n:,} predictions"
             svg = charts.histogram(f"deviations-{place}", title, wide.sd, "standard deviation")
             pictures.append(drawn(title, svg))
+    parts: list[Part] = [Figures(pictures)] if pictures else []
     if not pictures:
-        said = "No run was measured by q3 with predicted distributions, and none has predictions with a spread."
-        return Section("calibration", "Calibration and intervals", [Words(said)])
-    return Section("calibration", "Calibration and intervals", [Figures(pictures)])
+        parts.append(
+            Words("No run was measured by q3 with predicted distributions, and none has predictions with a spread.")
+        )
+    if all(one.intervals is None for one in found.shown):
+        parts.append(Words(WITHOUT_PREDICTIONS))
+    return Section("calibration", "Calibration and intervals", parts)
 
 
 def share_of_warm(run: NightRun) -> str:

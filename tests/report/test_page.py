@@ -22,6 +22,7 @@ from sparkcf.report.gather import gather
 from sparkcf.report.lists import read_lists, sample_users
 from sparkcf.report.night import read_night
 from sparkcf.report.page import render, write_report
+from sparkcf.report.quality import WITHOUT_PREDICTIONS
 from sparkcf.report.vectors import principal_plane, read_intervals
 from sparkcf.report.words import checks, verdict
 from tests.report.lakes import (
@@ -289,7 +290,9 @@ def test_intervals_are_the_outermost_quantiles(root: Path, tmp_path: Path) -> No
     found = read_intervals(lake, run)
     assert found.levels == (0.1, 0.9) and (np.diff(found.middle) >= 0).all()
     assert ((found.low < found.middle) & (found.middle < found.high)).all()
-    assert "als: predictions with quantiles 10% to 90%" in Page(render("lake", gather(lake))).text
+    text = Page(render("lake", gather(lake))).text
+    assert "als: predictions with quantiles 10% to 90%" in text and WITHOUT_PREDICTIONS not in text
+    assert WITHOUT_PREDICTIONS in Page(render("lake", gather(Lake(root)))).text
 
 
 def test_reranking_shows_what_the_rules_cost_and_won(root: Path, tmp_path: Path, html: str) -> None:
