@@ -86,9 +86,11 @@ def caption(comparison: Comparison, measure: Measure) -> list[str]:
 
 
 def cells(comparison: Comparison, measure: Measure) -> tuple[list[str], list[list[str]]]:
-    """Heads and rows of the table as texts."""
+    """Heads and rows of the table as texts; the last column is left out if no model has a note."""
     heads = [head.format(measure=short(measure)) for head in HEADS]
-    return heads, [_row(comparison, one, measure) for one in comparison.models]
+    rows = [_row(comparison, one, measure) for one in comparison.models]
+    used = len(heads) if any(row[-1] for row in rows) else len(heads) - 1
+    return heads[:used], [row[:used] for row in rows]
 
 
 def _row(comparison: Comparison, one: ComparedModel, measure: Measure) -> list[str]:
@@ -134,11 +136,10 @@ def size(value: int | None) -> str:
 def markdown(comparison: Comparison, measure: Measure) -> str:
     """A Markdown table below its caption; texts are escaped."""
     heads, rows = cells(comparison, measure)
-    used = [place for place, _ in enumerate(heads) if place < 8 or any(row[place] for row in rows)]
     lines = [f"{escaped(line)}  " for line in caption(comparison, measure)]
-    lines += ["", "| " + " | ".join(heads[place] for place in used) + " |"]
-    lines.append("|" + "|".join("---:" if 0 < place < 8 else "---" for place in used) + "|")
-    lines += ["| " + " | ".join(escaped(row[place]) for place in used) + " |" for row in rows]
+    lines += ["", "| " + " | ".join(heads) + " |"]
+    lines.append("|" + "|".join("---:" if 0 < place < 8 else "---" for place, _ in enumerate(heads)) + "|")
+    lines += ["| " + " | ".join(map(escaped, row)) + " |" for row in rows]
     return "\n".join(lines)
 
 

@@ -6,7 +6,7 @@ import datetime as dt
 import sys
 from collections.abc import Callable, Sequence
 from functools import partial
-from typing import Any
+from typing import Any, Literal
 
 from sparkcf.errors import SparkcfError
 
@@ -75,28 +75,34 @@ def _print_csv(records: list[Record], columns: list[str], guarded: bool) -> None
 
 
 def print_table(records: list[Record], columns: list[str], captions: Sequence[str]) -> None:
+    """Print a table as wide as the terminal; see `layout`."""
     from rich import box
     from rich.console import Console
     from rich.table import Table
     from rich.text import Text
 
+    from sparkcf.cli.layout import Column, blocks
+
     # Into a pipe nothing is folded, so that every row stays on one line.
     console = Console(highlight=False, width=None if sys.stdout.isatty() else 1_000_000)
-    table = Table(box=box.SIMPLE_HEAD, pad_edge=False)
-    cells = []
+    laid = []
     for name in columns:
         values = [record[name] for record in records]
-        numeric = any(isinstance(v, int | float) for v in values)
-        table.add_column(name, justify="right" if numeric else "left", overflow="fold")
-        cells.append(_cells(values))
-    for row in zip(*cells, strict=True):
-        styles = [
-            STATUS_STYLES.get(cell, "") if name == "status" else "" for name, cell in zip(columns, row, strict=True)
-        ]
-        table.add_row(*(Text(cell, style) for cell, style in zip(row, styles, strict=True)))
+        laid.append(Column(name, _cells(values), any(isinstance(v, int | float) for v in values)))
     for caption in filter(None, captions):
         console.print(Text(visible(caption)))
-    console.print(table)
+    for block in blocks(laid, console.width):
+        table = Table(box=box.SIMPLE_HEAD, pad_edge=False)
+        for one, width in block:
+            side: Literal["left", "right"] = "right" if one.numeric else "left"
+            table.add_column(one.name, justify=side, overflow="fold", no_wrap=one.whole, max_width=width)
+        for row in zip(*(one.cells for one, _ in block), strict=True):
+            styles = [
+                STATUS_STYLES.get(cell, "") if one.name == "status" else ""
+                for (one, _), cell in zip(block, row, strict=True)
+            ]
+            table.add_row(*(Text(cell, style) for cell, style in zip(row, styles, strict=True)))
+        console.print(table)
 
 
 def print_lines(lines: Sequence[str]) -> None:
