@@ -31,6 +31,7 @@ from sparkcf.config.load import load_config
 from sparkcf.export.export import export_run
 from sparkcf.jobs.frame import run_job
 from tests.export.test_encoder import NAMES, lake_of
+from tests.report.lakes import write_study
 
 ROOT = Path(__file__).resolve().parents[1]
 PLUGIN = ROOT / "tests" / "models" / "plugin"
@@ -162,6 +163,7 @@ def place(lake: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
         (tmp_path / name).symlink_to(lake)
     (tmp_path / "ratings.csv").write_text("userId,movieId,rating,timestamp\n1,260,5,1700000000\n")
     (tmp_path / "mine.yaml").write_text(mine())
+    write_study(tmp_path / "studies" / "als-0123456789ab.json")
     installed = tmp_path / "site" / "sparkcf_knn-0.1.0.dist-info"
     installed.mkdir(parents=True)
     (installed / "METADATA").write_text("Metadata-Version: 2.1\nName: sparkcf-knn\nVersion: 0.1.0\n")

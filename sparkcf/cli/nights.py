@@ -157,11 +157,14 @@ def report(
         str | None, typer.Option("--ds", metavar="YYYY-MM-DD", help="The night of this logical date.")
     ] = None,
     users: Annotated[int, typer.Option("--users", min=0, max=50, help="Users to show with their lists.")] = 10,
+    study: Annotated[
+        str | None, typer.Option("--study", metavar="FILE.json", help="Also show a study, as jobs/tune.py wrote it.")
+    ] = None,
     lake: LakeOption = None,
 ) -> None:
     """Write a page about a night: verdict, quality, data, lists and users. One HTML file that needs nothing else."""
     from sparkcf.lake.query import day_of
     from sparkcf.report.page import write_report
 
-    written = write_report(opened(context, lake), output, run_ids or (), day_of(ds), model or (), users)
+    written = write_report(opened(context, lake), output, run_ids or (), day_of(ds), model or (), users, study)
     print_lines([written.headline, f"{written.path}: {written.size / 1000:,.0f} kB"])

@@ -94,6 +94,20 @@ def curve(name: str, label: str, x: Sequence[float], y: Sequence[float], axis: s
     return chart(draw, name, label, height=150)
 
 
+def trials(name: str, label: str, numbers: Array, values: Array, best: Array, axis: str) -> str:
+    """Values of trials as points, and the best up to each as steps."""
+
+    def draw(axes: Axes) -> None:
+        axes.plot(numbers, values, "o", color=OTHER, markersize=4)
+        axes.step(numbers, best, where="post", color=SERIES[0], linewidth=1.6)
+        axes.set_xlabel("trial")
+        axes.set_ylabel(axis)
+        axes.xaxis.set_major_locator(MaxNLocator(6, integer=True))
+        axes.yaxis.set_major_formatter(FuncFormatter(_compact))
+
+    return chart(draw, name, label)
+
+
 def segments(name: str, label: str, names: Sequence[str], systems: Sequence[tuple[str, Array]], axis: str) -> str:
     """A measure by segment. `systems` : colour and (n, 3): value, lower and upper bound; NaN: not measured."""
 

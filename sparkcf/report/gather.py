@@ -13,6 +13,7 @@ from sparkcf.lake.query import Lake
 from sparkcf.report.counts import Catalogue, Events, count_events, read_catalogue
 from sparkcf.report.lists import Lists, UserLists, read_lists, sample_users
 from sparkcf.report.night import BASELINE, Night, NightRun, read_night
+from sparkcf.report.study import Study
 from sparkcf.report.vectors import Intervals, ItemMap, read_concepts, read_intervals, read_map
 
 MAP_POINTS = 5_000  # of all maps of a page together; an item is about 50 bytes
@@ -36,6 +37,7 @@ class Gathered:
 
     lead : the run whose lists the users are shown with: of those with lists the one that gains most on popularity.
     never : items without any event; None: the lake has no items.
+    study : the study that the page was asked to show.
     """
 
     night: Night
@@ -46,6 +48,7 @@ class Gathered:
     users: tuple[UserLists, ...]
     comparison: Comparison | None
     never: int | None = None
+    study: Study | None = None
 
 
 def gather(

@@ -6,7 +6,7 @@ import datetime as dt
 import os
 from collections.abc import Sequence
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from importlib.resources import files
 from pathlib import Path
 
@@ -20,6 +20,7 @@ from sparkcf.report import content, quality
 from sparkcf.report.gather import Gathered, gather
 from sparkcf.report.parts import Section
 from sparkcf.report.reranking import reranking
+from sparkcf.report.study import read_study, tuning
 from sparkcf.report.words import CONTROLS, FAILED, OPEN, PUBLISHED, REFUSED, checks, named, number, short, verdict
 
 LABELS = {PUBLISHED: "published", REFUSED: "refused", FAILED: "failed", OPEN: "not published"}
@@ -41,8 +42,11 @@ def write_report(
     ds: dt.date | None = None,
     models: Sequence[str] = (),
     users: int = 10,
+    study: str | None = None,
 ) -> Written:
     """Write the page about a night's runs to a local file; an earlier page is replaced at once.
+
+    `study` : JSON file of a study of jobs/tune.py, which the page shows too.
 
     Raises
     ------
@@ -51,9 +55,10 @@ def write_report(
     LakeError
         There is no lake, or one of its tables cannot be read.
     ConfigError
-        The file cannot be written.
+        The file cannot be written, or the study cannot be read.
     """
-    found = gather(lake, run_ids, ds, models, users)
+    tuned = read_study(study) if study is not None else None
+    found = replace(gather(lake, run_ids, ds, models, users), study=tuned)
     page = render(lake.root, found).encode("utf-8")
     target = Path(path)
     if not target.name:
@@ -139,6 +144,7 @@ def sections(found: Gathered) -> list[Section]:
         content.rows(found),
         content.data(found),
         quality.training(found),
+        tuning(found.study),
         quality.segments(found),
         content.lists(found),
         reranking(found),

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 
 import pytest
 
 from sparkcf.cli.main import main
-from tests.report.lakes import TODAY, write_night
+from tests.report.lakes import TODAY, write_night, write_study
 
 
 @pytest.fixture(scope="module")
@@ -32,6 +33,50 @@ def test_runs_and_models_can_be_named(lake: Path, tmp_path: Path, capsys: pytest
     assert run("--model", "model2", "--ds", TODAY, "--lake", lake, "--output", tmp_path / "b.html") == 0
     assert "model2 refused" in capsys.readouterr().out
     assert "als" not in (tmp_path / "b.html").read_text(encoding="utf-8").partition("</h1>")[0].partition("<h1>")[2]
+
+
+def test_a_study_is_shown_with_its_trials_and_the_chosen_settings(lake: Path, tmp_path: Path) -> None:
+    file = write_study(tmp_path / "als-0123.json", study="<b>als</b>")
+    assert run("--lake", lake, "--output", tmp_path / "a.html", "--users", 0, "--study", file) == 0
+    text = (tmp_path / "a.html").read_text(encoding="utf-8")
+    section = text[text.index('<h2 id="study"') :].partition("</section>")[0]
+    assert "&lt;b&gt;als&lt;/b&gt;: 6 trials of als (4 complete, 1 failed, 1 pruned)" in section and "<svg" in section
+    assert "The best is trial 3: 0.3100, and 0.2900 on the test part" in section
+    cells = [re.sub("<[^>]+>", "", cell) for cell in re.findall(r"<td.*?</td>", section)]
+    assert cells == [
+        *("als.rank", "64", "16 to 96"),
+        *("als.regularization", "0.03", "0 to 0.05"),
+        *("als.solver", "cg", "cg"),
+    ]
+    assert run("--lake", lake, "--output", tmp_path / "b.html", "--users", 0) == 0
+    assert 'id="study"' not in (tmp_path / "b.html").read_text(encoding="utf-8")
+
+
+@pytest.mark.parametrize(
+    ("content", "why"),
+    [
+        (None, "cannot be read: No such file"),
+        (b"\xff\x00", "is no JSON file of jobs/tune.py: "),
+        (b"[" * 100_000, "is no JSON file of jobs/tune.py: "),
+        (b"{}", "is no JSON file of jobs/tune.py: study: Field required"),
+        ({"trials": "many"}, "is no JSON file of jobs/tune.py: trials: "),
+        ({"trials": []}, "has no result of its best trial, 3: run jobs/tune.py again"),
+        ({"best": 5}, "has no result of its best trial, 5: run jobs/tune.py again"),
+    ],
+    ids=str,
+)
+def test_a_broken_study_is_one_line_and_nothing_is_written(
+    lake: Path, tmp_path: Path, capsys: pytest.CaptureFixture, content: bytes | dict | None, why: str
+) -> None:
+    file = tmp_path / "study.json"
+    if isinstance(content, dict):
+        write_study(file, **content)
+    elif content is not None:
+        file.write_bytes(content)
+    assert run("--lake", lake, "--output", tmp_path / "a.html", "--study", file) == 2
+    out, err = capsys.readouterr()
+    assert out == "" and len(err.splitlines()) == 1 and f"--study {file} {why}" in err
+    assert not (tmp_path / "a.html").exists()
 
 
 @pytest.mark.parametrize(

@@ -260,3 +260,25 @@ def write_reranked(root: Path, run_id: str, gained: float = 0.1) -> None:
     about = {"run_id": [run_id] * n, "protocol": ["q2"] * n, "users": pa.array([40] * n, pa.int64())}
     settings = [json.dumps({"seed": 42, "bootstrap": REPLICATES})] * n
     write(root, "metrics", {**about, **columns, "segment": pa.nulls(n, pa.string()), "settings": settings})
+
+
+def write_study(path: Path, **changes: Any) -> Path:
+    """A study of six trials as jobs/tune.py writes it: the fourth is the best, the last two have no result."""
+    values = (0.2, 0.25, 0.22, 0.31, None, None)
+    trials = [
+        {
+            "number": number,
+            "state": "complete" if value else ("pruned", "failed")[number % 2],
+            "value": value,
+            "seconds": 1.5,
+            "reason": "",
+            "params": {"als.rank": 16 * (number + 1), "als.regularization": 0.01 * number, "als.solver": "cg"},
+            "steps": {},
+        }
+        for number, value in enumerate(values)
+    ]
+    test = {"number": 3, "run_id": "tune-1", "protocol": "q2", "metric": "ndcg_at_k", "k": 10, "value": 0.29}
+    study = {"study": "als-0123", "model": "als", "measure": "ndcg@10", "protocol": "q2", "best": 3, "test": test}
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text(json.dumps({**study, "trials": trials} | changes), encoding="utf-8")
+    return path
