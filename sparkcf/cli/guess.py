@@ -247,6 +247,6 @@ def as_yaml(guess: Guess, path: Path, output: Path) -> str:
     lines += [f"    {ours}: {json.dumps(theirs, ensure_ascii=False)}" for ours, theirs in columns.items()]
     if guess.ts_format:
         lines.append(f"  ts_formats: [{json.dumps(guess.ts_format)}]")
-    lines += ["model: als  # see `sparkcf models`", "report:  # the page that a night writes; {ds} would be its date"]
+    lines += ["model: als  # see `sparkcf models`", "report:  # the page that a night writes at its end"]
     lines += [f"  path: {json.dumps(f'./{output.stem}-report.html', ensure_ascii=False)}", ""]
     return "\n".join(lines)

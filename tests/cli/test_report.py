@@ -63,7 +63,7 @@ def test_a_study_is_shown_with_its_trials_and_the_chosen_settings(lake: Path, tm
         ({"trials": []}, "has no result of its best trial, 3: run jobs/tune.py again"),
         ({"best": 5}, "has no result of its best trial, 5: run jobs/tune.py again"),
     ],
-    ids=str,
+    ids=["missing", "binary", "deep", "empty", "type", "no trials", "no result"],
 )
 def test_a_broken_study_is_one_line_and_nothing_is_written(
     lake: Path, tmp_path: Path, capsys: pytest.CaptureFixture, content: bytes | dict | None, why: str
