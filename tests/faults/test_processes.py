@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import datetime as dt
 import os
+import re
 import shutil
 import signal
 import subprocess
@@ -172,6 +173,35 @@ def test_a_driver_killed_before_its_commit_leaves_the_table_and_the_rerun_repair
     assert killed["reason"].startswith("stopped: its process ")
 
 
+def test_the_training_of_a_net_goes_on_after_the_last_saved_epoch(
+    spark: Any, base: Base, submit: Submits, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    lake = shutil.copytree(base.lake, tmp_path / "lake")
+    net = ("model=multdae", "multdae.hidden=[8]", "multdae.latent_dim=4", "multdae.batch_size=10")
+    net += ("multdae.epochs=200", "multdae.patience=0", "multdae.workers=2")
+    job = submit("train", lake, base.log, *net)
+    wait_for(job, "epoch 2:")
+    job.kill()
+    saved = max(int(path.stem.removeprefix("epoch-")) for path in lake.glob("_progress/*/epoch-*.json"))
+    assert 2 <= saved < 200
+    capsys.readouterr()
+    run_id = train_model(spark, load_config((), [*settings(lake, base.log), *net]))["run_id"]
+    printed = re.findall(r"^  train multdae: epoch (\d+):", capsys.readouterr().err, re.MULTILINE)
+    assert [int(epoch) for epoch in printed] == list(range(saved + 1, 201))
+    figures = [row for row in table(lake, "metrics") if row["run_id"] == run_id and row["metric"] == "loss"]
+    assert sorted(row["k"] for row in figures) == list(range(1, 201))
+    states = {run["run_id"]: run["state"] for run in table(lake, "runs") if run["model"] == "multdae"}
+    assert states.pop(run_id) == "trained" and list(states.values()) == ["failed"]
+
+
+def wait_for(job: Submitted, words: str) -> None:
+    """Wait until a job has said something."""
+    deadline = time.monotonic() + PATIENCE
+    while words not in job.said():
+        assert job.process.poll() is None and time.monotonic() < deadline, job.said()
+        time.sleep(0.02)
+
+
 def parquet_files(lake: Path) -> set[str]:
     return {str(path) for path in (lake / "interactions").glob("ds=*/*.parquet")}
 
@@ -185,10 +215,7 @@ def test_a_terminated_job_ends_soon_and_leaves_nothing_behind(
     lake = shutil.copytree(base.lake, tmp_path / "lake")
     published = Lake(lake).published().run_id
     job = submit(name, lake, base.log, "als.iterations=1000000")
-    deadline = time.monotonic() + PATIENCE
-    while "sweep " not in job.said():
-        assert job.process.poll() is None and time.monotonic() < deadline, job.said()
-        time.sleep(0.1)
+    wait_for(job, "sweep ")
     assert len(job.alive()) >= 4  # the JVM, the driver's Python, the workers and their parent
     if everyone:
         os.killpg(job.process.pid, signal.SIGTERM)

@@ -265,6 +265,23 @@ def test_a_finished_day_is_trained_again_only_for_a_reason(spark, night: Night, 
     check_new(tables, done.config(), inputs | {"interactions": inputs["interactions"] + 1})
 
 
+def test_after_a_day_without_data_readers_keep_their_lists_and_runs_has_the_reason(
+    spark, night: Night, tmp_path: Path, capsys
+) -> None:
+    quiet = Night(shutil.copytree(night.lake, tmp_path / "lake"), {}, night.inputs)
+    before = served(night.lake, ["1", "cold"])
+    (tmp_path / "header.csv").write_text("userId,movieId,rating,timestamp\n")
+    for name, why in (("header.csv", "no rows"), ("never-written.csv", "never-written.csv cannot be read as csv")):
+        told = job(quiet, capsys, "nightly", nightly, "ds=2018-09-26", f"input.path={tmp_path / name}")
+        assert (told["exit_code"], told["status"]) == (2, "InputError") and why in told["error"]
+        failed = [row for row in read(spark, quiet.lake, "runs") if str(row["ds"]) == "2018-09-26"]
+        newest = max(failed, key=lambda row: row["started_at"])
+        assert (newest["job"], newest["state"]) == ("clean", "failed") and why in newest["reason"]
+        assert served(quiet.lake, ["1", "cold"]) == before
+    names = ("interactions", "users", "items", "quarantine", "published")
+    assert versions(spark, quiet.lake, *names) == versions(spark, night.lake, *names)
+
+
 def test_single_jobs_give_what_the_night_gives(spark, night: Night, second: Night) -> None:
     assert second.result["run_id"] != night.result["run_id"]
     assert second.result["figures"] == pytest.approx(night.result["figures"], abs=1e-5)
