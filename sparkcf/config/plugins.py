@@ -18,6 +18,7 @@ from sparkcf.config.section import ModelSection
 from sparkcf.errors import ConfigError
 
 GROUP = "sparkcf.models"
+INSTALL = f"install the package that registers it (entry points {GROUP})"
 NEEDED = ("section", "reads", "fit", "open")  # attributes of a model class
 
 
