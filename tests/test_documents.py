@@ -392,6 +392,34 @@ def test_generated_documents_are_what_the_code_says(path: Path) -> None:
     assert path.read_text(encoding="utf-8") == generate.documents()[path], "run python -m docs.generate"
 
 
+def test_the_reference_has_every_public_name_and_method() -> None:
+    heads = re.findall(r"^##+ `(.*)`$", generate.documents()[generate.REFERENCE], re.M)
+    assert {f"sparkcf.{name}" for name in sparkcf.__all__ if name != "__version__"} <= set(heads)
+    assert {"Lake.recommendations", "Lake.published", "Recommender.recommend", "Recommender.save"} <= set(heads)
+
+
+def test_the_reference_shows_signatures_and_lists_what_a_docstring_describes() -> None:
+    def told(k: int, by: str = "x", *, on_end: Callable = lambda: None) -> str | None:
+        """Tell.
+
+        Parameters
+        ----------
+        k : how
+            often.
+
+        Raises
+        ------
+        ConfigError
+            It is not told.
+        """
+
+    text = generate.described("##", "told", told)
+    assert "told(k: int, by: str = 'x', *, on_end: Callable = …) -> str | None\n" in text
+    assert text.endswith(
+        "Tell.\n\n**Parameters**\n\n- `k`: how\n  often.\n\n**Raises**\n\n- `ConfigError`:\n  It is not told.\n"
+    )
+
+
 def test_the_readme_is_short() -> None:
     assert len((ROOT / "README.md").read_text(encoding="utf-8").splitlines()) <= 150
 
