@@ -41,6 +41,7 @@ PLUGIN = ROOT / "tests" / "models" / "plugin"
 DOCUMENTS = sorted([ROOT / "README.md", *(ROOT / "docs").rglob("*.md")])
 LANGUAGES = {"sh", "python", "sql", "yaml", "toml", ""}
 FENCE = re.compile(r"^```(\w*)\n(.*?)^```$", re.S | re.M)
+COMMENT = re.compile(r"(?<!\S)#.*")  # a # within a word begins none: --archives file#name
 LINK = re.compile(r"(?<!`)\[[^\]]*\]\(([^)\s]+)\)")
 SUBMIT_OPTIONS = {
     "--master",
@@ -84,7 +85,7 @@ def blocks_of(document: Path) -> Iterator[Block]:
 def lines_of(text: str) -> Iterator[list[str]]:
     """The commands of a fence as words, comments left out."""
     for line in text.replace("\\\n", " ").splitlines():
-        if words := shlex.split(line, comments=True):
+        if words := shlex.split(COMMENT.sub("", line)):
             yield words
 
 
