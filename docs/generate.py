@@ -1,18 +1,23 @@
-"""Write the parts of the documents that repeat the code: docs/configuration.md, and the tables in docs/data.md.
+"""Write what repeats the code: docs/configuration.md, docs/reference.md, and the tables in docs/data.md.
 
     python -m docs.generate
 
 The configuration's keys come from sparkcf/config/reference.py, which reads them from the pydantic sections and the
-comments beside their fields. The tables' columns come from sparkcf/lake/schemas.py. `tests/test_documents.py` checks
-that the committed files are what this script writes.
+comments beside their fields; the reference of Python from signatures and docstrings; the tables' columns from
+sparkcf/lake/schemas.py. `tests/test_documents.py` checks that the committed files are what this script writes.
 """
 
 from __future__ import annotations
 
+import inspect
 import json
-from collections.abc import Iterable
+import re
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import is_dataclass
 from pathlib import Path
+from typing import Any
 
+import sparkcf
 from sparkcf.config.load import config_class
 from sparkcf.config.models import SECTIONS
 from sparkcf.config.reference import Key, all_keys, keys_of, own_docstring, sections_of
@@ -21,6 +26,7 @@ from sparkcf.lake.schemas import TABLES
 ROOT = Path(__file__).resolve().parents[1]
 CONFIGURATION = ROOT / "docs" / "configuration.md"
 DATA = ROOT / "docs" / "data.md"
+REFERENCE = ROOT / "docs" / "reference.md"
 BEGIN, END = "<!-- Written by python -m docs.generate: begin -->", "<!-- Written by python -m docs.generate: end -->"
 INTRODUCTION = """\
 # Configuration
@@ -48,12 +54,24 @@ A model's parameters are used where `model` (or `models`) names it; the others a
 another package ([models/your-own.md](models/your-own.md)) brings a section of its own.
 """
 
+WIDTH = 100  # of a signature on one line
+ENTRY = re.compile(r"\*{0,2}\w+(, \w+)*")  # names before " : " in a docstring
+ABOUT_PYTHON = """\
+# Reference of the Python package
+
+<!-- Written by python -m docs.generate from the docstrings in sparkcf/lake/query.py and sparkcf/local. -->
+
+What `import sparkcf` has. [In Python, without Spark](python.md) shows models on frames, and [serving](serving.md) how
+published lists are read.
+"""
+
 
 def documents() -> dict[Path, str]:
     """The whole text of every file that has generated parts."""
     before, _, rest = DATA.read_text(encoding="utf-8").partition(BEGIN)
     after = rest.partition(END)[2]
-    return {CONFIGURATION: configuration(), DATA: f"{before}{BEGIN}\n\n{tables()}\n{END}{after}"}
+    whole = f"{before}{BEGIN}\n\n{tables()}\n{END}{after}"
+    return {CONFIGURATION: configuration(), DATA: whole, REFERENCE: reference()}
 
 
 def configuration() -> str:
@@ -99,6 +117,69 @@ def tables() -> str:
             lines.append(f"| `{field.name}` | {cell(kind)} | {cell(field.metadata['comment'])} |")
         parts.append("\n".join(lines) + "\n")
     return "\n".join(parts)
+
+
+def reference() -> str:
+    """The public names of the package, and the methods of its classes that have a docstring."""
+    functions = [described("##", f"sparkcf.{found.__name__}", found) for found in (sparkcf.fit, sparkcf.load)]
+    classes = [part for kind in (sparkcf.Recommender, sparkcf.Evaluation, sparkcf.Lake) for part in parts_of(kind)]
+    return "\n".join([ABOUT_PYTHON, *functions, *classes])
+
+
+def parts_of(kind: type) -> Iterator[str]:
+    yield described("##", f"sparkcf.{kind.__name__}", kind)
+    for name, member in vars(kind).items():
+        if not name.startswith("_") and member.__doc__ and (inspect.isfunction(member) or isinstance(member, property)):
+            yield described("###", f"{kind.__name__}.{name}", member)
+
+
+def described(level: str, name: str, found: Any) -> str:
+    called = not isinstance(found, property) and not is_dataclass(found)  # nobody constructs the dataclasses
+    call = f"```\n{signature_of(found)}\n```\n\n" if called else ""
+    return f"{level} `{name}`\n\n{call}{in_markdown(inspect.getdoc(found) or '')}\n"
+
+
+class Plain(str):
+    """A text that a signature shows without quotes."""
+
+    def __repr__(self) -> str:
+        return str(self)
+
+
+def signature_of(found: Callable[..., Any]) -> str:
+    """Name, parameters with types and defaults, and the type of the result; a function as a default is "…"."""
+    signature = inspect.signature(found)
+    shown: list[str] = []
+    for parameter in signature.parameters.values():
+        if parameter.kind is parameter.KEYWORD_ONLY and "*" not in shown:
+            shown.append("*")
+        if parameter.name != "self":
+            default = Plain("…") if inspect.isfunction(parameter.default) else parameter.default
+            shown.append(str(parameter.replace(annotation=Plain(parameter.annotation), default=default)))
+    result = "" if inspect.isclass(found) else f" -> {signature.return_annotation}"
+    line = f"{found.__name__}({', '.join(shown)}){result}"
+    if len(line) <= WIDTH:
+        return line
+    parameters = "".join(f"    {one},\n" for one in shown)
+    return f"{found.__name__}(\n{parameters}){result}"
+
+
+def in_markdown(docstring: str) -> str:
+    """A docstring of numpydoc's form: its sections' titles are bold, their entries and lines "name : …" are lists."""
+    lines, listed = docstring.splitlines(), False
+    found = []
+    for line, after in zip(lines, [*lines[1:], ""], strict=True):
+        if after and set(after) == {"-"}:
+            found, listed = [*found, f"**{line}**", ""], True
+        elif line.startswith("    "):
+            found.append(f"  {line.strip()}")
+        elif line and set(line) != {"-"}:
+            name, colon, text = line.partition(" : ")
+            entry = listed or (colon and ENTRY.fullmatch(name))
+            found.append(f"- `{name}`: {text}".rstrip() if entry else line)
+        elif not line:
+            found.append("")
+    return "\n".join(found)
 
 
 def cell(text: str) -> str:

@@ -25,6 +25,14 @@ class ConfigError(SparkcfError):
     exit_code = 2
 
 
+class UnknownModelError(ConfigError):
+    """A model that is neither this package's nor registered by an installed one. `model` : its name."""
+
+    def __init__(self, message: str, model: str) -> None:
+        super().__init__(message)
+        self.model = model
+
+
 class InputError(SparkcfError):
     """The input is missing, empty or lacks a column; nothing was written."""
 

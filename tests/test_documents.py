@@ -1,7 +1,7 @@
 """What the documents show works: commands, Python, SQL and settings are run as they stand there.
 
 Fences marked sh, python, sql, yaml and toml are run or parsed; a fence without a language is only shown. Commands run
-in a folder that looks like a checkout with a small lake and the README's `mine.yaml`.
+in a folder that looks like a checkout with a small lake, the README's `mine.yaml` and a `ratings.csv`.
 """
 
 from __future__ import annotations
@@ -11,10 +11,11 @@ import os
 import re
 import runpy
 import shlex
+import shutil
 import subprocess
 import sys
 import tomllib
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from importlib.util import find_spec
 from pathlib import Path
@@ -23,9 +24,12 @@ import duckdb
 import numpy as np
 import pytest
 from deltalake import DeltaTable
+from typer.exceptions import TyperException
+from typer.main import get_command
 
 import sparkcf
 from docs import generate
+from sparkcf.cli.app import app
 from sparkcf.cli.main import main as cli
 from sparkcf.config.load import load_config
 from sparkcf.export.export import export_run
@@ -38,6 +42,7 @@ PLUGIN = ROOT / "tests" / "models" / "plugin"
 DOCUMENTS = sorted([ROOT / "README.md", *(ROOT / "docs").rglob("*.md")])
 LANGUAGES = {"sh", "python", "sql", "yaml", "toml", ""}
 FENCE = re.compile(r"^```(\w*)\n(.*?)^```$", re.S | re.M)
+COMMENT = re.compile(r"(?<!\S)#.*")  # a # within a word begins none: --archives file#name
 LINK = re.compile(r"(?<!`)\[[^\]]*\]\(([^)\s]+)\)")
 SUBMIT_OPTIONS = {
     "--master",
@@ -47,7 +52,14 @@ SUBMIT_OPTIONS = {
     "--packages",
     "--py-files",
     "--archives",
+    "--deploy-mode",
+    "--num-executors",
+    "--executor-cores",
+    "--executor-memory",
+    "--files",
 }
+IMAGE = ("local:///opt/sparkcf/", "/opt/sparkcf/")  # the checkout's files in the image of conf/kubernetes/Dockerfile
+LACKING = {"redis://localhost:6379/0", "multvae", "concepts", "--concept"}  # words of what the small lake does not have
 NOT_STARTED = {"pip", ".", "airflow"}  # commands of other environments (tests/airflow runs these); paths are checked
 NEEDED = ["ds=2024-05-31", "input.path=log.csv"]
 
@@ -74,7 +86,7 @@ def blocks_of(document: Path) -> Iterator[Block]:
 def lines_of(text: str) -> Iterator[list[str]]:
     """The commands of a fence as words, comments left out."""
     for line in text.replace("\\\n", " ").splitlines():
-        if words := shlex.split(line, comments=True):
+        if words := shlex.split(COMMENT.sub("", line)):
             yield words
 
 
@@ -161,9 +173,10 @@ def place(lake: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
         (tmp_path / name).symlink_to(ROOT / name)
     for name in ("lake", "sparkcf-lake"):  # the second is that of the file that `sparkcf init` writes
         (tmp_path / name).symlink_to(lake)
-    (tmp_path / "ratings.csv").write_text("userId,movieId,rating,timestamp\n1,260,5,1700000000\n")
     (tmp_path / "mine.yaml").write_text(mine())
     write_study(tmp_path / "studies" / "als-0123456789ab.json")
+    rows = ("userId,movieId,rating,timestamp", "1,260,5.0,1700000000", "2,1196,4.0,1700000001")
+    (tmp_path / "ratings.csv").write_text("\n".join(rows) + "\n")
     installed = tmp_path / "site" / "sparkcf_knn-0.1.0.dist-info"
     installed.mkdir(parents=True)
     (installed / "METADATA").write_text("Metadata-Version: 2.1\nName: sparkcf-knn\nVersion: 0.1.0\n")
@@ -193,7 +206,12 @@ def mine() -> str:
 def run_words(words: list[str], place: Path, capsys: pytest.CaptureFixture[str]) -> None:
     """Run a command, or check as much of it as can be checked without a cluster or a download."""
     program = words[0].rpartition("/")[2]
-    if program == "sparkcf":
+    if program == "sparkcf" and LACKING & set(words):
+        try:
+            get_command(app).commands[words[1]].make_context(words[1], words[2:])
+        except TyperException as error:
+            raise AssertionError(error.format_message()) from None
+    elif program == "sparkcf":
         with pytest.raises(SystemExit) as ended, pytest.MonkeyPatch.context() as patch:
             if "--watch" in words:
                 patch.setattr("time.sleep", interrupt)
@@ -206,11 +224,13 @@ def run_words(words: list[str], place: Path, capsys: pytest.CaptureFixture[str])
     elif program == "make":
         rules = re.findall(r"^([\w-]+):", (ROOT / "Makefile").read_text(), re.M)
         given = dict(word.split("=", 1) for word in words[1:] if "=" in word)
-        assert {word for word in words[1:] if "=" not in word} <= set(rules)
+        assert {word for word in words[1:] if "=" not in word} <= set(rules) and set(given) <= {"CONFIG", "ARGS"}
+        if given:
+            job = ["jobs/nightly.py", "--config", given.get("CONFIG", "conf/sample.yaml")]
+            check_submit([*job, *shlex.split(given.get("ARGS", ""))], place, capsys)
         if "CONFIG" in given:
-            config = load_config([given.pop("CONFIG")], shlex.split(given.pop("ARGS", "")))
+            config = load_config([given["CONFIG"]], shlex.split(given.get("ARGS", "")))
             assert (place / config.lake.root).is_dir(), "the next commands name the lake of the file"
-        assert not given, words
     elif words[:2] == ["python", "-m"]:
         assert find_spec(words[2]), words
         if words[2].startswith("tests.bench"):
@@ -229,11 +249,16 @@ def interrupt(_: float) -> None:
 
 def check_submit(words: list[str], place: Path, capsys: pytest.CaptureFixture[str]) -> None:
     """What spark-submit is given, and the job's own arguments by `--dry-run`, in this process."""
+    for prefix in IMAGE:
+        words = [word.replace(prefix, "") if word.startswith(prefix) else word for word in words]
     at = next(i for i, word in enumerate(words) if word.startswith("jobs/"))
     options, values = words[:at:2], words[1:at:2]
     assert set(options) <= SUBMIT_OPTIONS and len(options) == len(values), words
     for option, value in zip(options, values, strict=True):
         assert option != "--properties-file" or Path(value).is_file(), value
+        for file in value.split(",") if option == "--files" else ():  # they lie in the driver's folder then
+            if not Path(place, Path(file).name).is_file():
+                shutil.copy(file, place)
     assert Path(words[at]).is_file(), words[at]
     given = [*words[at + 1 :], f"lake.root={place}/written", *([] if "--dry-run" in words else ["--dry-run"])]
     assert run_job(Path(words[at]).stem, refuse_to_run, given) == 0, capsys.readouterr().err
@@ -257,10 +282,13 @@ def test_commands_run(block: Block, place: Path, capsys: pytest.CaptureFixture[s
     [
         "sparkcf recommend --user nobody",
         "sparkcf recomend --user 1",
+        "sparkcf concepts --varry 2:17",
         "spark-submit jobs/nightly.py --config conf/sample.yaml als.rnk=3",
         "spark-submit jobs/nigthly.py --config conf/sample.yaml",
         "spark-submit --memory 4g jobs/nightly.py --config conf/sample.yaml",
         "make nigthly",
+        "make nightly CONFGI=conf/sample.yaml",
+        "make nightly ARGS=als.rnk=3",
         "python -m tests.bench.alz",
         "python -m tests.bench.als --onyl fit",
         "curl example.org",
@@ -369,6 +397,34 @@ def anchors(text: str) -> set[str]:
 @pytest.mark.parametrize("path", list(generate.documents()), ids=lambda path: path.name)
 def test_generated_documents_are_what_the_code_says(path: Path) -> None:
     assert path.read_text(encoding="utf-8") == generate.documents()[path], "run python -m docs.generate"
+
+
+def test_the_reference_has_every_public_name_and_method() -> None:
+    heads = re.findall(r"^##+ `(.*)`$", generate.documents()[generate.REFERENCE], re.M)
+    assert {f"sparkcf.{name}" for name in sparkcf.__all__ if name != "__version__"} <= set(heads)
+    assert {"Lake.recommendations", "Lake.published", "Recommender.recommend", "Recommender.save"} <= set(heads)
+
+
+def test_the_reference_shows_signatures_and_lists_what_a_docstring_describes() -> None:
+    def told(k: int, by: str = "x", *, on_end: Callable = lambda: None) -> str | None:
+        """Tell.
+
+        Parameters
+        ----------
+        k : how
+            often.
+
+        Raises
+        ------
+        ConfigError
+            It is not told.
+        """
+
+    text = generate.described("##", "told", told)
+    assert "told(k: int, by: str = 'x', *, on_end: Callable = …) -> str | None\n" in text
+    assert text.endswith(
+        "Tell.\n\n**Parameters**\n\n- `k`: how\n  often.\n\n**Raises**\n\n- `ConfigError`:\n  It is not told.\n"
+    )
 
 
 def test_the_readme_is_short() -> None:

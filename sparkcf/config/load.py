@@ -16,10 +16,10 @@ import yaml
 from pydantic import BaseModel, ValidationError, create_model
 
 from sparkcf.config.models import SECTIONS
-from sparkcf.config.plugins import installed, plugin
+from sparkcf.config.plugins import INSTALL, installed, plugin
 from sparkcf.config.root import Config
 from sparkcf.config.yaml import parse_yaml
-from sparkcf.errors import ConfigError
+from sparkcf.errors import ConfigError, UnknownModelError
 
 HIDDEN = ("observe", "forget")  # sections whose values no message shows: secret addresses, users' ids
 
@@ -117,13 +117,17 @@ def model_names() -> list[str]:
 def _plugins_in(values: Mapping[str, Any]) -> frozenset[str]:
     """The other packages' models that the values name, as a model or by a section of parameters.
 
-    Raises ConfigError for an unknown model.
+    Raises UnknownModelError.
     """
     several = values.get("models") or ()
     wanted = [values.get("model"), *(several if isinstance(several, list | tuple) else ())]
     for name in wanted:
         if isinstance(name, str) and name not in SECTIONS and name not in installed():
-            raise ConfigError(f"configuration key model={name!r}: unknown model; known are {', '.join(model_names())}")
+            raise UnknownModelError(
+                f"configuration key model={name!r}: unknown model; known are {', '.join(model_names())}; "
+                f"for a model of another package {INSTALL}",
+                name,
+            )
     named = {name for name in [*wanted, *values] if isinstance(name, str)}
     return frozenset(named & installed().keys() - SECTIONS.keys())
 

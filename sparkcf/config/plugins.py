@@ -5,7 +5,7 @@ In the pyproject.toml of such a package:
     [project.entry-points."sparkcf.models"]
     knn = "sparkcf_knn:KNN"
 
-The class implements `sparkcf.models.contract.Model`; its attribute `section` is the class of its parameters.
+The class is a subclass of `sparkcf.models.contract.Model`; its attribute `section` is the class of its parameters.
 """
 
 from __future__ import annotations
@@ -15,10 +15,11 @@ from importlib.metadata import EntryPoint, entry_points
 from typing import Any
 
 from sparkcf.config.section import ModelSection
-from sparkcf.errors import ConfigError
+from sparkcf.errors import ConfigError, first_line
 
 GROUP = "sparkcf.models"
-NEEDED = ("section", "reads", "fit", "open")  # attributes of a model class
+INSTALL = f"install the package that registers it (entry points {GROUP})"
+CONTRACT = "sparkcf.models.contract.Model"
 
 
 def installed() -> dict[str, EntryPoint]:
@@ -33,22 +34,20 @@ def plugin(name: str) -> Any:
     Raises
     ------
     ConfigError
-        The class cannot be loaded or lacks a part of the contract; the message names the part.
+        The class cannot be loaded, is no subclass of `Model`, or lacks a part of it; the message names the part.
     """
     point = installed()[name]
     label = f"model {name} ({point.value}{f' of {point.dist.name}' if point.dist else ''})"
     try:
         found = point.load()
     except Exception as error:  # any error of the other package's module
-        reason = f"{type(error).__name__}: {error}"
+        reason = f"{type(error).__name__}: {first_line(error)}"
         raise ConfigError(f"{label} does not load: {reason}; fix or uninstall that package") from error
-    abstract: frozenset[str] = getattr(found, "__abstractmethods__", frozenset())
-    lacking = [part for part in NEEDED if getattr(found, part, None) is None or part in abstract]
-    lacking += sorted(set(abstract) - set(lacking))
+    if CONTRACT not in (f"{base.__module__}.{base.__qualname__}" for base in getattr(found, "__mro__", ())):
+        raise ConfigError(f"{label} breaks the contract: it is not a subclass of {CONTRACT}; derive it from that class")
+    lacking = sorted(found.__abstractmethods__) + ([] if hasattr(found, "section") else ["section"])
     if lacking:
-        raise ConfigError(
-            f"{label} breaks the contract of sparkcf.models.contract.Model: it lacks {', '.join(lacking)}"
-        )
+        raise ConfigError(f"{label} breaks the contract of {CONTRACT}: it lacks {', '.join(lacking)}")
     section = found.section
     if not (isinstance(section, type) and issubclass(section, ModelSection)):
         raise ConfigError(f"{label} breaks the contract: section={section!r} is not a subclass of ModelSection")

@@ -12,17 +12,20 @@ from collections.abc import Callable, Sequence
 from types import TracebackType
 from typing import Any, NoReturn
 
-from sparkcf.config.load import load_config
-from sparkcf.config.root import Config
+from sparkcf.config.load import load_config, merge_sources, model_names, read_sources
+from sparkcf.config.plugins import INSTALL
+from sparkcf.config.root import Config, LakeConfig
 from sparkcf.data.look import doubts
-from sparkcf.errors import ConfigError, SparkcfError, first_line
+from sparkcf.errors import ConfigError, SparkcfError, UnknownModelError, first_line
 from sparkcf.jobs.observe.observer import Observer
 from sparkcf.jobs.session import open_session, stop_session
 from sparkcf.jobs.signals import Terminated, cancel, raised_signals
 from sparkcf.jobs.space import explain_full_disk
 from sparkcf.lake.format import check_writable_format
 from sparkcf.lake.lost import lost_file
+from sparkcf.lake.query import Lake
 from sparkcf.lake.roots import check_writable
+from sparkcf.lake.runs import FITS
 from sparkcf.lake.tables import LakeTables
 from sparkcf.progress import flush, job_description, say
 from sparkcf.redact import redacted, redacted_values
@@ -55,7 +58,7 @@ def run_job(
     observer = Observer(name)
     result: dict[str, Any] = {"job": name}
     try:
-        config = load_config(arguments.config, arguments.overrides)
+        config = _configuration(arguments)
         observer.configured(config)
         result |= {"ds": config.ds.isoformat()}
         if check:
@@ -95,6 +98,37 @@ def run_job(
     print(json.dumps(redacted_values(shown), default=str), flush=True)
     observer.ended(result)  # last: a hook may take its time
     return code
+
+
+def _configuration(arguments: argparse.Namespace) -> Config:
+    """The configuration. Raises ConfigError; for a model that is gone from this environment it names a run of it."""
+    try:
+        return load_config(arguments.config, arguments.overrides)
+    except UnknownModelError as error:
+        run = _run_of(error.model, merge_sources(read_sources(arguments.config, arguments.overrides)))
+        if run is None:
+            raise
+        known = ", ".join(model_names())
+        message = f"{run} is of model {error.model}, which is not installed here: {INSTALL}; known are {known}"
+        raise UnknownModelError(message, error.model) from None
+
+
+def _run_of(model: str, values: dict[str, Any]) -> str | None:
+    """The run that unchecked values name by `run_id`, or the model's newest, if the lake is a folder and has it."""
+    section = values.get("lake")
+    root = section.get("root") if isinstance(section, dict) else None
+    try:
+        lake = Lake(str(root or LakeConfig().root))
+        if lake.folder is None:  # an unreachable store would be tried for minutes
+            return None
+        rows = lake.read("runs", ("model", [model]), None, ("run_id", "job", "started_at")).to_pylist()
+    except SparkcfError:  # no lake yet, or none that can be read: then there is no run to name
+        return None
+    named = values.get("run_id")
+    fits = [row for row in rows if row["job"] in FITS and named in (None, row["run_id"])]
+    if not fits:
+        return None
+    return f"run {max(fits, key=lambda row: row['started_at'])['run_id']} of lake {lake.root}"
 
 
 def _scalars(result: dict[str, Any]) -> dict[str, Any]:

@@ -23,6 +23,7 @@ from sparkcf.jobs.fold_in import fold_in_users
 from sparkcf.jobs.publish import publish_run
 from sparkcf.jobs.recommend import banned_items, recommend_run, wanted_users
 from sparkcf.jobs.several import each_model
+from sparkcf.jobs.shared import shared_frames
 from sparkcf.jobs.signals import cancel
 from sparkcf.jobs.train import train_model
 from sparkcf.lake.frames import kept
@@ -50,11 +51,12 @@ def _whole_night(spark: SparkSession, config: Config, nights: list[Config]) -> d
     cleaned = clean_day(spark, config)
     tables = LakeTables(spark, config.lake.root)
     inputs = Inputs(tables, newest_versions(tables))
-    with kept(inputs.events(config.ds)):  # every step of every model reads them
+    with kept(inputs.events(config.ds)) as events:  # every step of every model reads them
         nights = settled(spark, inputs, nights)
         if not config.models:
             return _night_of_model(spark, cleaned, nights[0])
-        return _nights_of_models(spark, config, nights, cleaned)
+        with shared_frames(events, nights):
+            return _nights_of_models(spark, config, nights, cleaned)
 
 
 @contextmanager

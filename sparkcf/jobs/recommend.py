@@ -163,8 +163,12 @@ def _with_seen(users: DataFrame, events: DataFrame, config: Config) -> DataFrame
     """Add `seen`, the items to exclude from a user's list; null if `topk.exclude_seen` is false."""
     if not config.topk.exclude_seen:
         return users.withColumn("seen", F.lit(None).cast("array<int>"))
-    seen = events.groupBy("user_idx").agg(F.sort_array(F.collect_set("item_idx")).alias("seen"))
-    return users.join(seen, on="user_idx", how="left")
+    return users.join(seen_items(events), on="user_idx", how="left")
+
+
+def seen_items(events: DataFrame) -> DataFrame:
+    """user_idx, seen: the items of each user's events."""
+    return events.groupBy("user_idx").agg(F.sort_array(F.collect_set("item_idx")).alias("seen"))
 
 
 def _write_lists(tables: LakeTables, lists: DataFrame, model: str, run_id: str) -> dict[str, int]:

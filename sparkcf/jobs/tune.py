@@ -4,7 +4,7 @@
               └─▶ train ──split──▶ validation: every trial is fitted on the rest and measured on it
 
 Models that fit arrays do so in one task each, on one shared set of arrays, several trials at once. Others are fitted
-one after the other as `train` fits them, on a cached split.
+one after the other as `train` fits them, on a cached split and shared packed rows.
 """
 
 from __future__ import annotations
@@ -25,19 +25,20 @@ from sparkcf.config.root import Config
 from sparkcf.config.tune import Range, search_space, with_values
 from sparkcf.data.dictionary import register_texts
 from sparkcf.data.inputs import Inputs, newest_versions
+from sparkcf.data.packing import Packing
 from sparkcf.data.split import Split, training_events
 from sparkcf.errors import ConfigError, SparkcfError, TrainingError, first_line, interruption
 from sparkcf.jobs.base import packing_of, training_data
 from sparkcf.jobs.evaluate import headline, with_protocol
 from sparkcf.jobs.study import COMPLETE, FAILED, PRUNED, Study, check_optuna
-from sparkcf.jobs.train import progress_of
+from sparkcf.jobs.train import progress_folder, progress_of
 from sparkcf.lake.metrics import write_figures
 from sparkcf.lake.roots import local_folder
 from sparkcf.lake.runs import Run, recorded_run
 from sparkcf.lake.tables import LakeTables
 from sparkcf.models.contract_data import FitRun
 from sparkcf.models.registry import model_of
-from sparkcf.progress import say, step
+from sparkcf.progress import Step, say, step
 from sparkcf.ranking.evaluate import check_protocol, evaluate, measured, persisted_split, settings_of
 from sparkcf.ranking.trials import TrialPart, TrialResult, run_parts, share_split
 from sparkcf.version import __version__
@@ -149,9 +150,14 @@ def _search(inputs: Inputs, events: DataFrame, config: Config, study: Study) -> 
             while batch := study.batch():
                 _run_batch(study, batch, config, run)
         else:
-            while batch := study.batch():
-                for number in batch:
-                    _run_on_spark(study, number, inputs, events, parts, config)
+            packings: dict[str, Packing] = {}  # by name: trials that pack rows alike share theirs
+            try:
+                while batch := study.batch():
+                    for number in batch:
+                        _run_on_spark(study, number, inputs, events, parts, config, packings)
+            finally:
+                for packing in packings.values():
+                    packing.drop()
 
 
 def _run_batch(study: Study, batch: list[int], config: Config, run: Any) -> None:
@@ -190,12 +196,24 @@ def rungs(rounds: int) -> list[int]:
     return sorted({max(1, round(rounds * share)) for share in RUNGS})
 
 
-def _run_on_spark(study: Study, number: int, inputs: Inputs, events: DataFrame, parts: Split, config: Config) -> None:
-    """Run one trial by the ordinary fit and evaluation."""
+def _run_on_spark(
+    study: Study,
+    number: int,
+    inputs: Inputs,
+    events: DataFrame,
+    parts: Split,
+    config: Config,
+    packings: dict[str, Packing],
+) -> None:
+    """Run one trial by the ordinary fit and evaluation. `packings` : those of the study, to which its own is added."""
     begin = time.monotonic()
     try:
-        own = with_values(config, study.values(number))
-        value = _fitted_value(inputs, events, parts, own, number)
+        own, part = with_values(config, study.values(number)), _part(study, "validation")
+        packing = packing_of(model_of(own), inputs, own, part)
+        packing = packings.setdefault(packing.name, packing)
+        with step("train", what=f"trial {number}") as progress:
+            fit_run = _fit_run(inputs, own, part, progress)
+            value = _fitted_value(inputs, events, parts, own, packing, fit_run)
     except SparkcfError as error:
         if stop := interruption(error):
             raise stop from None
@@ -204,22 +222,29 @@ def _run_on_spark(study: Study, number: int, inputs: Inputs, events: DataFrame, 
     _finish(study, number, COMPLETE, value, time.monotonic() - begin)
 
 
-def _fitted_value(inputs: Inputs, events: DataFrame, parts: Split, config: Config, number: int) -> float:
+def _fitted_value(
+    inputs: Inputs, events: DataFrame, parts: Split, config: Config, packing: Packing, fit_run: FitRun
+) -> float:
     model = model_of(config)
-    packing = packing_of(model, inputs, config, f"tune-{hashlib.sha256(config.to_json().encode()).hexdigest()[:12]}")
+    data = replace(training_data(model, inputs, events, config, packing), pairs=parts.train)
+    fitted = model.fit(data, fit_run)
     try:
-        data = replace(training_data(model, inputs, events, config, packing), pairs=parts.train)
-        with step("train", what=f"trial {number}") as progress:
-            fitted = model.fit(data, FitRun(on_progress=progress_of(progress, model.rounds)))
-            try:
-                quick = config.evaluation.model_copy(update={"bootstrap": 0})
-                figures = measured(parts, model, data, fitted, config.model_copy(update={"evaluation": quick}))
-            finally:
-                fitted.release()
+        quick = config.evaluation.model_copy(update={"bootstrap": 0})
+        figures = measured(parts, model, data, fitted, config.model_copy(update={"evaluation": quick}))
     finally:
-        packing.drop()
+        fitted.release()
     wanted = ("model", *config.gate_measure(), None)
     return next(f.value for f in figures if (f.system, f.metric, f.k, f.segment) == wanted)
+
+
+def _part(study: Study, name: str) -> str:
+    """Name of a part's packed rows and checkpoints: of this study, so of its data, split and seed."""
+    return hashlib.sha256(f"{study.name}-{name}".encode()).hexdigest()[:12]
+
+
+def _fit_run(inputs: Inputs, config: Config, part: str, progress: Step) -> FitRun:
+    folder = progress_folder(inputs, config, split=part)
+    return FitRun(on_progress=progress_of(progress, model_of(config).rounds), checkpoint_dir=folder)
 
 
 def _finish(study: Study, number: int, state: str, value: float | None, seconds: float, reason: str = "") -> None:
@@ -236,12 +261,12 @@ def _tested(inputs: Inputs, events: DataFrame, config: Config, study: Study, bes
         return study.test
     own = with_values(config, study.values(best))
     model = model_of(own)
-    packing = packing_of(model, inputs, own, f"tune-test-{study.name}")
+    part = _part(study, "test")
+    packing = packing_of(model, inputs, own, part)
     with step("test", what=own.model) as progress:
         try:
             data = training_data(model, inputs, events, own, packing)
-            fit_run = FitRun(on_progress=progress_of(progress, model.rounds))
-            result = evaluate(events, model, data, own, fit_run)
+            result = evaluate(events, model, data, own, _fit_run(inputs, own, part, progress))
         finally:
             packing.drop()
         progress.note = headline(result, own)

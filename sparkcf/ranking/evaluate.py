@@ -182,7 +182,7 @@ def _ranking_figures(
     shared, by_rules = share_ranker(spark, scorer, catalogue), None
     if inputs and config.rerank.active:
         by_rules = _by_rules(inputs, model, saved, scorer, popular, data, config)
-    users = _tested_users(parts, model, data, fitted, config)
+    users = _rankable(parts, model, data, fitted, config)
     has_features = "features" in users.columns
     trained = parts.train.select("user_idx").distinct().count()
     evaluation, seed, width = config.evaluation, config.seed, model.width
@@ -264,13 +264,18 @@ def _system_batch(system: str, summary: Any, listed: Any) -> Any:
     return pa.RecordBatch.from_arrays(data, names=["system", "summary", "listed"])
 
 
-def _tested_users(parts: Split, model: Model[Any], data: TrainingData, fitted: Fitted, config: Config) -> DataFrame:
-    """user_idx, heldout, seen, factor; ROW if users are folded in or their rows are read; features if folded in."""
-    folded = config.evaluation.protocol == "q1"
+def tested_users(parts: Split) -> DataFrame:
+    """The tested users with their lists of items: user_idx, heldout, seen (null for none)."""
     heldout = parts.heldout.groupBy("user_idx").agg(F.sort_array(F.collect_list("item_idx")).alias("heldout"))
     seen = parts.seen.groupBy("user_idx").agg(F.sort_array(F.collect_list("item_idx")).alias("seen"))
+    return heldout.join(seen, on="user_idx", how="left")
+
+
+def _rankable(parts: Split, model: Model[Any], data: TrainingData, fitted: Fitted, config: Config) -> DataFrame:
+    """user_idx, heldout, seen, factor; ROW if users are folded in or their rows are read; features if folded in."""
+    folded = config.evaluation.protocol == "q1"
     factors = fitted.user_factors.select(F.col("idx").alias("user_idx"), "factor")
-    users = heldout.join(seen, on="user_idx", how="left").join(factors, on="user_idx", how="left")
+    users = tested_users(parts).join(factors, on="user_idx", how="left")
     if folded or model.scores_rows or config.rerank.active:
         users = users.join(row_lists(parts.rows), on="user_idx", how="left")
     features = model.user_features(replace(data, pairs=parts.rows), fitted) if folded else None

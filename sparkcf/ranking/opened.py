@@ -11,9 +11,10 @@ import numpy as np
 import pyarrow as pa
 
 from sparkcf.config.load import parse_config
+from sparkcf.config.plugins import INSTALL
 from sparkcf.config.root import Config
 from sparkcf.data.one_user import as_of, user_pairs
-from sparkcf.errors import ConfigError, LakeError, NotFoundError
+from sparkcf.errors import ConfigError, LakeError, NotFoundError, UnknownModelError
 from sparkcf.lake.query import Day, Lake, RunOfModel
 from sparkcf.lake.weights import read_all
 from sparkcf.models.contract import Explanation, Model, Scorer
@@ -151,6 +152,8 @@ def _config_of(lake: Lake, run: RunOfModel) -> Config:
     try:
         plain = parse_config({"ds": run.ds, "input": {"path": "-"}, "model": run.model})
         return plain.with_shaping(stored)
+    except UnknownModelError:
+        raise LakeError(f"{run}: its model {run.model} is not installed here: {INSTALL}") from None
     except ConfigError as error:
         raise LakeError(
             f"{run} was trained with parameters that this version does not accept: {error}; train again"

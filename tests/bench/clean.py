@@ -51,6 +51,8 @@ def main() -> None:
     )
     accounted = sum(counts.get(name, 0) for name in ("clean", "exact_duplicates", "superseded", "quarantined"))
     goals = [Goal("exit code", done.returncode, 0, at_least=False), Goal("rows accounted for", accounted, written)]
+    if arguments.size == "L" and not arguments.quick:
+        goals += [Goal("rows/s", written / seconds, 200_000), Goal("largest process, GB", peak, 3.0, at_least=False)]
     finish("clean", "quick" if arguments.quick else arguments.size, goals)
 
 

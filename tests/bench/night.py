@@ -1,12 +1,15 @@
 """A whole night from a raw log: cleaning beside a plain Spark job, all of it beside a script of DuckDB and implicit.
 
-    python -m tests.bench.night [--size S|M|L] [--only clean,night,incremental,several] [--formats csv] [--rounds 3]
+    python -m tests.bench.night [--size S|M|L] [--only clean,night,incremental,several,sample] [--formats csv]
+                                [--rounds 3]
 
 clean: the clean job and a plain Spark job (a schema, bounds, one row a key, Delta) in one warm session, in turns.
 night: jobs/nightly.py by spark-submit, and night_script.py, in turns, with the largest process of each kind.
-incremental: the same size in the lake, then a night with a day of 50,000 new rows.
-several: a night of three models, one after another and at the same time, beside a night of each. `--quick`: 50,000
-rows, once, cleaning alone.
+incremental: the same size in the lake, then a night with a day of 50,000 new rows that starts from the factors of the
+first. Both stop at a sweep in which the objective falls by less than TOLERANCE of it.
+several: a night of three models, one after another and at the same time, beside a night of each.
+sample: `make nightly` in a lake of its own, and again: the second ends as nothing new. `--quick`: 50,000 rows, once,
+cleaning alone.
 """
 
 from __future__ import annotations
@@ -31,11 +34,11 @@ from tests.bench.mllib import session
 from tests.bench.peers import SCRIPT
 from tests.bench.report import Goal, finish, print_table
 from tests.bench.synthetic import CACHE, QUICK, SIZES, Interactions, interactions
-from tests.bench.timing import clock, interleaved
+from tests.bench.timing import Times, clock, interleaved
 
 ROOT = Path(__file__).resolve().parents[2]
 RANK, ITERATIONS, K, DAY, NEXT = 64, 8, 20, "2024-01-01", "2024-01-02"
-NEW_ROWS = 50_000
+NEW_ROWS, TOLERANCE = 50_000, 0.001
 SEVERAL = ("als", "ease", "popularity")
 SETTINGS = [
     *("input.columns={value: value}", "input.ts_formats=[epoch_s]", "input.value_range=[0.5, 5]"),
@@ -175,6 +178,11 @@ def submit(log: str, kind: str, lake: Path, ds: str, *more: str) -> tuple[float,
     return seconds, steps, peaks
 
 
+def seconds_of(steps: dict[str, float], name: str) -> float:
+    """Seconds of a step, whose printed name also says what it works on, such as "train als"."""
+    return next(seconds for shown, seconds in steps.items() if shown.split()[0] == name)
+
+
 def nights(given: argparse.Namespace, goals: list[Goal]) -> None:
     """Ours and the script's, in turns, each on a folder of its own."""
     SCRIPT.install()
@@ -197,6 +205,8 @@ def nights(given: argparse.Namespace, goals: list[Goal]) -> None:
         peaks = {name: max(turn[2].get(name, 0.0) for turn in turns) for name in turns[0][2]}
         print(f"largest process, GB: {', '.join(f'{name} {size:.2f}' for name, size in peaks.items())}")
         table.append(whole)
+    ratio = float(np.median([seconds_of(steps, "evaluate") / seconds_of(steps, "train") for _, steps, _ in ours]))
+    goals.append(Goal("evaluation ÷ the fit it repeats", ratio, {"M": 1.3}.get(given.size, 1e9), at_least=False))
     goals.append(Goal("a whole night, seconds", table[0], {"M": 90.0}.get(given.size, 1e9), at_least=False))
     goals.append(Goal("a whole night ÷ the script's", table[0] / table[1], 3.0 if given.size == "L" else 4.0, False))
 
@@ -214,14 +224,14 @@ def incremental(given: argparse.Namespace, goals: list[Goal]) -> None:
             Path(folder, "day"), Interactions(users, items, data.n_users, data.n_items), "csv", 1_540_000_000, 1
         )
         lake = Path(folder, "lake")
-        first = submit(f"{log}/*.csv", "csv", lake, DAY)
-        second = submit(f"{folder}/day/*.csv", "csv", lake, NEXT, "train.warm_start=true")
+        stop = f"als.tolerance={TOLERANCE}"
+        first = submit(f"{log}/*.csv", "csv", lake, DAY, stop)
+        second = submit(f"{folder}/day/*.csv", "csv", lake, NEXT, stop, "train.warm_start=true")
     names = dict.fromkeys([*first[1], *second[1]])
     print(f"\na first night over {rows:,} raw rows, and one with {n:,} new ones")
     shown = [(name, *(f"{turn[1].get(name, 0.0):.1f}" for turn in (first, second))) for name in names]
     print_table(("step", "first", "second"), [*shown, ("whole", f"{first[0]:.1f}", f"{second[0]:.1f}")])
-    cleaned = next(seconds for name, seconds in second[1].items() if name.startswith("clean"))
-    goals.append(Goal("clean of the day, seconds", cleaned, 15.0, at_least=False))
+    goals.append(Goal("clean of the day, seconds", seconds_of(second[1], "clean"), 15.0, at_least=False))
     goals.append(Goal("the second night ÷ the first", second[0] / first[0], 0.35, at_least=False))
 
 
@@ -245,7 +255,30 @@ def several(given: argparse.Namespace, goals: list[Goal]) -> None:
         goals.append(Goal(f"three models, {name} ÷ three nights", times[name].median / apart, 0.6, at_least=False))
 
 
-PARTS = {"clean": cleaning, "night": nights, "incremental": incremental, "several": several}
+def sample(given: argparse.Namespace, goals: list[Goal]) -> None:
+    """`make nightly` as a newcomer runs it, after set-up, then the same command again."""
+
+    def night(lake: Path) -> tuple[float, int]:
+        """Seconds, and the exit code of the job: make has its own."""
+        begin = time.perf_counter()
+        command = ["make", "nightly", f"ARGS=lake.root={lake}"]
+        done = subprocess.run(command, cwd=ROOT, stdout=subprocess.PIPE, text=True)
+        told = json.loads(next(line for line in reversed(done.stdout.splitlines()) if line.startswith("{")))
+        return time.perf_counter() - begin, told["exit_code"]
+
+    turns = []
+    for _ in range(given.rounds):
+        with tempfile.TemporaryDirectory() as folder:
+            turns.append([night(Path(folder, "lake")) for _ in range(2)])
+    print("\nmake nightly, the sample")
+    seconds = {name: Times(tuple(turn[place][0] for turn in turns)) for place, name in enumerate(("first", "again"))}
+    print_table(("night", "seconds: median (least–greatest)"), list(seconds.items()))
+    as_wanted = sum([code for _, code in turn] == [0, 5] for turn in turns)
+    goals.append(Goal("make nightly, seconds", seconds["first"].median, 45.0, at_least=False))
+    goals.append(Goal("nights that are done, and nothing new again", as_wanted, given.rounds))
+
+
+PARTS = {"clean": cleaning, "night": nights, "incremental": incremental, "several": several, "sample": sample}
 
 
 def main() -> None:

@@ -106,3 +106,16 @@ def test_without_a_published_run_or_of_another_model_it_ends_in_a_line(lake: Pat
     assert code == 1 and "model 'ease' is not published: published are 'als'" in err
     code, _, err = run("explain", "--user", "u1", "--item", "a", "--lake", str(tmp_path / "none"))
     assert code == 2 and err.count("\n") == 1
+
+
+def test_a_run_of_a_model_that_is_not_installed_names_the_package_as_the_cure(tmp_path: Path, run) -> None:
+    write_users(tmp_path, ["u1"])
+    write_items(tmp_path, {"a": "Film a"})
+    config = json.loads(load_config((), ["ds=2024-05-01", "input.path=x"]).to_json())
+    row = {"run_id": ["r1"], "job": ["train"], "model": ["knn"], "ds": [MAY_1]}
+    write(tmp_path, "runs", {**row, "config": [json.dumps(config | {"model": "knn", "knn": {"neighbours": 5}})]})
+    publish(tmp_path, "knn", MAY_1, 1, "r1")
+    code, out, err = run("explain", "--user", "u1", "--item", "a", "--lake", str(tmp_path))
+    assert code == 2 and not out and err.count("\n") == 1
+    assert "run r1 (model knn, published for 2024-05-01): its model knn is not installed here: " in err
+    assert "install the package that registers it (entry points sparkcf.models)" in err

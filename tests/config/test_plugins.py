@@ -15,13 +15,13 @@ BASE = ("ds=2024-01-31", "input.path=none")
 GOOD = """
 from typing import ClassVar
 from sparkcf.config.section import ModelSection
+from sparkcf.models.contract import Model
 class Params(ModelSection):
     section: ClassVar[str] = "foreign"
     depth: int = 3
-class Foreign:
+class Foreign(Model):
     section = Params
     reads, width = 1, 0
-    def __init__(self, params, seed): self.params, self.seed = params, seed
     def fit(self, data, run): ...
     def open(self, saved): ...
 """
@@ -66,12 +66,20 @@ def test_a_model_that_nobody_names_is_not_loaded(install) -> None:
     ("source", "value", "said"),
     [
         ("raise RuntimeError('no GPU')", "", r"does not load: RuntimeError: no GPU; fix or uninstall"),
+        (r"raise OSError('no driver:\n  try again')", "", r"does not load: OSError: no driver:; fix or uninstall"),
         (GOOD, "no_such_module:Foreign", r"does not load: ModuleNotFoundError"),
         (
             GOOD.replace("def open", "def close"),
             "",
             r"breaks the contract of .*Model: it lacks open",
         ),
+        (GOOD.replace("width", "length").replace("section = Params", ""), "", r"Model: it lacks width, section"),
+        (
+            GOOD.replace("Foreign(Model)", "Foreign"),
+            "",
+            r"breaks the contract: it is not a subclass of sparkcf\.models\.contract\.Model; derive it from that class",
+        ),
+        ("def Foreign(params, seed): ...", "", r"breaks the contract: it is not a subclass of .*Model; derive"),
         (GOOD.replace("section = Params", "section = dict"), "", r"section=<class 'dict'> is not a subclass of"),
         (GOOD.replace('"foreign"', '"other"'), "", r"its section is named 'other', the entry point 'foreign'"),
     ],
@@ -83,6 +91,9 @@ def test_one_that_cannot_be_used_is_named_with_what_is_wrong(install, source: st
 
 
 def test_a_model_that_is_not_there_is_answered_with_those_that_are() -> None:
+    install = r"for a model of another package install the package that registers it \(entry points sparkcf\.models\)$"
+    with pytest.raises(ConfigError, match=install):
+        load_config((), [*BASE, "model=foriegn"])
     with pytest.raises(
         ConfigError, match=r"model='foriegn': unknown model; known are als, bivae, blend, disengcn, ease, fm, hals"
     ):

@@ -1,4 +1,7 @@
-"""Any soup of rows reconciles, as plain Python counts it: read = clean + duplicates + superseded + quarantined."""
+"""Any soup of rows reconciles, as plain Python counts it: read = clean + duplicates + superseded + quarantined.
+
+A run of Spark cleans many soups at once. Each has users of its own, so that they do not change each other's outcome.
+"""
 
 from __future__ import annotations
 
@@ -7,12 +10,12 @@ import datetime as dt
 import io
 import json
 import math
+import random
 from collections import Counter, defaultdict
 from dataclasses import dataclass
 from pathlib import Path
 
-from hypothesis import HealthCheck, Phase, given, settings
-from hypothesis import strategies as st
+import pytest
 
 from sparkcf.config.load import load_config
 from tests.data.inputs import Outcome, clean_input, write_lines
@@ -31,17 +34,22 @@ times = [
     "2024-01-31T23:59:59.999999Z",
 ]
 bad_times = ["2024-02-01T00:00:00Z", "1989-12-31", "never", "2023-02-29", ""]
-rows = st.tuples(
-    st.sampled_from(["u1", "u2", "u3", " u1\t", "U1", "", "null", "None", "é,\"x'"]),
-    st.sampled_from(["tea", "jam", "tea ", "NULL", " "]),
-    st.sampled_from(["buy", "look", "buy", ""]),
-    st.sampled_from(
-        ["1", "2.5", "2.50", "+1", "5", "1e0", " 3 ", "-1", "5.01", "nan", "-Infinity", "1e999", "4,5", "0x1F", ""]
-    ),
-    st.sampled_from(times * 3 + bad_times),
-)
-kinds = st.sampled_from(["row"] * 12 + ["cut", "more", "header", "blank"])
-soups = st.lists(st.tuples(kinds, rows, st.integers(1, 3)), min_size=30, max_size=120)
+users = ["{}u1", "{}u2", "{}u3", " {}u1\t", "{}U1", "", "null", "None", "{}é,\"x'"]  # {}: the soup's name
+items = ["tea", "jam", "tea ", "NULL", " "]
+kinds_of_event = ["buy", "look", "buy", ""]
+values = ["1", "2.5", "2.50", "+1", "5", "1e0", " 3 ", "-1", "5.01", "nan", "-Infinity", "1e999", "4,5", "0x1F", ""]
+kinds = ["row"] * 12 + ["cut", "more", "header", "blank"]
+SOUPS = 300  # in one input
+
+
+def soup(draw: random.Random, name: str) -> list[tuple[str, tuple[str, ...], int]]:
+    """Lines of 30 to 120 as (kind, cells, number of the file)."""
+
+    def row() -> tuple[str, ...]:
+        user = draw.choice(users).format(name)
+        return (user, *map(draw.choice, (items, kinds_of_event, values, times * 3 + bad_times)))
+
+    return [(draw.choice(kinds), row(), draw.randint(1, 3)) for _ in range(draw.randint(30, 120))]
 
 
 @dataclass
@@ -130,45 +138,38 @@ def text_of(kind: str, row: tuple[str, ...], form: str) -> str:
             return whole
 
 
-def write_soup(folder: Path, soup: list, form: str) -> list[tuple[str, tuple]]:
+def write_lines_of(folder: Path, drawn: list, form: str) -> list[tuple[str, tuple]]:
     """Write the lines into three files and give them back in the order in which they are read."""
     read = []
     for file in (3, 1, 2):  # the order of writing is not that of reading
-        lines = [(kind, row) for kind, row, its_file in soup if its_file == file]
+        lines = [(kind, row) for kind, row, its_file in drawn if its_file == file]
         head = [",".join(NAMES)] if form == "csv" else []
         write_lines(folder / f"{file}.{form}", *head, *(text_of(kind, row, form) for kind, row in lines))
         read.append((file, lines))
     return [line for _, lines in sorted(read) for line in lines]
 
 
-def check(outcome: Outcome, expected: Truth) -> None:
+def check(outcome: Outcome, expected: Truth, lines: list[tuple[str, tuple]]) -> None:
+    got = {(*row[:3], dt.datetime.fromisoformat(row[4]).replace(tzinfo=dt.UTC)): row[3] for row in outcome.rows}
+    wrong = sorted(key for key in got.keys() | expected.last.keys() if got.get(key) != expected.last.get(key))
+    assert not wrong, (wrong[0], [line for line in lines if line[1][0].strip() == wrong[0][0]])
     assert outcome.counts == expected.counts
     counts = outcome.counts
     assert counts["read"] == sum(n for name, n in counts.items() if name != "read")
     assert outcome.reasons == expected.reasons
-    got = {(*row[:3], dt.datetime.fromisoformat(row[4]).replace(tzinfo=dt.UTC)): row[3] for row in outcome.rows}
-    assert got == expected.last
     assert Counter(reason for reason, _ in outcome.quarantine) == expected.reasons
 
 
-@settings(
-    max_examples=12,
-    deadline=None,
-    derandomize=True,
-    phases=(Phase.explicit, Phase.generate),  # each try runs Spark: a failing input is shown as it is found
-    suppress_health_check=list(HealthCheck),
-)
-@given(
-    soup=soups,
-    form=st.sampled_from(["csv", "jsonl"]),
-    most=st.sampled_from([12, 1000]),
-    parts=st.sampled_from([None, 3]),
-)
-def test_any_soup_of_rows_reconciles(
-    spark, tmp_path_factory, soup: list, form: str, most: int, parts: int | None
-) -> None:
-    folder = tmp_path_factory.mktemp("soup")
-    lines = write_soup(folder, [*soup, ("row", ANCHOR, 2)], form)
-    overrides = ["ds=2024-01-31", f"input.path={folder}", f"input.format={form}", MAPPED, "input.value_range=[0, 5]"]
+@pytest.mark.parametrize("form", ["csv", "jsonl"])
+@pytest.mark.parametrize("most", [12, 1000])
+@pytest.mark.parametrize("parts", [None, 3])
+def test_any_soup_of_rows_reconciles(spark, tmp_path: Path, form: str, most: int, parts: int | None) -> None:
+    draw = random.Random(f"{form} {most} {parts}")
+    drawn = [line for number in range(SOUPS) for line in soup(draw, f"s{number}")]
+    lines = write_lines_of(tmp_path, [*drawn, ("row", ANCHOR, 2)], form)
+    overrides = ["ds=2024-01-31", f"input.path={tmp_path}", f"input.format={form}", MAPPED, "input.value_range=[0, 5]"]
     overrides += [f"clean.max_events_per_user={most}", "clean.max_quarantined_share=1"]
-    check(clean_input(spark, load_config((), overrides), parts), truth(lines, most))
+    expected = truth(lines, most)
+    assert {"clean", "exact_duplicates", "superseded"} <= {name for name, n in expected.counts.items() if n > 100}
+    assert ("too_many_events_of_user" in expected.reasons) == (most == 12)
+    check(clean_input(spark, load_config((), overrides), parts), expected, lines)

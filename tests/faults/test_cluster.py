@@ -15,6 +15,7 @@ import sys
 import sysconfig
 import time
 import venv
+import zipfile
 from collections.abc import Callable, Iterator
 from contextlib import suppress
 from pathlib import Path
@@ -125,6 +126,11 @@ def wheel(folder: Path) -> Path:
     done = subprocess.run(command, capture_output=True, text=True, timeout=PATIENCE)
     assert done.returncode == 0, done.stdout + done.stderr
     return next(folder.glob("sparkcf-*.whl"))
+
+
+def test_the_wheel_tells_type_checkers_that_it_has_types_and_holds_what_is_read_at_run_time(wheel: Path) -> None:
+    names = set(zipfile.ZipFile(wheel).namelist())
+    assert {"sparkcf/py.typed", "sparkcf/report/page.html", "sparkcf/sample/ratings.csv.gz"} <= names
 
 
 @pytest.fixture(scope="module")

@@ -5,11 +5,14 @@ from __future__ import annotations
 import ast
 import json
 import os
+import re
 import signal
 from collections.abc import Callable
 from pathlib import Path
 
+import pyarrow as pa
 import pytest
+from deltalake import write_deltalake
 
 from sparkcf import errors
 from sparkcf.jobs.frame import run_job
@@ -124,6 +127,22 @@ def test_a_lost_file_of_the_lake_is_an_error_of_the_lake(
     code, result, _ = run(job)
     assert (code, result["status"]) == (2, "LakeError")
     assert "table items of lake" in result["error"] and "version 7" in result["error"]
+
+
+def test_a_run_whose_model_is_not_installed_is_named_with_the_package_as_the_cure(
+    never: Callable, run: Callable, tmp_path: Path
+) -> None:
+    columns = {"run_id": ["r1", "r2", "r3"], "job": ["train", "train", "tune"], "model": ["knn"] * 3}
+    write_deltalake(str(tmp_path / "lake" / "runs"), pa.table({**columns, "started_at": ["1", "2", "3"]}))
+    cure = r"install the package that registers it \(entry points sparkcf\.models\)"
+    for named, wanted in (((), "r2"), (("run_id=r1",), "r1")):
+        code, result, _ = run(never, "model=knn", *named)
+        said = rf"run {wanted} of lake {tmp_path}/lake is of model knn, which is not installed here: {cure}; known are"
+        assert code == 2 and re.match(said, result["error"]), result
+    for other in ("model=svd", "lake.root=/nowhere", "lake=x", "run_id=r9"):
+        code, result, _ = run(never, "model=knn", other)
+        assert code == 2 and result["error"].startswith("configuration key model='"), result
+        assert re.search(rf"unknown model; known are .*; for a model of another package {cure}$", result["error"])
 
 
 def test_the_exit_codes_are_those_that_are_documented() -> None:

@@ -11,7 +11,6 @@ from pathlib import Path
 import pytest
 
 from sparkcf import Lake
-from sparkcf.config.load import model_names
 from tests.quick import JOB_OPTIONS
 
 pytestmark = pytest.mark.slow
@@ -70,5 +69,7 @@ def test_a_night_of_an_installed_model_and_what_is_said_once_it_is_gone(site: Pa
 
     gone = job("recommend", None, *given)
     assert gone.returncode == 2
-    assert f"model='knn': unknown model; known are {', '.join(model_names())}" in gone.stdout.splitlines()[-1]
+    said = gone.stdout.splitlines()[-1]
+    assert f"run {told['run_id']} of lake {tmp_path}/lake is of model knn, which is not installed here" in said
+    assert "install the package that registers it (entry points sparkcf.models); known are als, " in said
     assert len(Lake(tmp_path / "lake").recommendations("u1", 2, model="knn")) == 2  # readers need no model

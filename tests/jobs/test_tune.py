@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -13,9 +14,11 @@ import pytest
 from sparkcf.config.load import load_config
 from sparkcf.config.root import Config
 from sparkcf.data.inputs import Inputs, newest_versions
+from sparkcf.data.packing import Packing
 from sparkcf.data.split import split, training_events
 from sparkcf.errors import ConfigError, TrainingError
 from sparkcf.jobs import tune as module
+from sparkcf.jobs.base import training_data
 from sparkcf.jobs.clean import clean_day
 from sparkcf.jobs.frame import run_job
 from sparkcf.jobs.tune import check_tune, rungs, tune
@@ -121,6 +124,47 @@ def test_a_trial_on_arrays_has_the_figure_of_the_ordinary_fit(
         values = [[row["value"] for row in rows] for rows in (on_arrays, on_spark)]
         np.testing.assert_allclose(values[0], values[1], atol=2e-3)
         assert min(values[0]) > 0.2
+
+
+def test_the_trials_of_a_net_read_rows_that_are_packed_once(
+    spark, settings: Callable, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(module, "_tested", lambda *given: {"value": 0.5, "number": 0})
+    net = ["model=multvae", "multvae.epochs=1", "multvae.latent_dim=4", "multvae.hidden=[8]", "multvae.workers=1"]
+    config, write, packed = settings(*net, "tune.trials=2"), Packing._write, []
+    (tmp_path / "space.yaml").write_text("multvae.dropout: {float: [0.1, 0.6]}\n")
+
+    def counted(packing: Packing, side: str, rows) -> None:
+        packed.append(side)
+        write(packing, side, rows)
+
+    monkeypatch.setattr(Packing, "_write", counted)
+    found = trials(tune(spark, config))
+    assert [row["state"] for row in found] == ["complete"] * 2 and found[0]["params"] != found[1]["params"]
+    assert packed == ["user"]
+    tables = LakeTables(spark, config.lake.root)
+    assert tables.read("user_rows").isEmpty()
+    assert not list((Path(config.lake.root) / "_progress").iterdir())
+
+
+def test_rows_that_trials_pack_apart_are_dropped_when_a_study_is_interrupted(
+    spark, settings: Callable, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    config, names = settings("model=multvae", "tune.trials=6", "tune.sampler=random"), []
+    (tmp_path / "space.yaml").write_text("multvae.validation_share: {choice: [0.1, 0.2]}\n")
+
+    def value(inputs, events, parts, own, packing, fit_run) -> float:
+        if len(names) == 5:
+            raise KeyboardInterrupt
+        names.append(packing.name)
+        model_of(own).pack(replace(training_data(model_of(own), inputs, events, own, packing), pairs=parts.train))
+        return 0.5
+
+    monkeypatch.setattr(module, "_fitted_value", value)
+    with pytest.raises(KeyboardInterrupt):
+        tune(spark, config)
+    assert len(names) == 5 and len(set(names)) == 2
+    assert LakeTables(spark, config.lake.root).read("user_rows").isEmpty()
 
 
 def test_no_pair_of_the_test_is_in_what_trials_see(spark, settings: Callable) -> None:
