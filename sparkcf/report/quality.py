@@ -21,7 +21,7 @@ from sparkcf.report.words import judged, number, percent, seconds, short, signed
 SEGMENTED = 5  # models whose quality by segment is drawn: a page stays below a megabyte
 CURVES = 2  # charts of training for each model
 LEAST_INTEREST = 2  # of a figure of a fit that is neither of validation nor the objective
-UNINTERESTING = ("seconds", "rows", "learning_rate", "kl_weight")  # of a fit's log
+UNINTERESTING = ("seconds", "rows", "learning_rate", "kl_weight", "item_kl_weight")  # of a fit's log
 SHARES = (0.5, 0.8, 0.95)  # that central intervals should hold: coverage_50, coverage_80, coverage_95
 KINDS = (  # of segments, by how their names begin; first what the segment is called
     ("users by vector", ("all", "warm")),
