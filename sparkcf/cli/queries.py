@@ -40,15 +40,19 @@ def recommend(
     lake: LakeOption = None,
 ) -> None:
     """Show a user's published list, or rank within one concept of a model that has concepts."""
-    found = opened(context, lake)
+    found, unread = opened(context, lake), ""
     if concept is None:
         rows = found.recommend_rows(user, k, model, ds)
     else:
         from sparkcf.lake.concepts import Concepts
 
-        rows = Concepts.read(found, model or CONCEPT_MODEL, ds).list_within(user, concept, k)
+        concepts = Concepts.read(found, model or CONCEPT_MODEL, ds)
+        rows = concepts.list_within(user, concept, k)
+        if concepts.unread_ban:
+            unread = f"items of topk.ineligible={concepts.unread_ban} may be listed: only jobs/recommend.py reads it"
     note = _shorter(context, rows, k, "jobs/recommend.py writes topk.k items a user")
-    show(records_of(rows), rows.column_names, form, origin(rows), note, guarded=guarded_by(guard_formulas, form))
+    captions = (origin(rows), note, unread)
+    show(records_of(rows), rows.column_names, form, *captions, guarded=guarded_by(guard_formulas, form))
 
 
 def _shorter(context: typer.Context, rows: pa.Table, k: int, why: str) -> str:

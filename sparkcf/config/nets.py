@@ -24,9 +24,12 @@ class GradientConfig(ModelSection):
     timeout_s: Positive = 50  # seconds; a peer silent for longer counts as dead
 
     @property
-    def annealing(self) -> tuple[float, int]:
-        """Final weight of the KL divergence, and the number of updates in which it rises to that from 0."""
-        return 0.0, 0
+    def annealing(self) -> tuple[float, int] | None:
+        """Final weight of the KL divergence, and the number of updates in which it rises to that from 0.
+
+        None: there is no divergence, or its weight is another one for every row.
+        """
+        return None
 
 
 class NetConfig(GradientConfig):
@@ -76,8 +79,8 @@ class MultVAEConfig(NetConfig):
         return () if self.encoder == "dense" else super().decoder
 
     @property
-    def annealing(self) -> tuple[float, int]:
-        return self.anneal_cap, self.anneal_steps
+    def annealing(self) -> tuple[float, int] | None:
+        return (self.anneal_cap, self.anneal_steps) if self.kl_per_item is None else None
 
 
 class MultDAEConfig(NetConfig):

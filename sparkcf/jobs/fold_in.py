@@ -82,7 +82,8 @@ def fold_in_users(spark: SparkSession, config: Config) -> dict[str, Any]:
             solved = solved.persist(StorageLevel.MEMORY_AND_DISK)  # counted, then written; released below
             vectors = solved.where("factor IS NOT NULL").select("idx", "factor", "bias")
             kept = {name: fitted.tables[name].drop("item_id", "model", "run_id") for name in model.item_tables}
-            updated = replace(fitted, user_factors=vectors, tables=kept, cached=solved)
+            figures = model.user_figures(paired, fitted)
+            updated = replace(fitted, user_factors=vectors, tables=kept, figures=figures, cached=solved)
             try:
                 counts = counted(solved, config)
                 counts["items"] = write_fitted(now, model, updated, run)["item"]

@@ -48,12 +48,14 @@ def _recommend(spark: SparkSession, tables: LakeTables, opened: OpenRun, config:
     users, items = inputs.read("users"), inputs.read("items")
     fitted = read_fitted(tables, model, run, data, config)
     saved = saved_of(model, fitted, data.n_items)
-    scorer = share_scorer(spark, model.open, saved)
+    opened_scorer, scorer = model.open(saved), share_scorer(spark, model.open, saved)
+    if config.topk.concepts and not opened_scorer.has_concepts:
+        say(f"  note: topk.concepts=true: {model.name} has no concepts, so no reason names one")
     catalogue = Catalogue.of(popularity(liked_pairs(events, config)), data.n_items, banned_items(spark, items, config))
     labels = (F.lit(config.ds).alias("ds"),)
     with step("recommend", spark, f"top {config.topk.k}") as progress:
         wanted = wanted_users(users, config).select("user_idx", "user_id")
-        rules = share_reranker(spark, config, items, events, data.n_items, model.open(saved))
+        rules = share_reranker(spark, config, items, events, data.n_items, opened_scorer)
         ranker, topk = share_ranker(spark, scorer, catalogue, reranker=rules), config.topk
         known = rankable(wanted, model, fitted, data, events, config)
         reasons = (*(["concepts"] if topk.concepts or topk.reasons else []), *(["because"] if topk.reasons else []))

@@ -33,7 +33,8 @@ LONG_S = 10  # seconds left that are worth a word
 LOGGED = (
     *("objective", "observed", "unobserved", "regularization", "loss", "kl_weight", "ndcg_at_100", "seconds"),
     "log_likelihood",  # of mpma
-    *("active_units", "kl", "item_loss", "item_active_units", "item_kl"),  # of nets, see training/posterior.py
+    *("active_units", "kl"),  # of nets, see training/posterior.py
+    *("item_loss", "item_kl_weight", "item_active_units", "item_kl"),  # of nets with a phase of items
 )
 
 

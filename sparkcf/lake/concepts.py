@@ -47,8 +47,8 @@ class Concepts:
     users : (m,), number of users who have the item.
     vectors : float32 (m, d), of unit length.
     assigned : float32 (m, K), probabilities.
-    temperature : cosines are divided by it.
-    users_led : number of users that each concept leads; None in a run whose users were folded in.
+    config : the run's configuration.
+    users_led : number of users that each concept leads; None if the run's metrics are gone.
     """
 
     lake: Lake
@@ -57,7 +57,7 @@ class Concepts:
     users: NDArray[np.int64]
     vectors: F32
     assigned: F32
-    temperature: float
+    config: dict[str, Any]
     users_led: list[int | None]
 
     @classmethod
@@ -88,8 +88,19 @@ class Concepts:
         users = np.zeros(len(ids), np.int64)
         users[at] = rows["users"].to_numpy()
         return cls(
-            lake, run, ids, users, vectors, assigned, _temperature(lake, run), _users_led(lake, run, assigned.shape[1])
+            lake, run, ids, users, vectors, assigned, _config(lake, run), _users_led(lake, run, assigned.shape[1])
         )
+
+    @property
+    def temperature(self) -> float:
+        """Cosines are divided by it."""
+        return float(self.config[self.run.model]["temperature"])
+
+    @property
+    def unread_ban(self) -> str | None:
+        """Path of the run's `topk.ineligible`, whose items `list_within` does not leave out; None: there is none."""
+        path: str | None = self.config["topk"]["ineligible"]
+        return path
 
     def summaries(self) -> pa.Table:
         """A row per concept: concept, items, users_led, categories, typical.
@@ -123,12 +134,17 @@ class Concepts:
         return pa.Table.from_pylist(rows).replace_schema_metadata(self._origin())
 
     def list_within(self, user: str, concept: int, k: int) -> pa.Table:
-        """A user's unseen items ranked by a concept's contribution to their scores: position, item_id, title, score."""
+        """A user's items ranked by a concept's contribution to their scores: position, item_id, title, score.
+
+        Items that the run's configuration keeps from lists are left out: those that the user has, unless
+        `topk.exclude_seen` is false, and those that `topk` and `rerank.exclude` exclude, but see `unread_ban`.
+        """
         self.check(concept)
-        mass = self._mass(self._user(user)[concept], concept)
-        seen = set(self.lake.read("interactions", ("user_id", [user]))["item_id"].to_pylist())
-        unseen = np.array([item not in seen for item in self.items], bool)
-        order = np.argsort(-np.where(unseen, mass, -1.0), kind="stable")[: min(k, int(unseen.sum()))]
+        mass, listed = self._mass(self._user(user)[concept], concept), self._eligible()
+        if self.config["topk"]["exclude_seen"]:
+            seen = set(self.lake.read("interactions", ("user_id", [user]))["item_id"].to_pylist())
+            listed &= np.array([item not in seen for item in self.items], bool)
+        order = np.argsort(-np.where(listed, mass, -1.0), kind="stable")[: min(k, int(listed.sum()))]
         with np.errstate(divide="ignore"):
             return self._listed(order, np.log(mass[order]))
 
@@ -161,6 +177,24 @@ class Concepts:
         ):
             if not 0 <= value < n:
                 raise ConfigError(f"{name} {value} is not in {self.run}: it has {name}s 0 to {n - 1}")
+
+    def _eligible(self) -> NDArray[np.bool_]:
+        """Whether `topk.categories`, `topk.exclude_categories` and `rerank.exclude` allow each item, bool (m,)."""
+        topk, excluded = self.config["topk"], self.config["rerank"]["exclude"]
+        wanted, unwanted = set(topk["categories"]), set(topk["exclude_categories"])
+        if not (wanted or unwanted or excluded):
+            return np.ones(len(self.items), bool)
+        rows = self.lake.read("items", None, None, ("item_id", "categories", "attributes")).to_pylist()
+        allowed = set()
+        for row in rows:
+            categories, attributes = set(row["categories"] or ()), dict(row["attributes"] or ())
+            banned = not categories.isdisjoint(unwanted) or (bool(wanted) and categories.isdisjoint(wanted))
+            for rule in excluded:
+                texts = categories if rule["by"] == "categories" else {attributes.get(rule["by"])}
+                banned = banned or not texts.isdisjoint(rule["values"])
+            if not banned:
+                allowed.add(row["item_id"])
+        return np.array([item in allowed for item in self.items], bool)
 
     def _mass(self, z: F32, concept: int) -> F32:
         return concept_mass(z[None], self.vectors, self.assigned[:, concept], self.temperature)[0]
@@ -200,11 +234,12 @@ def _vectors(column: pa.ChunkedArray) -> F32:
     return flat.reshape(len(column), -1)
 
 
-def _temperature(lake: Lake, run: ModelRun) -> float:
+def _config(lake: Lake, run: ModelRun) -> dict[str, Any]:
     rows = lake.read("runs", ("run_id", [run.run_id]), None, ("run_id", "config"))
     if not rows.num_rows:
-        raise LakeError(f"{run} has no row in table runs, so its temperature is unknown: publish another run")
-    return float(json.loads(rows["config"][0].as_py())[run.model]["temperature"])
+        raise LakeError(f"{run} has no row in table runs, so its configuration is unknown: publish another run")
+    found: dict[str, Any] = json.loads(rows["config"][0].as_py())
+    return found
 
 
 def _users_led(lake: Lake, run: ModelRun, n: int) -> list[int | None]:

@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 
 DEFAULT_MODEL = "als"  # the configuration's default
 Day = str | dt.date | None
-FINE_SEGMENTS = "^(dimension|activity|popularity|category) "  # that `sparkcf metrics` shows if it is asked to
+FINE_SEGMENTS = "^(dimension|activity|popularity|category|groups) "  # that `sparkcf metrics` shows if it is asked to
 SAMPLE = 10_000  # rows that are searched for ids similar to an unknown one
 
 
@@ -101,8 +101,8 @@ class Lake(LakeReader):
 
         Parameters
         ----------
-        dimensions : also the figures by activity, popularity and category, and the KL divergences of a net's latent
-            dimensions, a row for each dimension and epoch.
+        dimensions : also the figures by activity, popularity and category, the weights of `mpma` by user group and
+            item group, and the KL divergences of a net's latent dimensions, a row for each dimension and epoch.
         """
         return _frame(self.metric_rows(run_id, model, dimensions))
 

@@ -29,6 +29,7 @@ from sparkcf.models.contract_data import (
     I32,
     Described,
     Features,
+    FitFigure,
     FitRun,
     Fitted,
     LocalData,
@@ -94,6 +95,11 @@ class Scorer(ABC):
         items : (n, k), -1 for none.
         """
         return None
+
+    @property
+    def has_concepts(self) -> bool:
+        """Whether it names concepts as reasons."""
+        return type(self).concepts is not Scorer.concepts
 
     @property
     def has_likeness(self) -> bool:
@@ -309,6 +315,15 @@ class Model(ABC, Generic[Params]):
     def readable(self, fitted: Fitted) -> Mapping[str, DataFrame]:
         """Tables that show in named columns what users' and items' vectors hold, by table name; default: none."""
         return {}
+
+    def user_figures(self, pairs: DataFrame, fitted: Fitted) -> list[FitFigure]:
+        """Figures of a fit that depend on its users, for a run whose users were folded in; default: none.
+
+        Parameters
+        ----------
+        pairs : the users' pairs now.
+        """
+        return []
 
     def packed_by(self) -> dict[str, Any]:
         """Parameters that shape packed rows."""

@@ -21,7 +21,7 @@ from sparkcf.report.words import judged, number, percent, seconds, short, signed
 SEGMENTED = 5  # models whose quality by segment is drawn: a page stays below a megabyte
 CURVES = 2  # charts of training for each model
 LEAST_INTEREST = 2  # of a figure of a fit that is neither of validation nor the objective
-UNINTERESTING = ("seconds", "rows", "learning_rate", "kl_weight")  # of a fit's log
+UNINTERESTING = ("seconds", "rows", "learning_rate", "kl_weight", "item_kl_weight")  # of a fit's log
 WITHOUT_PREDICTIONS = (
     "Predicted intervals of single pairs, such as those of mpma and fm, are shown once jobs/predict.py has written "
     "predictions of the run: no night does."

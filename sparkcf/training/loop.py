@@ -28,7 +28,7 @@ from sparkcf.training.batch import Rows
 from sparkcf.training.checkpoint import Checkpoints, Progress
 from sparkcf.training.feed import Batch, Feed
 from sparkcf.training.group import Group
-from sparkcf.training.posterior import posterior_figures
+from sparkcf.training.posterior import PosteriorSums
 from sparkcf.training.shared_gradients import shared_gradients
 
 OnProgress = Callable[[dict[str, Any]], None]
@@ -116,8 +116,9 @@ def train(
     feed : rows of users.
     validation : returns this rank's share of the validation rows, from the start at each call.
     checkpoints : written after every epoch; the training resumes from them.
-    on_progress : called by the main rank with every epoch's log entry: epoch, loss, kl_weight, ndcg_at_100, seconds,
-        and the figures of `sparkcf.training.posterior`; names of figures of items' phases begin with "item_".
+    on_progress : called by the main rank with every epoch's log entry: epoch, loss, kl_weight (of the last step; absent
+        where `config.annealing` is None), ndcg_at_100, seconds, and the figures of `sparkcf.training.posterior`; names
+        of figures of items' phases begin with "item_".
     item_feed : rows of items, for a `TwoSided` net.
 
     Returns
@@ -147,7 +148,7 @@ def train(
             figures, rows = _run_phase(net, phase, optimizer, config, group, number, frozen)
             entry["rows"] += rows
             entry |= figures if phase.side == "user" else {f"{phase.side}_{name}": v for name, v in figures.items()}
-        entry |= {"kl_weight": annealed(config.annealing, number * feed.steps), "seconds": time.perf_counter() - start}
+        entry["seconds"] = time.perf_counter() - start
         if validation is not None:
             entry["ndcg_at_100"] = validate(net, validation(), group)
         best = progress.add(entry)
@@ -179,22 +180,27 @@ def _run_phase(
     """One pass over the rows of a side; returns its figures, the loss first, and the number of rows of all ranks."""
     steps_before, total, n_rows = (epoch - 1) * phase.feed.steps, 0.0, 0
     own_ids: list[Tensor] = []
+    posteriors = PosteriorSums(phase.part)
     for place, batch in enumerate(phase.feed.epoch(epoch)):
         weight = annealed(config.annealing, steps_before + place)
         rows = to_tensors(batch.rows, group.device)
         total += _step(phase, optimizer, rows, batch, weight, config, group, (epoch, place + 1), frozen)
         n_rows += batch.total
+        posteriors.add(rows)
         if isinstance(net, TwoSided):
             net.store(phase.side, rows)
             own_ids.append(rows.ids)  # type: ignore[arg-type]
     if isinstance(net, TwoSided):
         for table in net.stored(phase.side):
             group.merge_rows(table, torch.cat(own_ids))
-    return {"loss": total / n_rows} | posterior_figures(phase.part, rows, group), n_rows
+    used = {} if config.annealing is None else {"kl_weight": weight}
+    return {"loss": total / n_rows} | used | posteriors.figures(group), n_rows
 
 
-def annealed(annealing: tuple[float, int], update: int) -> float:
-    """The weight of the KL divergence at an update, counted from 0: rises linearly from 0 to the cap."""
+def annealed(annealing: tuple[float, int] | None, update: int) -> float:
+    """The weight of the KL divergence at an update, counted from 0: rises linearly from 0 to the cap; 0 for None."""
+    if annealing is None:
+        return 0.0
     cap, steps = annealing
     return cap * min(1.0, update / steps) if steps else cap
 

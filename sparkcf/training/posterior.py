@@ -26,24 +26,38 @@ class Variational(Protocol):
         ...
 
 
-@torch.no_grad()
-def posterior_figures(part: nn.Module, rows: Rows, group: Group) -> dict[str, Any]:
-    """active_units, kl (a row's mean divergence) and kl_by_dimension over some rows of all ranks.
+class PosteriorSums:
+    """Sums over the posteriors of all rows of an epoch, evaluated without sampling and dropout.
 
-    Empty for a net without a posterior. Evaluated without sampling and dropout.
+    A row's posterior is that of the weights after its own step. For a net without a posterior there are no sums.
     """
-    if not isinstance(part, Variational):
-        return {}
-    training = part.training
-    part.train(False)
-    posterior = part.posterior(rows)
-    part.train(training)
-    if posterior is None:
-        return {}
-    mean, kl = (each.double() for each in posterior)
-    sums = torch.cat([mean.sum(dim=0), mean.square().sum(dim=0), kl.sum(dim=0)]).tolist()
-    n, *totals = group.sum(float(len(mean)), *sums)
-    first, second, divergence = torch.tensor(totals, dtype=torch.float64).view(3, -1) / max(n, 1.0)
-    active = (second - first.square() > ACTIVE).sum().item()
-    by_dimension = [float(f"{value:.4g}") for value in divergence.tolist()]
-    return {"active_units": int(active), "kl": float(divergence.sum()), "kl_by_dimension": by_dimension}
+
+    def __init__(self, part: nn.Module) -> None:
+        self._part, self._count = part, 0
+        self._sums: Tensor | None = None  # (3, D): of means, squares of means, and divergences
+
+    @torch.no_grad()
+    def add(self, rows: Rows) -> None:
+        """Add the rows of a batch."""
+        if not isinstance(self._part, Variational):
+            return
+        training = self._part.training
+        self._part.train(False)
+        posterior = self._part.posterior(rows)
+        self._part.train(training)
+        if posterior is None:
+            return
+        mean, kl = (each.double() for each in posterior)
+        sums = torch.stack([mean.sum(dim=0), mean.square().sum(dim=0), kl.sum(dim=0)])
+        self._sums = sums if self._sums is None else self._sums + sums
+        self._count += len(mean)
+
+    def figures(self, group: Group) -> dict[str, Any]:
+        """active_units, kl (a row's mean divergence) and kl_by_dimension over the rows of all ranks. A collective."""
+        if self._sums is None:
+            return {}
+        n, *totals = group.sum(float(self._count), *self._sums.flatten().tolist())
+        first, second, divergence = torch.tensor(totals, dtype=torch.float64).view(3, -1) / max(n, 1.0)
+        active = (second - first.square() > ACTIVE).sum().item()
+        by_dimension = [float(f"{value:.4g}") for value in divergence.tolist()]
+        return {"active_units": int(active), "kl": float(divergence.sum()), "kl_by_dimension": by_dimension}

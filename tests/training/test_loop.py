@@ -16,7 +16,7 @@ import numpy as np
 import pytest
 import torch
 
-from sparkcf.config.nets import MultDAEConfig, MultVAEConfig
+from sparkcf.config.nets import MacridVAEConfig, MultDAEConfig, MultVAEConfig, NetConfig
 from sparkcf.data.packed import NO_ROWS, PackedRows, fold_in_and_heldout
 from sparkcf.errors import LakeError, TrainingError
 from sparkcf.lake.arrays import read_arrays, write_arrays
@@ -42,6 +42,10 @@ def rows(n: int = N) -> PackedRows:
 
 def config(**changes: Any) -> MultVAEConfig:
     return MultVAEConfig(**(SMALL | changes))
+
+
+def macrid(**changes: Any) -> MacridVAEConfig:
+    return MacridVAEConfig(**(SMALL | {"concepts": 2} | changes))
 
 
 def run(configured: Any, saved: Path | None = None, **given: Any) -> tuple[torch.nn.Module, list[dict[str, Any]]]:
@@ -88,9 +92,7 @@ def _member(rank: int, size: int, port: int, answers: Any, work: Callable[..., A
         answers.put((rank, traceback.format_exc()))
 
 
-def _trained(
-    group: Group, configured: MultDAEConfig | MultVAEConfig, n: int, poisoned: int | None = None
-) -> dict[str, Any]:
+def _trained(group: Group, configured: NetConfig, n: int, poisoned: int | None = None) -> dict[str, Any]:
     net = build_net({"n_items": M}, configured, SEED)
     whole = rows(n)
     if poisoned is not None:
@@ -115,6 +117,28 @@ def test_two_ranks_train_what_one_trains_on_the_joined_batches(n: int) -> None:
         for mine, theirs in zip(alone["log"], member["log"], strict=True):
             assert theirs["loss"] == pytest.approx(mine["loss"], rel=1e-5)
             assert theirs["ndcg_at_100"] == pytest.approx(mine["ndcg_at_100"], abs=1e-6)
+
+
+def _trained_without_noise(group: Group, configured: list[NetConfig]) -> list[dict[str, Any]]:
+    torch.randn_like = torch.zeros_like  # in a process of its own
+    return [_trained(group, one, N) for one in configured]
+
+
+def test_two_ranks_train_variational_nets_as_one_does(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Nothing is drawn, and a batch is all rows: prior, turns and assignments are the same at all ranks."""
+    whole = {"dropout": 0.0, "batch_size": 64}
+    configured = [config(**RECVAE, **whole), macrid(assignment="softmax", **whole)]
+    members = in_processes(2, _trained_without_noise, configured)
+    monkeypatch.setattr(torch, "randn_like", torch.zeros_like)
+    for place, one in enumerate(configured):
+        alone = _trained(ALONE, one, N)
+        for member in members:
+            for name, array in alone["state"].items():
+                np.testing.assert_allclose(member[place]["state"][name], array, atol=2e-5, err_msg=name)
+            for mine, theirs in zip(alone["log"], member[place]["log"], strict=True):
+                for name in ("loss", "kl"):
+                    assert theirs[name] == pytest.approx(mine[name], rel=1e-4)
+                assert theirs["ndcg_at_100"] == pytest.approx(mine["ndcg_at_100"], abs=1e-6)
 
 
 def test_what_rests_in_an_epoch_does_not_move_at_any_rank() -> None:
@@ -174,6 +198,48 @@ def test_the_divergence_weighs_more_with_every_update_to_the_cap_resumed_or_not(
     assert given(config(epochs=1, anneal_cap=0.3, anneal_steps=0)) == [0.3] * 4
 
 
+def test_the_log_has_the_divergences_weight_in_the_last_step_where_all_rows_have_one() -> None:
+    log = run(config(epochs=3, anneal_cap=0.3, anneal_steps=10))[1]  # four updates an epoch
+    assert [entry["kl_weight"] for entry in log] == pytest.approx([0.3 * update / 10 for update in (3, 7, 10)])
+    assert "kl_weight" not in run(config(epochs=1, kl_per_item=0.01))[1][0]
+    assert "kl_weight" not in run(MultDAEConfig(**(SMALL | {"epochs": 1})))[1][0]
+
+
+class OfIds(torch.nn.Module):
+    """Its posterior means are the rows' numbers and 1, its divergences the numbers and 0.5."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.slope = torch.nn.Parameter(torch.zeros(1))
+
+    def loss(self, rows: Any, kl_weight: float) -> torch.Tensor:
+        return self.slope.square() * torch.ones(len(rows))
+
+    def posterior(self, rows: Any) -> tuple[torch.Tensor, torch.Tensor]:
+        numbers, ones = rows.ids.float(), torch.ones(len(rows))
+        return torch.stack([numbers, ones], dim=1), torch.stack([numbers, 0.5 * ones], dim=1)
+
+
+@pytest.mark.parametrize("batch_size", [1, 7, N])
+def test_an_epochs_active_units_and_divergences_are_those_of_all_its_rows(batch_size: int) -> None:
+    given = config(epochs=1, batch_size=batch_size)
+    (entry,) = train(OfIds(), MemoryFeed(rows(), batch_size, SEED), given, SEED, ALONE)
+    assert entry["active_units"] == 1
+    assert entry["kl_by_dimension"] == [pytest.approx((N - 1) / 2), 0.5]
+    assert entry["kl"] == pytest.approx((N - 1) / 2 + 0.5)
+
+
+def _of_ids(group: Group) -> dict[str, Any]:
+    given = config(epochs=1, batch_size=10)
+    (entry,) = train(OfIds(), MemoryFeed(rows(), 5, SEED, group.rank, group.size), given, SEED, group)
+    return entry
+
+
+def test_both_ranks_have_the_figures_of_the_rows_of_both() -> None:
+    for entry in in_processes(2, _of_ids):
+        assert (entry["active_units"], entry["kl_by_dimension"]) == (1, [(N - 1) / 2, 0.5])
+
+
 def test_the_same_seed_gives_the_same_losses() -> None:
     assert [e["loss"] for e in run(config())[1]] == [e["loss"] for e in run(config())[1]]
 
@@ -231,14 +297,18 @@ def killed_after(epoch: int) -> Callable[[dict[str, Any]], None]:
 RECVAE = {"encoder": "dense", "dense_layers": 2, "prior": "composite", "kl_per_item": 0.01, "encoder_epochs": 2}
 
 
-@pytest.mark.parametrize("parts", [{}, RECVAE], ids=["multvae", "recvae"])
-def test_a_killed_training_goes_on_along_the_same_losses(tmp_path: Path, parts: dict[str, Any]) -> None:
-    whole, log = run(config(epochs=5, **parts), validation=halves)
+@pytest.mark.parametrize(
+    "configured",
+    [config(epochs=5), config(epochs=5, **RECVAE), macrid(epochs=5)],
+    ids=["multvae", "recvae", "macridvae"],
+)
+def test_a_killed_training_goes_on_along_the_same_losses(tmp_path: Path, configured: NetConfig) -> None:
+    whole, log = run(configured, validation=halves)
     for epoch in (2, 4):
         with pytest.raises(Killed):
-            run(config(epochs=5, **parts), tmp_path, validation=halves, heard=killed_after(epoch))
+            run(configured, tmp_path, validation=halves, heard=killed_after(epoch))
     notes: list[dict[str, Any]] = []
-    net, resumed = run(config(epochs=5, **parts), tmp_path, validation=halves, heard=notes.append)
+    net, resumed = run(configured, tmp_path, validation=halves, heard=notes.append)
     assert "resuming after epoch 4" in notes[0]["note"]
     assert [entry.get("epoch") for entry in notes[1:]] == [5]
     for mine, theirs in zip(log, resumed, strict=True):

@@ -35,6 +35,7 @@ from sparkcf.models.contract_data import (
 from sparkcf.models.mpma.layout import NAMES
 from sparkcf.models.mpma.scorer import MPMAScorer
 from sparkcf.models.mpma.train import NOTHING, MixturePlan, Trained, train_mixture
+from sparkcf.models.mpma.weights import ALL_KINDS
 from sparkcf.spark import DataFrame, F
 from sparkcf.training.blocks import NO_WEIGHTS, Parts, row_ids
 from sparkcf.training.gang import Alone, Gang, check_slots, worker_threads
@@ -154,6 +155,7 @@ class MPMA(Model[MPMAConfig]):
         config, n = self.params, len(self.params.components)
         shapes: dict[str, tuple[int, ...]] = {"kind": (1,), "overall": (n,), "sds": (n,)}
         shapes["table"] = (config.user_groups + 1, config.item_groups + 1, n)
+        shapes["user_weights"] = (config.user_groups + 1, n)
         for name, groups in zip(NAMES, (config.user_groups, config.item_groups), strict=True):
             shapes |= {f"{name}_centres": (groups, config.rank), f"{name}_large": (groups,)}
         return shapes
@@ -261,13 +263,21 @@ def _result(trained: Trained, plan: MixturePlan, gang: Gang) -> Iterator[Any]:
 
 
 def _figures(arrays: dict[str, NDArray[Any]], config: MPMAConfig) -> list[FitFigure]:
-    """Weights and standard deviations by component, and the sizes of the groups."""
+    """Weights and standard deviations by component, those weights by user group and item group, and groups' sizes."""
     figures = []
     for t, name in enumerate(config.components):
         figures.append(FitFigure("mixture_weight", float(arrays["overall"][t]), name))
         figures.append(FitFigure("mixture_sd", float(arrays["sds"][t]), name))
+        if ALL_KINDS[int(arrays["kind"][0])] == "group":
+            for (g, h), weight in np.ndenumerate(arrays["table"][..., t]):
+                numbers = (_group(g, config.user_groups), _group(h, config.item_groups))
+                figures.append(FitFigure("group_weight", float(weight), "groups {}, {}: {}".format(*numbers, name)))
     for side in NAMES:
         for number, size in enumerate(arrays[f"{side}_group_sizes"].tolist()):
             group = "no group" if number == 0 else f"group {number - 1}"
             figures.append(FitFigure(f"{side}s_in_group", float(size), group))
     return figures
+
+
+def _group(number: int, n_groups: int) -> str:
+    return str(number) if number < n_groups else "none"

@@ -32,6 +32,7 @@ class MPMAScorer(Scorer):
         self.sds: F64 = np.asarray(arrays["sds"], np.float64)
         kind = ALL_KINDS[int(arrays["kind"][0])]
         self.weights = Weights(kind, np.asarray(arrays["overall"], np.float64), np.asarray(arrays["table"], np.float64))
+        self.user_weights: F64 = np.asarray(arrays["user_weights"], np.float64)
         self.centres: F64 = np.asarray(arrays["user_centres"], np.float64)
         self.large = np.asarray(arrays["user_large"]).astype(bool)
         self.items = unpacked(np.asarray(saved.item_vectors, np.float32), "item", params)
@@ -150,6 +151,8 @@ class MPMAScorer(Scorer):
     def fold_in(self, rows: Rows, features: Features | None = None) -> tuple[F32, F32]:
         """Rows of new users: the row solves of training with the items fixed and every rating weighed alike.
 
+        Their mixture weights are those of their group; with weights `user_item` the overall ones.
+
         `features` : the group of each user, where a column gives it; else the nearest centre is the group.
         """
         indptr, indices, values, _ = rows
@@ -157,12 +160,13 @@ class MPMAScorer(Scorer):
         state = RowState(
             [np.zeros((blocks, n, config.rank + 1), np.float32) for blocks in config.blocks("user")],
             [np.zeros((n, config.rank + 1), np.float32) if split else None for split in config.split("user")],
-            np.tile(self.weights.overall, (n, 1)),
+            np.zeros((n, len(config.components))),
             np.full(n, -1, np.int32),
         )
         targets = values - np.float32(self.mean)
         first = self._solved((indptr, indices, targets), self.items.vectors[0][0])
         state.groups = self._assigned(first, np.diff(indptr), features)
+        state.weights = self.user_weights[state.groups]
         for t in range(len(self.sds)):
             item = self.items.vectors[t]
             if self.items.shared[t] is not None:

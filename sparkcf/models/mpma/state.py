@@ -211,6 +211,22 @@ def maximize(state: State, sums: list[Sums]) -> None:
         state.row_weights = [shrunk(s.by_row, s.row_counts, state.weights.overall, config.weight_prior) for s in sums]
 
 
+def group_weights(state: State, gang: Gang) -> list[F64]:
+    """Mixture weights of the rows of each group, by side, (groups + 1, T); the last are of no group. A collective.
+
+    With weights `group` the mean, over a group's ratings, of the weights of their user group and item group; else the
+    overall ones.
+    """
+    table, overall = state.weights.table, state.weights.overall
+    if state.weights.kind != "group":
+        return [np.tile(overall, (n, 1)) for n in table.shape[:2]]
+    counts = np.zeros(table.shape[:2])
+    np.add.at(counts, state.entry_groups(USER), 1.0)
+    counts = gang.sum(counts)
+    sums = table * counts[..., None]
+    return [shrunk(sums.sum(axis=other), counts.sum(axis=other), overall, 0.0) for other in (ITEM, USER)]
+
+
 def penalties(state: State, side: int, t: int) -> F32:
     """Precision of the prior of every row of a component, float32 (rows,)."""
     config, view = state.config, state.views[side][t]

@@ -26,7 +26,16 @@ from sparkcf.models.mpma.entries import fetched, make_copy, split_view, whole_vi
 from sparkcf.models.mpma.groups import k_means, large_groups
 from sparkcf.models.mpma.layout import NAMES
 from sparkcf.models.mpma.saved import packed_rows, resume, save
-from sparkcf.models.mpma.state import State, component_means, entry_shares, expectation, maximize, penalty, solve
+from sparkcf.models.mpma.state import (
+    State,
+    component_means,
+    entry_shares,
+    expectation,
+    group_weights,
+    maximize,
+    penalty,
+    solve,
+)
 from sparkcf.models.mpma.weights import ALL_KINDS, KINDS, Kind, Weights
 from sparkcf.training.blocks import ITEM, USER, Parts, places, row_ids
 from sparkcf.training.gang import Gang
@@ -49,7 +58,8 @@ class Trained:
     rows : by side, rows that live here in the layout of `layout`, float32 (n, width).
     present : by side, bool (n,), rows with ratings.
     mean : of all ratings.
-    shared : what is the same at all workers: kind, overall, table, sds, and by side the groups' centres and sizes.
+    shared : what is the same at all workers: kind, overall, table, sds, user_weights (mixture weights of users by
+        group), and by side the groups' centres and sizes.
     log : an entry per sweep.
     """
 
@@ -380,6 +390,10 @@ class MixtureTraining:
     def _trained(self) -> Trained:
         state = self.state
         present = [state.whole[side].counts[: self.own[side]] > 0 for side in (USER, ITEM)]
+        by_group = group_weights(state, self.gang)
+        if state.weights.kind != "user_item":  # these are fitted by row
+            state.row_weights = [by_group[side][state.groups[side]] for side in (USER, ITEM)]
         shared = {"overall": state.weights.overall, "table": state.weights.table, "sds": state.sds}
+        shared["user_weights"] = by_group[USER]
         shared["kind"] = np.array([ALL_KINDS.index(state.weights.kind)])
         return Trained(packed_rows(state, self.own), present, self.mean, shared | self.extra, self.log)

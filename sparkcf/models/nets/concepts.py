@@ -19,7 +19,18 @@ from sparkcf.kernels.concepts import assignments, concept_mass, normalised_mutua
 from sparkcf.kernels.vectors import unit_rows
 from sparkcf.lake.arrays import Arrays
 from sparkcf.models.contract import Scorer
-from sparkcf.models.contract_data import F32, I32, Features, FitFigure, LocalData, Rows, Saved, TrainingData, UserBlock
+from sparkcf.models.contract_data import (
+    F32,
+    I32,
+    Features,
+    FitFigure,
+    Fitted,
+    LocalData,
+    Rows,
+    Saved,
+    TrainingData,
+    UserBlock,
+)
 from sparkcf.models.explanation import Explanation, Part
 from sparkcf.models.nets.fit import Encoder, NetModel, Retrained, Sizes
 from sparkcf.spark import DataFrame, F
@@ -61,21 +72,29 @@ class MacridVAEModel(NetModel[MacridVAEConfig]):
         return unit, np.zeros(len(unit), np.float32)
 
     def figures(self, data: TrainingData, state: Arrays, retrained: Retrained) -> list[FitFigure]:
-        """The number of users that each concept leads, and the stability of the concepts with `stability_seeds`.
-
-        A user is led by the concept with the largest sum of their items' probabilities.
-        """
-        of_user = data.pairs.join(self._rows(data, state), on="item_idx", how="inner").groupBy("user_idx", "concept")
-        masses = of_user.agg(F.sum("probability").alias("mass"))
-        best = F.max_by("concept", F.struct("mass", -F.col("concept")))
-        led = masses.groupBy("user_idx").agg(best.alias("concept")).groupBy("concept").count().collect()
-        users = {row["concept"]: row["count"] for row in led}
-        figures = [FitFigure(LED, float(users.get(k, 0)), f"concept {k}") for k in range(self.params.concepts)]
+        """The number of users that each concept leads, and the stability of the concepts with `stability_seeds`."""
+        figures = self._led(data.pairs, self._rows(data, state))
         seeds = range(self.seed + 1, self.seed + 1 + self.params.stability_seeds)
         trained = [state, *(retrained(seed) for seed in seeds)] if seeds else []
         labels = [_assigned(each, self.params).argmax(axis=1) for each in trained]
         similarities = [normalised_mutual_information(a, b) for a, b in combinations(labels, 2)]
         return [*figures, FitFigure(STABILITY, float(np.mean(similarities)))] if similarities else figures
+
+    def user_figures(self, pairs: DataFrame, fitted: Fitted) -> list[FitFigure]:
+        return self._led(pairs, fitted.tables["item_concepts"])
+
+    def _led(self, pairs: DataFrame, assigned: DataFrame) -> list[FitFigure]:
+        """The number of users that each concept leads: that with the largest sum of their items' probabilities.
+
+        `assigned` : item_idx, concept, probability.
+        """
+        of_items = assigned.select("item_idx", "concept", "probability")
+        of_user = pairs.join(of_items, on="item_idx", how="inner").groupBy("user_idx", "concept")
+        masses = of_user.agg(F.sum("probability").alias("mass"))
+        best = F.max_by("concept", F.struct("mass", -F.col("concept")))
+        led = masses.groupBy("user_idx").agg(best.alias("concept")).groupBy("concept").count().collect()
+        users = {row["concept"]: row["count"] for row in led}
+        return [FitFigure(LED, float(users.get(k, 0)), f"concept {k}") for k in range(self.params.concepts)]
 
     def stored_tables(self, data: TrainingData, state: Arrays) -> dict[str, DataFrame]:
         return {"item_concepts": self._rows(data, state)}

@@ -118,7 +118,7 @@ class NetModel(Model[NetParams]):
             item_train=item_rows.train if item_rows else (),
         )
         log, state = self._trained(spec, workers, data, run)
-        if warning := collapse_warning(self.name, log):
+        if warning := collapse_warning(log, self.collapse_cure):
             run.on_progress({"note": warning})
 
         def retrained(seed: int) -> Arrays:
@@ -156,6 +156,10 @@ class NetModel(Model[NetParams]):
         trained : its trained weights.
         """
         return {name: trained[name] for name in self.shapes(data)}
+
+    def collapse_cure(self, side: str) -> str:
+        """What to set where most latent dimensions of a side, "user" or "item", are inactive."""
+        return f"lower {self.name}.anneal_cap or {self.name}.latent_dim, or raise {self.name}.anneal_steps"
 
     def check(self, data: TrainingData) -> None:
         """Raise TrainingError, before packing, for values that the likelihood excludes."""
@@ -269,18 +273,19 @@ class NetModel(Model[NetParams]):
         return packed.mapInArrow(work, f"{FACTORS}, latent array<float>" if has_latent else FACTORS)
 
 
-def collapse_warning(name: str, log: list[dict[str, Any]]) -> str | None:
-    """A warning if fewer than half of a side's latent dimensions are active, else None."""
+def collapse_warning(log: list[dict[str, Any]], cure: Callable[[str], str]) -> str | None:
+    """A warning if fewer than half of a side's latent dimensions are active, else None.
+
+    `cure` : see `NetModel.collapse_cure`.
+    """
     if not log:
         return None
     best = max(log, key=lambda entry: (entry.get("ndcg_at_100", 0.0), entry["epoch"]))
     for side in ("", "item_"):
         active, size = best.get(f"{side}active_units"), len(best.get(f"{side}kl_by_dimension", ()))
         if active is not None and active < size / 2:
-            return (
-                f"{active} of {size} latent dimensions of {side[:-1] or 'user'}s are active (posterior collapse): "
-                f"lower {name}.anneal_cap or {name}.latent_dim, or raise {name}.anneal_steps"
-            )
+            whose = side[:-1] or "user"
+            return f"{active} of {size} latent dimensions of {whose}s are active (posterior collapse): {cure(whose)}"
     return None
 
 
@@ -345,9 +350,14 @@ def excluded(wrong: int, total: int, setting: str, takes: str, other: str) -> st
 
 
 class MultVAEModel(LinearDecoderModel[MultVAEConfig]):
-    """Mult-VAE."""
+    """Mult-VAE and RecVAE."""
 
     section = MultVAEConfig
+
+    def collapse_cure(self, side: str) -> str:
+        if self.params.kl_per_item is None:
+            return super().collapse_cure(side)
+        return f"lower {self.name}.kl_per_item or {self.name}.latent_dim"
 
 
 class MultDAEModel(LinearDecoderModel[MultDAEConfig]):

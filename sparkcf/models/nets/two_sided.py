@@ -46,6 +46,11 @@ class BiVAEModel(NetModel[BiVAEConfig]):
         texts = tuple(texts_of(table, f) for table, fields in sides for f in fields if f.of != "number")
         return Reads("positives", attributes=any(fields for _, fields in sides), texts=texts)
 
+    def collapse_cure(self, side: str) -> str:
+        """The prior of side features too, where the side has none yet."""
+        cure, prior = super().collapse_cure(side), f"{side}_prior"
+        return cure if getattr(self.params, prior) else f"{cure}, or set {self.name}.{prior} to side features"
+
     def check(self, data: TrainingData) -> None:
         value, likelihood = F.col("value"), self.params.likelihood
         if self.params.binary:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import datetime as dt
 from pathlib import Path
 
+import numpy as np
 from pyspark.sql import SparkSession
 from pyspark.sql import functions as F
 
@@ -22,7 +23,7 @@ from tests.models.mpma.data import ITEMS, KIND, USERS, VALUES, M, N
 DAY = dt.date(2024, 1, 31)
 SETTINGS = """model=mpma mpma.rank=3 mpma.base_iterations=5 mpma.iterations=2 mpma.refit_iterations=1 mpma.user_groups=2
     mpma.item_groups=2 mpma.min_group=2 mpma.workers=1 mpma.user_group_column=kind mpma.rank_by=lower_bound
-    mpma.regularization=0.3 input.path=none topk.k=5 evaluation.protocol=q3 evaluation.bootstrap=5"""
+    mpma.regularization=0.3 mpma.weights=group input.path=none topk.k=5 evaluation.protocol=q3 evaluation.bootstrap=5"""
 
 
 def config(root: Path, *more: str) -> Config:
@@ -60,7 +61,11 @@ def test_a_run_goes_from_the_lake_to_lists_and_distributions(spark: SparkSession
     metrics = tables.read("metrics").where(F.col("run_id") == run_id)
     measured = {row["metric"] for row in metrics.select("metric").distinct().collect()}
     assert {"coverage_80", "crps", "log_likelihood", "rmse", "mixture_weight", "users_in_group"} <= measured
-    check_groups(tables, run_id, dict(zip((f"u{u}" for u in range(N)), KIND.tolist(), strict=True)))
+    weights = {
+        row["segment"]: row["value"]
+        for row in metrics.where(F.col("metric").isin("group_weight", "mixture_weight")).collect()
+    }
+    check_groups(tables, run_id, weights, dict(zip((f"u{u}" for u in range(N)), KIND.tolist(), strict=True)))
     counts = recommend_run(spark, config(root, f"run_id={run_id}"))["counts"]
     assert counts["users_model"] == N - 1 and counts["nan_scores"] == 0
     levels = (f"predict.path={pairs}", "predict.quantiles=[0.25, 0.75]", f"run_id={run_id}")
@@ -73,21 +78,41 @@ def test_a_run_goes_from_the_lake_to_lists_and_distributions(spark: SparkSession
         assert row["sd"] > 0 and row["component"] in ("global", "user_local", "item_local")
     folded = fold_in_users(spark, config(root, f"run_id={run_id}"))
     assert folded["counts"]["users_kept"] == N - 1
-    check_groups(tables, folded["run_id"], {}, without=1)  # who has no rating
+    check_groups(tables, folded["run_id"], weights, {}, without=1)  # who has no rating
     assert not list(root.glob("_progress/*"))
 
 
-def check_groups(tables: LakeTables, run_id: str, kinds: dict[str, int], without: int = 0) -> None:
-    """Every user and item of a run has its weights; the users' groups are those of their kind, some have none."""
+NAMES = ("global", "user_local", "item_local")
+
+
+def check_groups(
+    tables: LakeTables, run_id: str, weights: dict[str, float], kinds: dict[str, int], without: int = 0
+) -> None:
+    """Every user and item of a run has the weights of its group; the users' groups are those of their kind.
+
+    `weights` : figures of the fit by segment: of a user group, an item group and a component, and of a component.
+    """
+    found = {}
     for side in ("user", "item"):
         rows = tables.read(f"{side}_groups").where(F.col("run_id") == run_id).collect()
         known = tables.read(f"{side}_factors").where(F.col("run_id") == run_id).select(f"{side}_id").collect()
         assert sorted(row[f"{side}_id"] for row in rows) == sorted(row[0] for row in known)
         assert sum(row["group_number"] is None for row in rows) == (without if side == "user" else 0)
-        for row in rows:
-            assert row["group_number"] in (0, 1, None) and [*row["weights"]] == ["global", "user_local", "item_local"]
-            assert abs(sum(row["weights"].values()) - 1) < 1e-5
+        assert {row["group_number"] for row in rows} <= {0, 1, None}
+        found[side] = {row[f"{side}_id"]: row for row in rows}
+    groups = [
+        np.array([found[side][f"{side[0]}{n}"]["group_number"] for n in index])
+        for side, index in (("user", USERS), ("item", ITEMS))
+    ]
+    table = np.array([[[weights[f"groups {g}, {h}: {name}"] for name in NAMES] for h in (0, 1)] for g in (0, 1)])
+    assert np.ptp(table, axis=(0, 1)).max() > 0.001
+    of_ratings = table[groups[0], groups[1]]
+    for side, of_rating in zip(("user", "item"), groups, strict=True):
+        for row in found[side].values():
+            expected = [weights[name] for name in NAMES]
+            if row["group_number"] is not None:
+                expected = of_ratings[of_rating == row["group_number"]].mean(axis=0)
+            assert [*row["weights"]] == [*NAMES]
+            np.testing.assert_allclose([*row["weights"].values()], expected, atol=1e-5)
     if kinds:
-        users = tables.read("user_groups").where(F.col("run_id") == run_id).collect()
-        found = {(kinds[row["user_id"]], row["group_number"]) for row in users}
-        assert len(found) == 2  # a kind a group
+        assert len({(kinds[user], row["group_number"]) for user, row in found["user"].items()}) == 2  # a kind a group

@@ -98,6 +98,19 @@ def test_a_folded_in_user_of_the_training_is_predicted_nearly_alike() -> None:
     assert same.mean() > 0.85  # near a boundary a folded-in vector may lie on the other side
 
 
+@pytest.mark.parametrize("weights", ["equal", "global", "group", "user_item"])
+def test_folded_in_users_have_the_weights_of_their_group(weights: str) -> None:
+    trained, scorer = fitted(weights=weights)
+    counts = np.bincount(USERS, minlength=N)
+    rows = (np.concatenate([[0], np.cumsum(counts)]), ITEMS, VALUES, np.ones_like(VALUES))
+    folded, known = (unpacked(table, "user", scorer.params) for table in (scorer.fold_in(rows)[0], trained.rows[0]))
+    for user in range(N - 1):
+        alike = known.weights[: N - 1][known.groups[: N - 1] == folded.groups[user]]
+        expected = scorer.weights.overall if weights == "user_item" else alike[0]
+        np.testing.assert_allclose(folded.weights[user], expected, atol=1e-6)
+    assert bool(np.ptp(folded.weights[: N - 1], axis=0).max() > 0.01) is (weights == "group")
+
+
 def test_folded_in_users_get_the_group_that_a_column_gives() -> None:
     given = config(user_group_column="kind")
     _, scorer = fit_arrays(USERS, ITEMS, VALUES, N, M, given, 1, groups=(KIND, None))

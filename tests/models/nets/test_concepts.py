@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -135,6 +136,10 @@ def test_folding_users_in_keeps_the_concepts(spark: SparkSession, root: Path, pu
     folded = fold_in_users(spark, config(root, f"run_id={published}"))["run_id"]
     rows = tables.read("item_concepts").groupBy("run_id").count().collect()
     assert {row["run_id"]: row["count"] for row in rows}.get(folded) == M * 2
+    lake = Lake(root)
+    served = lake.published("macridvae")
+    led, again = (Concepts.of_run(lake, replace(served, run_id=run_id)).users_led for run_id in (published, folded))
+    assert again == led and sum(led) == N
 
 
 @pytest.mark.slow
@@ -158,7 +163,9 @@ def test_what_does_not_go_with_the_data_is_refused_before_training(spark: SparkS
 
 
 @pytest.mark.slow
-def test_a_prior_of_the_lakes_features_and_items_that_are_folded_in(spark: SparkSession, root: Path) -> None:
+def test_a_prior_of_the_lakes_features_and_items_that_are_folded_in(
+    spark: SparkSession, root: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     from sparkcf.data.inputs import Inputs
     from sparkcf.jobs.base import read_fitted, training_data
     from sparkcf.lake.runs import find_run
@@ -181,3 +188,7 @@ def test_a_prior_of_the_lakes_features_and_items_that_are_folded_in(spark: Spark
     rows = (np.array([0, len(users)]), users, np.ones(len(users), np.float32), np.ones(len(users), np.float32))
     np.testing.assert_allclose(scorer.fold_in_items(rows)[0], saved.item_vectors[3], atol=1e-5)
     assert not list(root.glob("_progress/*"))
+    recommend_run(spark, chosen)
+    assert "note: topk.concepts=true: bivae has no concepts, so no reason names one" in capsys.readouterr().err
+    listed = tables.read("recommendations").where(F.col("run_id") == run_id).select("reason").distinct().collect()
+    assert {row["reason"] for row in listed} <= {"model", "fallback"}
