@@ -189,6 +189,9 @@ class NCFConfig(NetConfig):
     negative_distribution: Literal["uniform", "popularity"] = "uniform"  # popularity: by the number of an item's users
     negatives_seen: bool = False  # a negative may be an item that the user has
     init_sd: Annotated[float, Field(gt=0, allow_inf_nan=False)] = 0.01  # of the initial embeddings
+    # A step exchanges and moves only the embeddings of its users and items (lazy Adam); the others rest, and so does
+    # their weight decay. For many users or items. False: Adam moves all embeddings in every step.
+    sparse_embeddings: bool = False
     pretrain_epochs: Annotated[int, Field(ge=0)] = 0  # neumf: first epochs, which train GMF and MLP apart; 0: none
     user_features: tuple[SideField, ...] = ()  # side features of users, each with an embedding
     item_features: tuple[SideField, ...] = ()  # side features of items, each with an embedding
