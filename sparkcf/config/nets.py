@@ -125,11 +125,14 @@ class SideField(Section):
     # categories: of the item; attribute: a text, number: a number, of the side's own table
     of: Literal["categories", "attribute", "number"]
     column: str | None = None  # attribute, number: name of the column
+    separator: str | None = Field(None, min_length=1)  # attribute: stands between a row's values; None: one value a row
 
     @model_validator(mode="after")
     def _complete(self) -> SideField:
         if (self.of == "categories") != (self.column is None):
             raise ValueError("column goes with of: attribute or number, and these with it")
+        if self.separator is not None and self.of != "attribute":
+            raise ValueError(f"separator={self.separator!r} goes with of: attribute, not {self.of}: leave it out")
         return self
 
 
@@ -168,7 +171,7 @@ class BiVAEConfig(NetConfig):
             known = " or ".join(links[self.likelihood])
             raise ValueError(f"link={self.link} does not go with likelihood={self.likelihood}: set link={known}")
         if any(f.of == "categories" for f in self.user_prior):
-            raise ValueError("user_prior names categories, which only items have: use of: attribute")
+            raise ValueError("user_prior names categories, which only items have: use of: attribute with a separator")
         return self
 
 
@@ -192,6 +195,9 @@ class NCFConfig(NetConfig):
     negative_distribution: Literal["uniform", "popularity"] = "uniform"  # popularity: by the number of an item's users
     negatives_seen: bool = False  # a negative may be an item that the user has
     init_sd: Annotated[float, Field(gt=0, allow_inf_nan=False)] = 0.01  # of the initial embeddings
+    # A step exchanges and moves only the embeddings of its users and items (lazy Adam); the others rest, and so does
+    # their weight decay. For many users or items. False: Adam moves all embeddings in every step.
+    sparse_embeddings: bool = False
     pretrain_epochs: Annotated[int, Field(ge=0)] = 0  # neumf: first epochs, which train GMF and MLP apart; 0: none
     user_features: tuple[SideField, ...] = ()  # side features of users, each with an embedding
     item_features: tuple[SideField, ...] = ()  # side features of items, each with an embedding
@@ -215,7 +221,9 @@ class NCFConfig(NetConfig):
                 f"pretrain_epochs={self.pretrain_epochs} leaves none of {self.epochs} epochs for NeuMF: raise epochs"
             )
         if any(f.of == "categories" for f in self.user_features):
-            raise ValueError("user_features names categories, which only items have: use of: attribute")
+            raise ValueError(
+                "user_features names categories, which only items have: use of: attribute with a separator"
+            )
         return self
 
     @property

@@ -21,7 +21,7 @@ def read_users(spark: SparkSession, config: UsersInput) -> DataFrame:
     rows = _read(spark, "users", config, mapped, {"attributes": columns.attributes, "numbers": columns.numbers})
     return rows.select(
         _text(columns.user_id).alias("user_id"),
-        _texts(columns.attributes).alias("attributes"),
+        _texts(rows, columns.attributes).alias("attributes"),
         _numbers(columns.numbers).alias("numbers"),
     )
 
@@ -39,7 +39,7 @@ def read_items(spark: SparkSession, config: ItemsInput) -> DataFrame:
         _text(columns.item_id).alias("item_id"),
         _text_or_null(columns.title).alias("title"),
         _categories(rows, config).alias("categories"),
-        _texts(columns.attributes).alias("attributes"),
+        _texts(rows, columns.attributes).alias("attributes"),
         _numbers(columns.numbers).alias("numbers"),
         _vectors(rows, columns.vectors).alias("vectors"),
     )
@@ -86,11 +86,16 @@ def _categories(rows: DataFrame, config: ItemsInput) -> Column:
     return F.when(column.isin(*config.no_category), F.array().cast("array<string>")).otherwise(parts)
 
 
-def _texts(names: Sequence[str]) -> Column:
-    """A map of some columns' texts by name, without the empty ones."""
+def _texts(rows: DataFrame, names: Sequence[str]) -> Column:
+    """A map of some columns' texts by name, without the empty ones; of an array the texts with | between them."""
     if not names:
         return F.lit(None).cast("map<string,string>")
-    plain = [F.nullif(F.trim(_text(name)), F.lit("")) for name in names]
+    arrays = {name for name in names if isinstance(rows.schema[name].dataType, ArrayType)}
+    texts = [
+        readable(F.array_join(_column(name).cast("array<string>"), "|")) if name in arrays else _text(name)
+        for name in names
+    ]
+    plain = [F.nullif(F.trim(text), F.lit("")) for text in texts]
     made = F.map_from_arrays(F.array(*map(F.lit, names)), F.array(*plain))
     return F.map_filter(made, lambda _, text: text.isNotNull())
 

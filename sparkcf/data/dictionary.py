@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 
-from pyspark.sql import DataFrame, Window
+from pyspark.sql import Column, DataFrame, Window
 from pyspark.sql import functions as F
 
 from sparkcf.data.pairs import Texts
@@ -19,14 +19,25 @@ def register_texts(tables: LakeTables, wanted: Iterable[Texts]) -> None:
     for texts in sorted(set(wanted), key=lambda texts: texts.name):
         if tables.version(texts.table) < 0:
             continue
-        value = F.explode("categories") if texts.column is None else F.col(MAPS[texts.table])[texts.column]
-        found = tables.read(texts.table).select(value.alias("value")).where("value IS NOT NULL").distinct()
+        value = F.explode(values_of(texts)).alias("value")
+        found = tables.read(texts.table).select(value).where("value IS NOT NULL").distinct()
         named = found.select(
             F.concat(F.lit(f"{texts.name}="), "value").alias("feature"),
             F.lit(texts.name).alias("field"),
             "value",
         )
         register(tables, "features", named)
+
+
+def values_of(texts: Texts) -> Column:
+    """The values of a row of the texts' table, array<string>; null, or with null, for a row without any."""
+    if texts.column is None:
+        return F.col("categories")
+    text = F.col(MAPS[texts.table])[texts.column]
+    if texts.separator is None:
+        return F.array(text)
+    parts = F.transform(F.split(text, "\\Q" + texts.separator + "\\E"), lambda part: F.trim(part))
+    return F.filter(parts, lambda part: part != "")
 
 
 def numbered(dictionary: DataFrame, name: str) -> DataFrame:

@@ -21,11 +21,13 @@ class Texts:
     name : the texts' field in the dictionary.
     table : users, items or interactions.
     column : key in the table's map of texts; None: the items' categories.
+    separator : stands between the values in a text; None: a text is one value.
     """
 
     name: str
     table: str
     column: str | None = None
+    separator: str | None = None
 
 
 @dataclass(frozen=True)

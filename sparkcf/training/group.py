@@ -62,6 +62,23 @@ class Group:
         changed = sent[:, -1] > 0
         table[changed] = sent[changed, :-1]
 
+    def gather_rows(self, *tables: torch.Tensor) -> list[torch.Tensor]:
+        """The rows of all ranks, in the order of ranks, of each table (n, …). The ranks' numbers of rows may differ."""
+        if self.size == 1:
+            return list(tables)
+        own = torch.tensor([len(table) for table in tables], device=self.device)
+        counts = [torch.empty_like(own) for _ in range(self.size)]
+        dist.all_gather(counts, own)
+        gathered = []
+        for table, lengths in zip(tables, torch.stack(counts, dim=1).tolist(), strict=True):
+            sent = table.new_zeros((max(lengths), *table.shape[1:]))
+            sent[: len(table)] = table
+            parts = [torch.empty_like(sent) for _ in range(self.size)]
+            if len(sent):
+                dist.all_gather(parts, sent)
+            gathered.append(torch.cat([part[:n] for part, n in zip(parts, lengths, strict=True)]))
+        return gathered
+
     def from_main(self, value: int) -> int:
         """The main rank's value."""
         return int(self.sum(value if self.is_main else 0)[0])

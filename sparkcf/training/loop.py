@@ -18,7 +18,6 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
-from torch.optim import Adam
 
 from sparkcf.config.nets import GradientConfig
 from sparkcf.data.packed import PackedRows
@@ -30,6 +29,7 @@ from sparkcf.training.feed import Batch, Feed
 from sparkcf.training.group import Group
 from sparkcf.training.posterior import PosteriorSums
 from sparkcf.training.shared_gradients import shared_gradients
+from sparkcf.training.sparse_gradients import LazyAdam, average, clip
 
 OnProgress = Callable[[dict[str, Any]], None]
 Validation = Callable[[], Iterable[tuple[PackedRows, PackedRows]]]  # rows to fold in, and their held-out entries
@@ -45,6 +45,15 @@ class Phased(Protocol):
 
     def begin_epoch(self, number: int) -> Sequence[nn.Parameter]:
         """Called before every epoch, from 1; returns the parameters that are not trained in the epoch."""
+        ...
+
+
+@runtime_checkable
+class WithTables(Protocol):
+    """A net of which some parameters may be tables with sparse gradients."""
+
+    def sparse_parameters(self) -> Sequence[nn.Parameter]:
+        """The tables (n, k) whose gradients are sparse, in every step."""
         ...
 
 
@@ -89,13 +98,15 @@ class Phase:
     side : "user" or "item".
     feed : rows of the side.
     part : the module with the loss.
-    objective : its BatchLoss, with gradients synchronised over the ranks.
+    objective : its BatchLoss, with gradients synchronised over the ranks, but for those of tables.
+    tables : its parameters with sparse gradients.
     """
 
     side: str
     feed: Feed
     part: nn.Module
     objective: nn.Module
+    tables: Sequence[nn.Parameter]
 
 
 def train(
@@ -136,7 +147,7 @@ def train(
         raise TrainingError("there is no row to train on: check preference.positive_from and the table of rows")
     net.to(group.device)
     phases = [_phase(net, side, each, group) for side, each in feeds.items()]
-    optimizer = Adam(net.parameters(), config.learning_rate, weight_decay=config.weight_decay, fused=True)
+    optimizer = LazyAdam(net.parameters(), config.learning_rate, weight_decay=config.weight_decay, fused=True)
     progress = (checkpoints.resume(net, optimizer, group, on_progress) if checkpoints else None) or Progress()
     while progress.epoch < config.epochs and not progress.is_over(config.patience):
         start, number = time.perf_counter(), progress.epoch + 1
@@ -165,13 +176,14 @@ def train(
 def _phase(net: nn.Module, side: str, feed: Feed, group: Group) -> Phase:
     part = net.part(side) if isinstance(net, TwoSided) else net
     objective: nn.Module = BatchLoss(part)
-    return Phase(side, feed, part, synchronised(objective, group) if group.size > 1 else objective)
+    tables = part.sparse_parameters() if isinstance(part, WithTables) else []
+    return Phase(side, feed, part, synchronised(objective, group, tables) if group.size > 1 else objective, tables)
 
 
 def _run_phase(
     net: nn.Module,
     phase: Phase,
-    optimizer: Adam,
+    optimizer: LazyAdam,
     config: GradientConfig,
     group: Group,
     epoch: int,
@@ -205,13 +217,20 @@ def annealed(annealing: tuple[float, int] | None, update: int) -> float:
     return cap * min(1.0, update / steps) if steps else cap
 
 
-def synchronised(objective: nn.Module, group: Group) -> nn.Module:
-    """The objective with gradients averaged over the ranks: by nccl, by gloo, or in the memory of one machine."""
+def synchronised(objective: nn.Module, group: Group, tables: Sequence[nn.Parameter] = ()) -> nn.Module:
+    """The objective with gradients averaged over the ranks: by nccl, by gloo, or in the memory of one machine.
+
+    `tables` : parameters whose gradients are left as they are.
+    """
+    left_out = {id(table) for table in tables}
+    names = [name for name, parameter in objective.named_parameters() if id(parameter) in left_out]
+    DistributedDataParallel._set_params_and_buffers_to_ignore_for_model(objective, names)
     if group.device.type == "cuda":
         return DistributedDataParallel(
             objective, device_ids=[group.device.index], gradient_as_bucket_view=True, forward_sync_buffers=False
         )
-    shared = shared_gradients(group, sum(p.numel() for p in objective.parameters() if p.requires_grad))
+    averaged = (p for p in objective.parameters() if p.requires_grad and id(p) not in left_out)
+    shared = shared_gradients(group, sum(p.numel() for p in averaged))
     wrapped = DistributedDataParallel(
         objective,
         gradient_as_bucket_view=True,
@@ -225,7 +244,7 @@ def synchronised(objective: nn.Module, group: Group) -> nn.Module:
 
 def _step(
     phase: Phase,
-    optimizer: Adam,
+    optimizer: LazyAdam,
     rows: Rows,
     batch: Batch,
     kl_weight: float,
@@ -244,10 +263,11 @@ def _step(
     total = summed()
     if not np.isfinite(total):
         raise TrainingError(group.first_of(_not_finite_message(float(loss.detach()), phase.side, batch, config, place)))
+    average(phase.tables, group)
     for parameter in frozen:  # Adam skips parameters without a gradient; DDP needs a gradient of every parameter
         parameter.grad = None
     if config.clip_norm is not None:
-        nn.utils.clip_grad_norm_(phase.objective.parameters(), config.clip_norm)
+        clip(phase.objective.parameters(), config.clip_norm)
     optimizer.step()
     return total
 

@@ -1,6 +1,6 @@
 """NCF: seconds of epochs by kind and objective, and quality beside ALS.
 
-    python -m tests.bench.ncf [--only epoch,quality,known,cold,parity] [--rounds N] [--quick]
+    python -m tests.bench.ncf [--only epoch,sparse,quality,known,cold,parity] [--rounds N] [--quick]
 
 Trained on fixed splits of ml-100k and ml-1m, where ../shared/data is. On q1 users of the test part are folded in; on q2
 their own vectors are scored. `--quick`: epochs on small synthetic pairs, one round.
@@ -24,6 +24,7 @@ from tests.bench import peers, quality
 from tests.bench.macridvae import genres_of
 from tests.bench.parity import parity
 from tests.bench.report import Goal, print_table, run
+from tests.bench.synthetic import Interactions
 from tests.bench.timing import Times, interleaved
 from tests.bench.training import (
     ALONE,
@@ -31,6 +32,7 @@ from tests.bench.training import (
     MEASURES_SHOWN,
     SEEDS,
     datasets,
+    in_processes,
     packed,
     pairs_of,
     seconds,
@@ -50,9 +52,12 @@ TIMED: dict[str, dict[str, Any]] = {
     "NeuMF, softmax": {"kind": "neumf", "objective": "softmax"},
 }
 TUNED: dict[str, Any] = {"latent_dim": 8, "learning_rate": 0.005, "batch_size": 20, "epochs": 60, "patience": 8}
+SPARSE: dict[str, Any] = {"sparse_embeddings": True, "batch_size": 100}
+LARGE: dict[str, Any] = {"epochs": 2, "batch_size": 100}
 MEASURED: dict[str, dict[str, Any]] = {
     "GMF": TUNED | {"kind": "gmf", "latent_dim": 32},
     "GMF, softmax": TUNED | {"kind": "gmf", "latent_dim": 32, "objective": "softmax", "batch_size": 100},
+    "GMF, softmax, sparse": TUNED | SPARSE | {"kind": "gmf", "latent_dim": 32, "objective": "softmax"},
     "MLP": TUNED | {"kind": "mlp"},
     "NeuMF": TUNED,  # conf/models/ncf.yaml
     "NeuMF from GMF and MLP": TUNED | {"pretrain_epochs": 15},
@@ -96,6 +101,31 @@ def epochs(rounds: int, quick: bool, goals: list[Goal]) -> None:
                 goals.append(Goal(f"{name}: an epoch of NeuMF ÷ RecBole's", ratio, 0.7, at_least=False))
     print("\nan epoch, GMF of 8, MLP [64, 32, 16, 8], 4 negatives, batch 20, one thread")
     print_table(("data", "kind", "seconds: median (least–greatest)", "users/s"), table)
+
+
+def sparse(rounds: int, quick: bool, goals: list[Goal]) -> None:
+    """NeuMF with large tables of embeddings: 250,000 rows of 40 numbers, and ten items a user."""
+    torch.set_num_threads(1)
+    n_users, n_items = (2_000, 500) if quick else (200_000, 50_000)
+    drawn = np.random.default_rng(1).integers(0, n_items, (n_users, 10))
+    users = np.repeat(np.arange(n_users, dtype=np.int32), 10)
+    pairs = np.unique(np.column_stack([users, drawn.ravel().astype(np.int32)]), axis=0)
+    data = Interactions(pairs[:, 0].copy(), pairs[:, 1].copy(), n_users, n_items)
+    systems: dict[str, Any] = {}
+    for label, given in (("all", LARGE), ("of the batch", LARGE | {"sparse_embeddings": True})):
+        each = given | {"batch_size": LARGE["batch_size"] // 2}  # of a rank
+        systems[f"{label}, 1"] = lambda given=given: seconds("ncf", data, **given)
+        systems[f"{label}, 2"] = lambda given=each: in_processes(2, "ncf", data, **given)
+    times: dict[str, Times] = interleaved(systems, rounds)
+    sizes = f"{n_users:,} users, {n_items:,} items, {len(data):,} pairs"
+    print(f"\nan epoch, NeuMF, {sizes}, batches of {LARGE['batch_size']} users, one thread")
+    print_table(
+        ("embeddings moved in a step, processes", "seconds: median (least–greatest)", "users/s"),
+        [(label, time, f"{n_users / time.median:,.0f}") for label, time in times.items()],
+    )
+    for processes in (1, 2):
+        ratio = times[f"of the batch, {processes}"].median / times[f"all, {processes}"].median
+        goals.append(Goal(f"sparse ÷ dense embeddings, processes: {processes}", ratio, 1.0, at_least=False))
 
 
 def qualities(rounds: int, quick: bool, goals: list[Goal]) -> None:
@@ -234,7 +264,7 @@ def summary(found: list[tuple[float, float]]) -> tuple[np.ndarray, np.ndarray]:
     return np.mean(found, axis=0), np.std(found, axis=0)
 
 
-MEASURES = {"epoch": epochs, "quality": qualities, "known": known, "cold": cold, "parity": parity}
+MEASURES = {"epoch": epochs, "sparse": sparse, "quality": qualities, "known": known, "cold": cold, "parity": parity}
 QUICKLY = ("epoch",)
 
 

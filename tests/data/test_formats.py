@@ -103,6 +103,14 @@ def test_vectors_of_items_are_arrays_or_texts_of_finite_numbers(spark, config, t
     assert [row["vectors"] for row in rows] == [whole] * 3 + [{}] * 5
 
 
+def test_an_attribute_that_is_an_array_is_kept_as_a_text_of_its_values(spark, config, tmp_path: Path) -> None:
+    values = [["news", None, "sport"], [], None]
+    pq.write_table(pa.table({"id": ["u0", "u1", "u2"], "tags": values}), tmp_path / "users.parquet")
+    given = f"path: {tmp_path}/users.parquet, format: parquet, columns: {{user_id: id, attributes: [tags]}}"
+    rows = read_users(spark, config(f"input.users={{{given}}}").input.users).orderBy("user_id").collect()
+    assert [row["attributes"] for row in rows] == [{"tags": "news|sport"}, {}, {}]
+
+
 def damaged(folder: Path, kind: str) -> str:
     """Two Parquet files of which the second is damaged or of another type."""
     rows = 2000

@@ -68,6 +68,7 @@ class Embeddings(nn.Module):
     features : side features of every user or item, by id; None: there are none.
     n_fields : number of fields of side features, whose scales are stored.
     content : part of the vectors that comes from content; None: there is none.
+    sparse : the own embeddings have sparse gradients.
     """
 
     feature_indices: Tensor
@@ -83,9 +84,10 @@ class Embeddings(nn.Module):
         features: Rows | None = None,
         n_fields: int = 0,
         content: Content | None = None,
+        sparse: bool = False,
     ) -> None:
         super().__init__()
-        self.content = content
+        self.content, self.sparse = content, sparse
         self.shared = nn.Parameter(torch.zeros(width))
         self.own = nn.Parameter(torch.empty(n, width)) if n else None
         self.of_features = nn.Parameter(torch.empty(n_features, width)) if n_fields else None
@@ -96,7 +98,8 @@ class Embeddings(nn.Module):
     def forward(self, ids: Tensor) -> Tensor:
         """Vectors (n, width) of those that were in training, by their ids, int64 (n,)."""
         assert self.own is not None
-        return self.cold(ids) + self.own.index_select(0, ids)
+        own = F.embedding(ids, self.own, sparse=True) if self.sparse else self.own.index_select(0, ids)
+        return self.cold(ids) + own
 
     def cold(self, ids: Tensor) -> Tensor:
         """Vectors (n, width) without the own embeddings."""
@@ -256,6 +259,10 @@ class NCF(nn.Module):
         if number == self.config.pretrain_epochs + 1 and number > 1:
             self.interaction.halve()
         return []
+
+    def sparse_parameters(self) -> list[nn.Parameter]:
+        """The own embeddings, where their gradients are sparse."""
+        return [side.own for side in (self.users, self.items) if side.sparse and side.own is not None]
 
     def loss(self, rows: Rows, kl_weight: float) -> Tensor:
         """The objective of every row, summed over its items, (B,)."""

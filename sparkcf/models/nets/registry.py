@@ -69,7 +69,8 @@ def _ncf(data: Mapping[str, Any], config: NCFConfig, trains: bool) -> nn.Module:
     for side, fields in (("user", config.user_features), ("item", config.item_features)):
         rows, n_features = features.get(side, (None, 0))
         layers = Content(*content, [*config.content_layers, config.width]) if side == "item" and content else None
-        sides[side] = Embeddings(int(data[f"n_{side}s"]), config.width, n_features, rows, len(fields), layers)
+        sizes = (int(data[f"n_{side}s"]), config.width, n_features)
+        sides[side] = Embeddings(*sizes, rows, len(fields), layers, config.sparse_embeddings)
         if fields:
             sides[side].scales.copy_(torch.tensor(data["scales"][side], dtype=torch.float64))
     counts = item_counts(data)

@@ -36,7 +36,10 @@ class EncodedFeatures:
 
 def texts_of(table: str, f: SideField) -> Texts:
     """The texts of a field of categories or of an attribute. `table` : "users" or "items"."""
-    return Texts("categories" if f.of == "categories" else f"{table}.{f.column}", table, f.column)
+    if f.of == "categories":
+        return Texts("categories", table)
+    separated = "" if f.separator is None else f"[{f.separator}]"  # the same column may also be read as one value
+    return Texts(f"{table}.{f.column}{separated}", table, f.column, f.separator)
 
 
 def encoded_features(
@@ -55,7 +58,7 @@ def encoded_features(
     ConfigError
         There is no table of the side, no row has a field, or a field is the same in all rows.
     """
-    from sparkcf.data.dictionary import numbered
+    from sparkcf.data.dictionary import numbered, values_of
 
     table = f"{side}s"
     frame = getattr(data, table)
@@ -77,9 +80,9 @@ def encoded_features(
             frame = frame.withColumn(f"_f{number}", F.when(finite.isNotNull(), F.array(entry)).cast(ENTRY))
             size = 1
         else:
-            texts = F.col("categories") if f.of == "categories" else F.array(F.col("attributes")[f.column])
-            known = numbered(data.dictionary, texts_of(table, f).name)
-            exploded = frame.select(f"{side}_idx", F.explode(F.array_distinct(texts)).alias("value"))
+            texts = texts_of(table, f)
+            known = numbered(data.dictionary, texts.name)
+            exploded = frame.select(f"{side}_idx", F.explode(F.array_distinct(values_of(texts))).alias("value"))
             listed = exploded.join(known, on="value", how="inner").groupBy(f"{side}_idx")
             entry = F.struct((F.col("feat") + start).alias("feat"), F.lit(1.0).alias("val"))
             features = listed.agg(F.sort_array(F.collect_list(entry)).cast(ENTRY).alias(f"_f{number}"))

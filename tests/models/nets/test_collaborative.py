@@ -31,7 +31,7 @@ LIKED = {(f"u{u}", f"i{i}"): 5.0 - i % 3 for u in range(N) for i in range(M) if 
 COLD = {("guest", "fresh"): 5.0}  # a user and an item that are in the tables, and whose event is taken away again
 FEATURES = (
     "ncf.item_features=[{of: categories}, {of: number, column: year}]",
-    "ncf.user_features=[{of: attribute, column: group}]",
+    "ncf.user_features=[{of: attribute, column: group, separator: '|'}]",
 )
 
 
@@ -61,7 +61,7 @@ def root(spark: SparkSession, tmp_path_factory: pytest.TempPathFactory) -> Path:
             "numbers": year,
             "vectors": F.create_map(F.lit("image"), image.cast("array<float>")),
         },
-        "users": {"attributes": F.create_map(F.lit("group"), even["user"])},
+        "users": {"attributes": F.create_map(F.lit("group"), F.concat(even["user"], F.lit("|everyone")))},
     }
     for table, columns in changes.items():
         frame = tables.read(table)

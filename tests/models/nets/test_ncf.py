@@ -25,6 +25,7 @@ from sparkcf.training.feed import MemoryFeed
 from sparkcf.training.group import Group
 from sparkcf.training.loop import to_tensors, train
 from sparkcf.training.side_features import store_content, store_features, store_item_counts
+from sparkcf.training.sparse_gradients import LazyAdam, average
 from tests.models.nets.test_multvae import rows_of
 from tests.training.test_loop import ALONE, Killed, in_processes, killed_after, rows
 
@@ -466,9 +467,11 @@ def test_training_on_ratings_lowers_their_error() -> None:
     assert log[-1]["loss"] < 0.1 * log[0]["loss"]
 
 
-@pytest.mark.parametrize("pretrain_epochs", [0, 3])
-def test_a_training_that_was_cut_short_goes_on_along_the_same_losses(tmp_path: Path, pretrain_epochs: int) -> None:
-    configured = config(epochs=6, batch_size=10, pretrain_epochs=pretrain_epochs)
+@pytest.mark.parametrize(
+    "given", [{"pretrain_epochs": 0}, {"pretrain_epochs": 3}, {"sparse_embeddings": True}], ids=str
+)
+def test_a_training_that_was_cut_short_goes_on_along_the_same_losses(tmp_path: Path, given: dict[str, Any]) -> None:
+    configured = config(epochs=6, batch_size=10, **given)
     whole, log = trained(ALONE, configured)
     for epoch in (3, 4):  # before and after the parts are joined
         with pytest.raises(Killed):
@@ -480,9 +483,10 @@ def test_a_training_that_was_cut_short_goes_on_along_the_same_losses(tmp_path: P
         np.testing.assert_allclose(resumed[name], array, atol=1e-5, err_msg=name)
 
 
-def test_two_ranks_train_what_one_trains_on_the_joined_batches() -> None:
+@pytest.mark.parametrize("sparse", [False, True])
+def test_two_ranks_train_what_one_trains_on_the_joined_batches(sparse: bool) -> None:
     """Nothing is drawn, and a batch is all rows: then the processes are all that differs."""
-    plain = config(objective="rating", pretrain_epochs=1)
+    plain = config(objective="rating", pretrain_epochs=1, sparse_embeddings=sparse)
     alone, log = trained(ALONE, plain)
     for state, theirs in in_processes(2, trained, plain):
         for name, array in alone.items():
@@ -496,6 +500,47 @@ def test_two_ranks_draw_negatives_of_their_own_and_stay_equal() -> None:
     for name, array in one[0].items():
         np.testing.assert_allclose(two[0][name], array, atol=1e-6, err_msg=name)
     assert [entry["loss"] for entry in one[1]] == [entry["loss"] for entry in two[1]]
+
+
+@pytest.mark.parametrize("given", [{}, {"weight_decay": 0.01}, {"clip_norm": 0.1}], ids=str)
+@pytest.mark.parametrize("objective", ["cross_entropy", "rating"])
+def test_sparse_embeddings_train_as_others_where_a_step_has_all_rows(objective: str, given: dict[str, Any]) -> None:
+    dense, sparse = (trained(ALONE, config(objective=objective, sparse_embeddings=s, **given)) for s in (False, True))
+    for name, array in dense[0].items():
+        np.testing.assert_allclose(sparse[0][name], array, atol=1e-5, err_msg=name)
+    assert [e["loss"] for e in sparse[1]] == pytest.approx([e["loss"] for e in dense[1]], rel=1e-5)
+
+
+def test_a_step_of_sparse_embeddings_touches_the_rows_of_its_batch_alone() -> None:
+    """Numbers of a gradient are counted in two nets, of which one has a thousand times the users and items."""
+    numbers = []
+    for n, m in ((N, M), (1000 * N, 1000 * M)):
+        net = net_of(config(sparse_embeddings=True, objective="softmax"), n=n, m=m)
+        tables = net.sparse_parameters()
+        assert tables == [net.users.own, net.items.own]
+        start = [table.detach().clone() for table in tables]
+        optimizer = LazyAdam(net.parameters(), 0.1, weight_decay=0.1)
+        net.loss(ROWS, 0.0).sum().backward()
+        average(tables, ALONE)
+        optimizer.step()
+        for table, before, touched in zip(tables, start, (N, M), strict=True):
+            assert torch.equal(table[touched:], before[touched:]) and (table[:touched] != before[:touched]).any(1).all()
+        numbers.append([p.grad._nnz() if p.grad.is_sparse else p.grad.numel() for p in net.parameters()])
+    assert numbers[0] == numbers[1]
+
+
+def one_user(group: Group, configured: NCFConfig) -> Any:
+    net = net_of(configured, n=40, m=12)
+    train(net, MemoryFeed(rows(1), 1, 3, group.rank, group.size), configured, 3, group)
+    return arrays_of(net)
+
+
+def test_a_rank_without_rows_takes_part_in_a_step_of_sparse_embeddings() -> None:
+    configured = config(objective="rating", sparse_embeddings=True)
+    alone = one_user(ALONE, configured)
+    for state in in_processes(2, one_user, configured):
+        for name, array in alone.items():
+            np.testing.assert_allclose(state[name], array, atol=1e-6, err_msg=name)
 
 
 @pytest.mark.parametrize(
