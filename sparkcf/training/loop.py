@@ -192,13 +192,13 @@ def _run_phase(
     """One pass over the rows of a side; returns its figures, the loss first, and the number of rows of all ranks."""
     steps_before, total, n_rows = (epoch - 1) * phase.feed.steps, 0.0, 0
     own_ids: list[Tensor] = []
-    posteriors = PosteriorSums(phase.part)
+    posteriors = PosteriorSums(phase.part, phase.feed.steps)
     for place, batch in enumerate(phase.feed.epoch(epoch)):
         weight = annealed(config.annealing, steps_before + place)
         rows = to_tensors(batch.rows, group.device)
         total += _step(phase, optimizer, rows, batch, weight, config, group, (epoch, place + 1), frozen)
         n_rows += batch.total
-        posteriors.add(rows)
+        posteriors.add(rows, batch.total)
         if isinstance(net, TwoSided):
             net.store(phase.side, rows)
             own_ids.append(rows.ids)  # type: ignore[arg-type]

@@ -15,6 +15,7 @@ from sparkcf.training.batch import Rows
 from sparkcf.training.group import Group
 
 ACTIVE = 0.01  # variance of the posterior mean, in units of the prior's variance
+LEAST_ROWS, SPARSEST = 200, 8  # rows that an epoch's figures need; of so many batches at least one counts
 
 
 @runtime_checkable
@@ -27,19 +28,29 @@ class Variational(Protocol):
 
 
 class PosteriorSums:
-    """Sums over the posteriors of all rows of an epoch, evaluated without sampling and dropout.
+    """Sums over posteriors of an epoch's rows, evaluated without sampling and dropout.
 
-    A row's posterior is that of the weights after its own step. For a net without a posterior there are no sums.
+    Evaluating them is a further pass of the encoder, so of a long epoch an eighth of the batches counts, spread evenly;
+    of an epoch of fewer than 200 rows each one. A row's posterior is that of the weights after its own step. For a net
+    without a posterior there are no sums.
+
+    Parameters
+    ----------
+    part : the net, or the part of it that is trained on these rows.
+    steps : number of batches of the epoch.
     """
 
-    def __init__(self, part: nn.Module) -> None:
-        self._part, self._count = part, 0
+    def __init__(self, part: nn.Module, steps: int) -> None:
+        self._part, self._steps, self._stride, self._batches, self._count = part, steps, 1, 0, 0
         self._sums: Tensor | None = None  # (3, D): of means, squares of means, and divergences
 
     @torch.no_grad()
-    def add(self, rows: Rows) -> None:
-        """Add the rows of a batch."""
-        if not isinstance(self._part, Variational):
+    def add(self, rows: Rows, total: int) -> None:
+        """Add the next batch, if it counts. `total`: its rows of all ranks, which choose the same batches."""
+        if self._batches == 0:
+            self._stride = max(1, min(SPARSEST, self._steps * total // LEAST_ROWS))
+        self._batches += 1
+        if (self._batches - 1) % self._stride or not isinstance(self._part, Variational):
             return
         training = self._part.training
         self._part.train(False)
@@ -53,7 +64,7 @@ class PosteriorSums:
         self._count += len(mean)
 
     def figures(self, group: Group) -> dict[str, Any]:
-        """active_units, kl (a row's mean divergence) and kl_by_dimension over the rows of all ranks. A collective."""
+        """active_units, kl (a row's mean divergence) and kl_by_dimension of the rows that count. A collective."""
         if self._sums is None:
             return {}
         n, *totals = group.sum(float(self._count), *self._sums.flatten().tolist())
