@@ -104,7 +104,14 @@ def fit_events(
 
 
 class Recommender(FittedModel):
-    """A fitted model that is asked, and answers, by external ids and frames. Its attributes: see `FittedModel`."""
+    """A fitted model that is asked, and answers, by external ids and frames.
+
+    config : the configuration as the jobs have it.
+    users, items : the ids by dense index.
+    events : the interactions that it was fitted on.
+    fitted : vectors, arrays and the log of the training.
+    threads : of the kernels, in `evaluate` by a protocol.
+    """
 
     def factors(self, side: str) -> pd.DataFrame:
         """The vectors of users or of items that the model knows, a row each, by id. `side` : "user" or "item"."""
