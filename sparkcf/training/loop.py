@@ -27,7 +27,7 @@ from sparkcf.training.batch import Rows
 from sparkcf.training.checkpoint import Checkpoints, Progress
 from sparkcf.training.feed import Batch, Feed
 from sparkcf.training.group import Group
-from sparkcf.training.posterior import PosteriorSums
+from sparkcf.training.posterior import PosteriorSample
 from sparkcf.training.shared_gradients import shared_gradients
 from sparkcf.training.sparse_gradients import LazyAdam, average, clip
 
@@ -192,7 +192,7 @@ def _run_phase(
     """One pass over the rows of a side; returns its figures, the loss first, and the number of rows of all ranks."""
     steps_before, total, n_rows = (epoch - 1) * phase.feed.steps, 0.0, 0
     own_ids: list[Tensor] = []
-    posteriors = PosteriorSums(phase.part, phase.feed.steps)
+    posteriors = PosteriorSample(phase.part, phase.feed.steps)
     for place, batch in enumerate(phase.feed.epoch(epoch)):
         weight = annealed(config.annealing, steps_before + place)
         rows = to_tensors(batch.rows, group.device)

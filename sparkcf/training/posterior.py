@@ -15,7 +15,7 @@ from sparkcf.training.batch import Rows
 from sparkcf.training.group import Group
 
 ACTIVE = 0.01  # variance of the posterior mean, in units of the prior's variance
-LEAST_ROWS, SPARSEST = 200, 8  # rows that an epoch's figures need; of so many batches at least one counts
+LEAST, MOST, SHARE = 200, 2_000, 8  # rows of an epoch's sample: one of SHARE, within the bounds
 
 
 @runtime_checkable
@@ -27,12 +27,11 @@ class Variational(Protocol):
         ...
 
 
-class PosteriorSums:
-    """Sums over posteriors of an epoch's rows, evaluated without sampling and dropout.
+class PosteriorSample:
+    """Batches of an epoch, spread evenly, whose posteriors are evaluated at its end without sampling and dropout.
 
-    Evaluating them is a further pass of the encoder, so of a long epoch an eighth of the batches counts, spread evenly;
-    of an epoch of fewer than 200 rows each one. A row's posterior is that of the weights after its own step. For a net
-    without a posterior there are no sums.
+    Encoding all rows once more would take a tenth of an epoch. The sample is an eighth of the rows, of a short epoch at
+    least 200 and of a long one about 2,000; at least one batch.
 
     Parameters
     ----------
@@ -41,33 +40,37 @@ class PosteriorSums:
     """
 
     def __init__(self, part: nn.Module, steps: int) -> None:
-        self._part, self._steps, self._stride, self._batches, self._count = part, steps, 1, 0, 0
-        self._sums: Tensor | None = None  # (3, D): of means, squares of means, and divergences
+        self._part, self._steps, self._stride, self._batches = part, steps, 1, 0
+        self._sample: list[Rows] = []
+
+    def add(self, rows: Rows, total: int) -> None:
+        """Keep the next batch if it is of the sample. `total`: its rows of all ranks, which choose the same batches."""
+        if self._batches == 0:
+            n = self._steps * total
+            self._stride = max(1, n // min(max(n // SHARE, LEAST), MOST))
+        if self._batches % self._stride == 0 and isinstance(self._part, Variational):
+            self._sample.append(rows)
+        self._batches += 1
 
     @torch.no_grad()
-    def add(self, rows: Rows, total: int) -> None:
-        """Add the next batch, if it counts. `total`: its rows of all ranks, which choose the same batches."""
-        if self._batches == 0:
-            self._stride = max(1, min(SPARSEST, self._steps * total // LEAST_ROWS))
-        self._batches += 1
-        if (self._batches - 1) % self._stride or not isinstance(self._part, Variational):
-            return
-        training = self._part.training
-        self._part.train(False)
-        posterior = self._part.posterior(rows)
-        self._part.train(training)
-        if posterior is None:
-            return
-        mean, kl = (each.double() for each in posterior)
-        sums = torch.stack([mean.sum(dim=0), mean.square().sum(dim=0), kl.sum(dim=0)])
-        self._sums = sums if self._sums is None else self._sums + sums
-        self._count += len(mean)
-
     def figures(self, group: Group) -> dict[str, Any]:
-        """active_units, kl (a row's mean divergence) and kl_by_dimension of the rows that count. A collective."""
-        if self._sums is None:
+        """active_units, kl (a row's mean divergence) and kl_by_dimension over the sample of all ranks. A collective.
+
+        Empty for a net without a posterior.
+        """
+        training, count, sums = self._part.training, 0, None
+        self._part.train(False)
+        for rows in self._sample:
+            posterior = self._part.posterior(rows)  # type: ignore[operator]  # a Variational, see `add`
+            if posterior is None:
+                break
+            mean, kl = (each.double() for each in posterior)
+            of_batch = torch.stack([mean.sum(dim=0), mean.square().sum(dim=0), kl.sum(dim=0)])
+            sums, count = of_batch if sums is None else sums + of_batch, count + len(mean)
+        self._part.train(training)
+        if sums is None:
             return {}
-        n, *totals = group.sum(float(self._count), *self._sums.flatten().tolist())
+        n, *totals = group.sum(float(count), *sums.flatten().tolist())
         first, second, divergence = torch.tensor(totals, dtype=torch.float64).view(3, -1) / max(n, 1.0)
         active = (second - first.square() > ACTIVE).sum().item()
         by_dimension = [float(f"{value:.4g}") for value in divergence.tolist()]

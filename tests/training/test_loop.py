@@ -221,7 +221,7 @@ class OfIds(torch.nn.Module):
 
 
 @pytest.mark.parametrize("batch_size", [1, 7, N])
-def test_an_epochs_active_units_and_divergences_are_those_of_all_its_rows(batch_size: int) -> None:
+def test_a_short_epochs_active_units_and_divergences_are_those_of_all_its_rows(batch_size: int) -> None:
     given = config(epochs=1, batch_size=batch_size)
     (entry,) = train(OfIds(), MemoryFeed(rows(), batch_size, SEED), given, SEED, ALONE)
     assert entry["active_units"] == 1

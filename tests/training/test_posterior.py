@@ -8,7 +8,7 @@ from torch import Tensor, nn
 
 from sparkcf.training.batch import Rows
 from sparkcf.training.group import Group
-from sparkcf.training.posterior import PosteriorSums
+from sparkcf.training.posterior import PosteriorSample
 
 ALONE = Group(0, 1, torch.device("cpu"))
 
@@ -27,15 +27,32 @@ class Places(nn.Module):
 
 @pytest.mark.parametrize(
     ("steps", "batch_size", "counted"),
-    [(10, 19, 10), (40, 20, 10), (10, 500, 2), (1000, 1, 200), (1000, 100, 125), (1, 5000, 1)],
+    [(10, 19, 10), (40, 20, 10), (10, 500, 2), (1000, 1, 200), (1000, 100, 20), (1, 5000, 1)],
 )
-def test_an_epochs_figures_need_two_hundred_rows_and_an_eighth_of_the_batches(steps, batch_size, counted) -> None:
+def test_the_sample_of_an_epoch_is_an_eighth_of_its_rows_within_bounds(steps, batch_size, counted) -> None:
     net = Places()
-    sums = PosteriorSums(net, steps)
+    sample = PosteriorSample(net, steps)
     none = torch.zeros(0, dtype=torch.int64)
     rows = Rows(none, torch.zeros(batch_size + 1, dtype=torch.int64), none.float())
     for _ in range(steps):
-        sums.add(rows, batch_size)
+        sample.add(rows, batch_size)
+    figures = sample.figures(ALONE)
     assert net.encoded == [batch_size] * counted
-    figures = sums.figures(ALONE)
     assert figures["kl"] == 1 and figures["active_units"] == (batch_size > 1)
+
+
+def test_a_mean_that_moves_in_the_epoch_alone_is_no_active_unit() -> None:
+    """The figures are of the weights at the epoch's end."""
+
+    class Same(Places):
+        level = 0.0
+
+        def posterior(self, rows: Rows) -> tuple[Tensor, Tensor]:
+            return torch.full((len(rows), 1), self.level), torch.zeros(len(rows), 1)
+
+    net, none = Same(), torch.zeros(0, dtype=torch.int64)
+    sample = PosteriorSample(net, 4)
+    for step in range(4):
+        net.level = float(step)
+        sample.add(Rows(none, torch.zeros(6, dtype=torch.int64), none.float()), 5)
+    assert sample.figures(ALONE)["active_units"] == 0
