@@ -122,7 +122,7 @@ def _run_of(model: str, values: dict[str, Any]) -> str | None:
         if lake.folder is None:  # an unreachable store would be tried for minutes
             return None
         rows = lake.read("runs", ("model", [model]), None, ("run_id", "job", "started_at")).to_pylist()
-    except SparkcfError:  # no lake yet, or none that can be read: then there is no run to name
+    except Exception:  # no lake yet, or none that can be read, whatever it is: then there is no run to name
         return None
     named = values.get("run_id")
     fits = [row for row in rows if row["job"] in FITS and named in (None, row["run_id"])]

@@ -72,7 +72,8 @@ def _check_header(folder: Folder, name: str, size: int, shapes: Shapes | None) -
     names = sorted({*have, *(shapes or ())})
     wrong = next((key for key in names if shapes is not None and not fits(have.get(key), shapes.get(key))), None)
     if shapes is not None and wrong:
-        raise ValueError(f"array {wrong} is {have.get(wrong)}, expected {shapes.get(wrong)}: another configuration?")
+        sizes = f"array {wrong} is {have.get(wrong)}, expected {shapes.get(wrong)}"
+        raise ValueError(f"{sizes}: another configuration, or an earlier version? train again")
 
 
 def fits(shape: tuple[int, ...] | None, expected: tuple[int | None, ...] | None) -> bool:

@@ -180,7 +180,7 @@ class Concepts:
 
     def _eligible(self) -> NDArray[np.bool_]:
         """Whether `topk.categories`, `topk.exclude_categories` and `rerank.exclude` allow each item, bool (m,)."""
-        topk, excluded = self.config["topk"], self.config["rerank"]["exclude"]
+        topk, excluded = self.config["topk"], self.config.get("rerank", {}).get("exclude")
         wanted, unwanted = set(topk["categories"]), set(topk["exclude_categories"])
         if not (wanted or unwanted or excluded):
             return np.ones(len(self.items), bool)

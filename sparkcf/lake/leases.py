@@ -34,10 +34,12 @@ class Lease:
         self._tables, self._run_id, self._beat = tables, run_id, 0
         self._over = threading.Event()
         self._write()
-        threading.Thread(target=self._keep, daemon=True).start()
+        self._thread = threading.Thread(target=self._keep, daemon=True)
+        self._thread.start()
 
     def end(self) -> None:
         self._over.set()
+        self._thread.join(STALE_S)  # a beat that is being written would come after the removal
         try:
             files, path = _file(self._tables, self._run_id)
             files.delete(path, False)

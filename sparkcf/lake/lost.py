@@ -21,13 +21,19 @@ def lost_file(error: Exception, tables: LakeTables) -> LakeError | None:
     Spark reads a table's files long after the table was opened. Until then a VACUUM may have removed those of an
     earlier version, to which a run's inputs are pinned.
     """
-    found = _missing(error, tables.root)
-    if found is None:
+    try:
+        found = _missing(error, tables.root)
+        if found is None:
+            return None
+        name, file = found
+        newest = tables.version(name)
+        pinned = sorted(activity.versions_read.get(tables.path(name), ()))
+        damaged = not pinned or pinned == [newest]
+        if len(pinned) > 1 and newest in pinned:
+            damaged = any(file in unquote(address) for address in tables.read(name).inputFiles())
+    except Exception:  # the lake cannot be asked, such as after the death of the JVM: the first error tells more
         return None
-    name, file = found
-    newest = tables.version(name)
-    pinned = sorted(activity.versions_read.get(tables.path(name), ()))
-    if not pinned or newest in pinned:
+    if damaged:
         return LakeError(
             f"table {name} of lake {tables.root} has lost the file {file} of its newest version {newest}: "
             "`sparkcf doctor` tells how its rows are written again"
@@ -40,9 +46,12 @@ def lost_file(error: Exception, tables: LakeTables) -> LakeError | None:
 
 
 def _missing(error: Exception, root: str) -> tuple[str, str] | None:
-    """Table and name of the file that an error does not find; None if it is about something else."""
-    place = local_folder(root) or unquote(urlsplit(root).path)
-    file_of_lake = re.compile(re.escape(place) + r"/(\w+)/(?:[^\s'\"]*/)?([^\s'\"/]+\.parquet)")
+    """Table and name of the data file that an error does not find; None if it is about something else."""
+    folder, address = local_folder(root), urlsplit(root)
+    # A message names the path alone, or also the bucket or host.
+    places = {folder} if folder else {unquote(address.path), unquote(address.netloc + address.path)} - {""}
+    place = "|".join(re.escape(place.rstrip("/")) for place in places)
+    file_of_lake = re.compile(rf"(?:{place})/(\w+)/(?!_delta_log/)(?:[^\s'\"]*/)?([^\s'\"/]+\.parquet)")
     for line in (first_line(error), *str(error).splitlines()):
         if GONE.search(line) and (found := file_of_lake.search(unquote(line))) and found[1] in TABLES:
             return found[1], found[2]

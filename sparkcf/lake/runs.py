@@ -6,7 +6,7 @@ import datetime as dt
 import json
 import os
 import secrets
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any
@@ -81,13 +81,21 @@ class Run:
 
         Parameters
         ----------
-        done : clear the reason that a failure of the same step left; the one of a refusal stays.
+        done : clear the reason that a failure of a step left; the one of a refusal stays.
         """
         new: dict[str, Column] = {}
         if done and self.state != "refused":
             self.row["reason"] = None
             new["reason"] = F.when(F.col("state") == "refused", F.col("reason"))  # by a publish meanwhile
         self._write(new, counts or {})
+
+    def note(self, reason: str) -> None:
+        """Write why a step failed; the state is left as it is in the table, and the reason of a refusal stays."""
+        reason = redacted(reason)
+        if self.state != "refused":
+            self.row["reason"] = reason
+        kept = F.when(F.col("state") == "refused", F.col("reason"))
+        self._write({"reason": kept.otherwise(F.lit(reason))}, {})
 
     def end_lease(self) -> None:
         if self.lease is not None:
@@ -176,7 +184,9 @@ def close_dead_runs(tables: LakeTables) -> None:
 
 
 def _note_stop(tables: LakeTables, run_id: str, before: str, state: str, reason: str) -> None:
-    new = {"state": F.lit(state), "reason": F.lit(reason), "updated_at": F.lit(f"{_now().isoformat()}Z")}
+    new = {"state": F.lit(state), "reason": F.lit(reason)}
+    if state != before:  # else `updated_at` stays: what waits for a run does not wait longer for this note
+        new["updated_at"] = F.lit(f"{_now().isoformat()}Z")
     # The condition holds in the same commit: a job that has just ended its step itself is right.
     tables.update("runs", f"run_id = '{run_id}' AND state = '{before}'", new)
     say(f"  note: run {run_id} was {reason}")
@@ -201,8 +211,10 @@ def failures_recorded(run: Run) -> Iterator[None]:
             yield
         except BaseException as error:
             told = _told(error, run.tables)
-            _record(run, "failed", told)
-            raise told from told.__cause__
+            _record(run, told, lambda reason: run.update("failed", reason))
+            if told is error:
+                raise
+            raise told from error
 
 
 @contextmanager
@@ -219,8 +231,10 @@ def reason_recorded(run: Run) -> Iterator[None]:
         except BaseException as error:
             told = _told(error, run.tables)
             if run.row.get("reason") != str(told):
-                _record(run, run.state, told)
-            raise told from told.__cause__
+                _record(run, told, run.note)
+            if told is error:
+                raise
+            raise told from error
 
 
 @contextmanager
@@ -238,16 +252,12 @@ def _leased(run: Run) -> Iterator[None]:
 
 def _told(error: BaseException, tables: LakeTables) -> BaseException:
     """The error to raise: the one about a lost file, which names the table and its version, where it is one."""
-    lost = lost_file(error, tables) if isinstance(error, Exception) else None
-    if lost is None:
-        return error
-    lost.__cause__ = error
-    return lost
+    return (lost_file(error, tables) if isinstance(error, Exception) else None) or error
 
 
-def _record(run: Run, state: str, error: BaseException) -> None:
+def _record(run: Run, error: BaseException, write: Callable[[str], None]) -> None:
     try:
-        run.update(state, reason=f"{type(error).__name__}: {first_line(error)}"[:500])
+        write(f"{type(error).__name__}: {first_line(error)}"[:500])
     except Exception as second:  # such as one of a full disk; a later job closes the run
         say(f"  note: the row of run {run.run_id} cannot be written: {first_line(second)}")
 

@@ -89,3 +89,10 @@ def test_a_table_of_banned_items_that_only_the_job_reads_is_named(tmp_path: Path
     assert (code, err) == (0, "") and "topk.ineligible=banned.csv may be listed" in " ".join(out.split())
     code, out, _ = run(*asked, "--format", "json")
     assert code == 0 and len(json.loads(out)) == 4
+
+
+def test_a_run_of_a_version_before_the_rules_of_reranking_is_listed(tmp_path: Path) -> None:
+    lake = lake_of(tmp_path)
+    concepts = Concepts.read(lake, "macridvae")
+    del concepts.config["rerank"]
+    assert concepts.list_within("u", 0, 10)["item_id"].to_pylist() == ["both", "y", "none", "untold"]

@@ -6,6 +6,7 @@ import json
 import os
 import subprocess
 import sys
+import threading
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -14,7 +15,7 @@ from typing import Any
 import pytest
 
 from sparkcf.lake import leases
-from sparkcf.lake.leases import Watch, machine, process_start
+from sparkcf.lake.leases import Lease, Watch, machine, process_start
 from sparkcf.lake.runs import Run, close_dead_runs, failures_recorded, find_run, reason_recorded, start_run
 from sparkcf.lake.tables import LakeTables
 
@@ -94,6 +95,26 @@ def test_a_running_run_without_a_lease_is_dead(tables: LakeTables, started: Run)
     lease_of(started).unlink()
     close_dead_runs(tables)
     assert row(tables, started)["reason"] == "stopped: no job works on it"
+
+
+def test_a_beat_that_is_being_written_when_the_job_ends_leaves_no_lease(
+    tables: LakeTables, config: Callable, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    begun, write = threading.Event(), Lease._write
+
+    def slowly(lease: Lease) -> None:
+        if lease._beat:
+            begun.set()
+            time.sleep(0.3)
+        write(lease)
+
+    monkeypatch.setattr(leases, "BEAT_S", 0.01)
+    monkeypatch.setattr(Lease, "_write", slowly)
+    run = start_run(tables, "train", config(), {})
+    assert begun.wait(30)
+    run.end_lease()
+    time.sleep(0.5)
+    assert not lease_of(run).exists()
 
 
 @pytest.mark.parametrize("state", ["trained", "evaluated", "recommended", "refused", "published"])

@@ -63,6 +63,8 @@ def test_a_file_of_the_newest_version_that_is_gone_is_damage(tables: LakeTables)
         ("/data/my lake", "File file:///data/my%20lake/items/part-1.parquet does not exist"),
         ("s3a://b/lake", "java.io.FileNotFoundException: No such file or directory: s3a://b/lake/items/part-1.parquet"),
         ("s3a://b/lake", "Path does not exist 'b/lake/items/part-1.parquet'"),
+        ("s3a://b", "java.io.FileNotFoundException: No such file or directory: s3a://b/items/part-1.parquet"),
+        ("hdfs://host:8020/lake", "File does not exist: /lake/items/part-1.parquet"),
         ("hdfs:///lake", "org.apache.hadoop.ipc.RemoteException: File does not exist: /lake/items/part-1.parquet"),
         ("/data/lake", "process 1: file:/data/lake/items/part-1.parquet cannot be read: [Errno 2] No such file"),
     ],
@@ -78,11 +80,32 @@ def test_a_lost_file_is_seen_in_the_words_of_every_reader(root: str, message: st
     assert lost_file(lost, tables) is None  # it is explained once
 
 
+def test_a_file_of_the_older_of_two_versions_went_to_a_vacuum_though_the_newest_was_read_too() -> None:
+    activity.begin_job("fold_in")
+    live = SimpleNamespace(inputFiles=lambda: ["file:/lake/items/part-2.parquet"])
+    own: dict[str, Any] = {"path": lambda name: f"/lake/{name}", "version": lambda name: 9, "read": lambda name: live}
+    tables: Any = SimpleNamespace(root="/lake", **own)
+    for version in (3, 9):
+        activity.note_read("/lake/items", version)
+    for number, said in ((1, "read at versions 3, 9"), (2, "of its newest version 9")):
+        lost = lost_file(RuntimeError(f"File file:/lake/items/part-{number}.parquet does not exist"), tables)
+        assert lost is not None and said in str(lost)
+
+
+def test_an_error_stays_where_the_lake_cannot_be_asked() -> None:
+    def version(name: str) -> int:
+        raise ConnectionError("the JVM has ended")
+
+    tables: Any = SimpleNamespace(root="/lake", version=version)
+    assert lost_file(RuntimeError("File file:/lake/items/part-1.parquet does not exist"), tables) is None
+
+
 def test_other_errors_stay_as_they_are() -> None:
     tables: Any = SimpleNamespace(root="/data/lake", version=pytest.fail)
     for message in (
         "File file:/data/input/items/part-1.parquet does not exist",
         "File file:/data/lake/notes/part-1.parquet does not exist",
+        "File file:/data/lake/items/_delta_log/00000000000000000010.checkpoint.parquet does not exist",
         "file:/data/lake/items/part-1.parquet is not a Parquet file",
         "row 17: singular",
     ):

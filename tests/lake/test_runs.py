@@ -11,7 +11,7 @@ from sparkcf.activity import activity
 from sparkcf.config.load import load_config
 from sparkcf.config.root import Config
 from sparkcf.data.inputs import Inputs
-from sparkcf.errors import GateRefused, LakeError, NothingNew, TrainingError
+from sparkcf.errors import GateRefused, LakeError, NotFoundError, NothingNew, TrainingError
 from sparkcf.jobs.train import progress_folder
 from sparkcf.lake.runs import Run, find_run, reason_recorded, recorded_run, start_run
 from sparkcf.lake.tables import LakeTables
@@ -123,10 +123,18 @@ def test_a_step_that_fails_leaves_its_reason_and_the_state(spark, tmp_path) -> N
     run.record(done=True)
     assert stored(tables)["reason"] is None
 
+    with pytest.raises(TrainingError), reason_recorded(run):
+        Run(tables, dict(run.row)).update("recommended")  # another try of the step was faster
+        raise TrainingError("no row to train on")
+    assert (stored(tables)["state"], stored(tables)["reason"]) == ("recommended", "TrainingError: no row to train on")
+
     with pytest.raises(NothingNew), reason_recorded(run):
         raise NothingNew("published already")
     with pytest.raises(GateRefused), reason_recorded(run):
         run.update("refused", reason="worse than popularity")
         raise GateRefused("worse than popularity")
     run.record(done=True)
+    assert (stored(tables)["state"], stored(tables)["reason"]) == ("refused", "worse than popularity")
+    with pytest.raises(NotFoundError), reason_recorded(run):
+        raise NotFoundError("topk.categories: there is no category Comdey")
     assert (stored(tables)["state"], stored(tables)["reason"]) == ("refused", "worse than popularity")
