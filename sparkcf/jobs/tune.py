@@ -32,13 +32,14 @@ from sparkcf.jobs.base import packing_of, training_data
 from sparkcf.jobs.evaluate import headline, with_protocol
 from sparkcf.jobs.study import COMPLETE, FAILED, PRUNED, Study, check_optuna
 from sparkcf.jobs.train import progress_folder, progress_of
+from sparkcf.lake.folder import Folder
 from sparkcf.lake.metrics import write_figures
 from sparkcf.lake.roots import local_folder
 from sparkcf.lake.runs import Run, recorded_run
 from sparkcf.lake.tables import LakeTables
 from sparkcf.models.contract_data import FitRun
 from sparkcf.models.registry import model_of
-from sparkcf.progress import Step, say, step
+from sparkcf.progress import say, step
 from sparkcf.ranking.evaluate import check_protocol, evaluate, measured, persisted_split, settings_of
 from sparkcf.ranking.trials import TrialPart, TrialResult, run_parts, share_split
 from sparkcf.version import __version__
@@ -151,10 +152,11 @@ def _search(inputs: Inputs, events: DataFrame, config: Config, study: Study) -> 
                 _run_batch(study, batch, config, run)
         else:
             packings: dict[str, Packing] = {}  # by name: trials that pack rows alike share theirs
+            saves = progress_folder(inputs, config) is not None
             try:
                 while batch := study.batch():
                     for number in batch:
-                        _run_on_spark(study, number, inputs, events, parts, config, packings)
+                        _run_on_spark(study, number, inputs, events, parts, config, packings, saves)
             finally:
                 for packing in packings.values():
                     packing.drop()
@@ -204,19 +206,29 @@ def _run_on_spark(
     parts: Split,
     config: Config,
     packings: dict[str, Packing],
+    saves: bool,
 ) -> None:
-    """Run one trial by the ordinary fit and evaluation. `packings` : those of the study, to which its own is added."""
-    begin = time.monotonic()
+    """Run one trial by the ordinary fit and evaluation.
+
+    Parameters
+    ----------
+    packings : those of the study, to which the trial's own is added.
+    saves : save checkpoints; those of a trial that failed are removed, for it is not tried again.
+    """
+    begin, folder = time.monotonic(), None
     try:
         own, part = with_values(config, study.values(number)), _part(study, "validation")
         packing = packing_of(model_of(own), inputs, own, part)
         packing = packings.setdefault(packing.name, packing)
         with step("train", what=f"trial {number}") as progress:
-            fit_run = _fit_run(inputs, own, part, progress)
+            folder = progress_folder(inputs, own, split=part) if saves else None
+            fit_run = FitRun(on_progress=progress_of(progress, model_of(own).rounds), checkpoint_dir=folder)
             value = _fitted_value(inputs, events, parts, own, packing, fit_run)
     except SparkcfError as error:
         if stop := interruption(error):
             raise stop from None
+        if folder is not None:
+            Folder(folder).delete()
         _finish(study, number, FAILED, None, time.monotonic() - begin, first_line(error))
         return
     _finish(study, number, COMPLETE, value, time.monotonic() - begin)
@@ -242,11 +254,6 @@ def _part(study: Study, name: str) -> str:
     return hashlib.sha256(f"{study.name}-{name}".encode()).hexdigest()[:12]
 
 
-def _fit_run(inputs: Inputs, config: Config, part: str, progress: Step) -> FitRun:
-    folder = progress_folder(inputs, config, split=part)
-    return FitRun(on_progress=progress_of(progress, model_of(config).rounds), checkpoint_dir=folder)
-
-
 def _finish(study: Study, number: int, state: str, value: float | None, seconds: float, reason: str = "") -> None:
     study.finish(number, state, value, seconds, reason)
     shown = ", ".join(f"{key}={_short(given)}" for key, given in study.values(number).items())
@@ -266,7 +273,9 @@ def _tested(inputs: Inputs, events: DataFrame, config: Config, study: Study, bes
     with step("test", what=own.model) as progress:
         try:
             data = training_data(model, inputs, events, own, packing)
-            result = evaluate(events, model, data, own, _fit_run(inputs, own, part, progress))
+            folder = progress_folder(inputs, own, split=part)
+            fit_run = FitRun(on_progress=progress_of(progress, model.rounds), checkpoint_dir=folder)
+            result = evaluate(events, model, data, own, fit_run)
         finally:
             packing.drop()
         progress.note = headline(result, own)

@@ -21,7 +21,7 @@ Setting = bool | int | float | str | None
 
 
 class Trial(BaseModel):
-    """`state` : complete, pruned or failed. `value` : None unless it is complete."""
+    """`state` : complete, pruned or failed. `value` : of a pruned one the last before it was stopped."""
 
     model_config = ConfigDict(strict=True, frozen=True)
     number: int
@@ -88,9 +88,14 @@ def tuning(study: Study | None) -> Section | None:
     return Section("study", "Tuning", [*parts, table(["key", "chosen", "tried"], body, left=3)])
 
 
+def completed(study: Study) -> list[tuple[int, float]]:
+    """Number and value of each trial that ran to its end, in order."""
+    ended = ((trial.number, trial.value) for trial in study.trials if trial.state == "complete")
+    return sorted((number, value) for number, value in ended if value is not None and math.isfinite(value))
+
+
 def _chart(study: Study) -> str:
-    done = [(t.number, t.value) for t in study.trials if t.value is not None and math.isfinite(t.value)]
-    numbers, values = np.array(sorted(done)).T
+    numbers, values = np.array(completed(study)).T
     best = (np.minimum if study.measure in RATING_MEASURES else np.maximum).accumulate(values)
     return charts.trials("study", "Trials and the best so far", numbers, values, best, named(study.measure, 40))
 

@@ -263,12 +263,12 @@ def write_reranked(root: Path, run_id: str, gained: float = 0.1) -> None:
 
 
 def write_study(path: Path, **changes: Any) -> Path:
-    """A study of six trials as jobs/tune.py writes it: the fourth is the best, the last two have no result."""
-    values = (0.2, 0.25, 0.22, 0.31, None, None)
+    """A study of six trials as jobs/tune.py writes it: the fourth is best, the fifth was stopped, the last failed."""
+    values, states = (0.2, 0.25, 0.22, 0.31, 0.9, None), (*["complete"] * 4, "pruned", "failed")
     trials = [
         {
             "number": number,
-            "state": "complete" if value else ("pruned", "failed")[number % 2],
+            "state": states[number],
             "value": value,
             "seconds": 1.5,
             "reason": "",
