@@ -6,6 +6,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from sparkcf.config.factorization import MPMAConfig
+from sparkcf.errors import LakeError
 from sparkcf.kernels.als import work_order
 from sparkcf.kernels.cholesky import solve_cholesky
 from sparkcf.kernels.csr import take_rows
@@ -29,6 +30,8 @@ class MPMAScorer(Scorer):
     def __init__(self, saved: Saved, params: MPMAConfig) -> None:
         self.params, self.known_items, self.mean = params, saved.item_known, saved.mean
         arrays = saved.arrays
+        if "user_weights" not in arrays:
+            raise LakeError("this mixture is of an earlier version, which kept no weights of users: train again")
         self.sds: F64 = np.asarray(arrays["sds"], np.float64)
         kind = ALL_KINDS[int(arrays["kind"][0])]
         self.weights = Weights(kind, np.asarray(arrays["overall"], np.float64), np.asarray(arrays["table"], np.float64))

@@ -8,9 +8,11 @@ import numpy as np
 import pytest
 from scipy.stats import norm
 
-from sparkcf.models.contract_data import UserBlock
+from sparkcf.errors import LakeError
+from sparkcf.models.contract_data import Saved, UserBlock
 from sparkcf.models.mpma.fit import fit_arrays
 from sparkcf.models.mpma.layout import unpacked
+from sparkcf.models.mpma.scorer import MPMAScorer
 from tests.models.mpma.data import ITEMS, KIND, USERS, VALUES, M, N, config
 
 NO_ITEM = M - 1
@@ -118,3 +120,9 @@ def test_folded_in_users_get_the_group_that_a_column_gives() -> None:
     features = (np.array([0, 1, 1]), np.array([1], np.int32), np.ones(1, np.float32))
     vectors, _ = scorer.fold_in((*rows, np.ones(4, np.float32)), features)
     assert unpacked(vectors, "user", given).groups.tolist() == [1, -1]
+
+
+def test_a_mixture_of_an_earlier_version_is_refused_in_a_line() -> None:
+    saved = Saved(np.zeros((1, 1), np.float32), np.zeros(1, np.float32), np.ones(1, bool), arrays={"sds": np.ones(3)})
+    with pytest.raises(LakeError, match=r"of an earlier version, .*: train again"):
+        MPMAScorer(saved, config())
