@@ -28,7 +28,7 @@ class ConfigError(SparkcfError):
 class UnknownModelError(ConfigError):
     """A model that is neither this package's nor registered by an installed one. `model` : its name."""
 
-    def __init__(self, message: str, model: str) -> None:
+    def __init__(self, message: str, model: str = "") -> None:
         super().__init__(message)
         self.model = model
 

@@ -32,7 +32,7 @@ class LakeConfig(Section):
 
 
 class TrainConfig(Section):
-    warm_start: bool = False  # start from the published run's factors if model and rank agree; see `tolerance`
+    warm_start: bool = False  # start from the published run's factors if model and rank agree; see `als.tolerance`
     again: bool = False  # train a day once more whose published run has the same inputs and settings
     window_days: Positive | None = None  # days up to the end of `ds` whose events train; None: all
     progress: str | None = None  # folder of checkpoints, removed when a run ends; None: _progress under lake.root

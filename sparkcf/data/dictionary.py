@@ -36,7 +36,8 @@ def values_of(texts: Texts) -> Column:
     text = F.col(MAPS[texts.table])[texts.column]
     if texts.separator is None:
         return F.array(text)
-    parts = F.transform(F.split(text, "\\Q" + texts.separator + "\\E"), lambda part: F.trim(part))
+    literal = "\\Q" + texts.separator.replace("\\E", "\\E\\\\E\\Q") + "\\E"  # as Java's Pattern.quote
+    parts = F.transform(F.split(text, literal), lambda part: F.trim(part))
     return F.filter(parts, lambda part: part != "")
 
 

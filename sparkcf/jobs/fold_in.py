@@ -78,11 +78,11 @@ def fold_in_users(spark: SparkSession, config: Config) -> dict[str, Any]:
             features = model.user_features(known, fitted)
             if features is not None:
                 rows = rows.join(features, on="user_idx", how="full")
+            figures = model.user_figures(paired, fitted)
             solved = solve_rows(rows, shared, model.width)
             solved = solved.persist(StorageLevel.MEMORY_AND_DISK)  # counted, then written; released below
             vectors = solved.where("factor IS NOT NULL").select("idx", "factor", "bias")
             kept = {name: fitted.tables[name].drop("item_id", "model", "run_id") for name in model.item_tables}
-            figures = model.user_figures(paired, fitted)
             updated = replace(fitted, user_factors=vectors, tables=kept, figures=figures, cached=solved)
             try:
                 counts = counted(solved, config)

@@ -21,7 +21,8 @@ from sparkcf.ranking.evaluate import tested_users
 def shared_frames(events: DataFrame, nights: list[Config]) -> Iterator[None]:
     """Keep the frames that two or more nights derive from the same events, until the block ends.
 
-    Nothing is computed here. The steps build the frames anew, and Spark recognises them by their plans.
+    Nothing is computed here but the day at which q4 cuts. The steps build the frames anew, and Spark recognises them by
+    their plans.
 
     Parameters
     ----------

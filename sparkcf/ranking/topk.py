@@ -173,10 +173,11 @@ def _unit_on_disk(vectors: F32) -> F32:
     """`unit_rows` in a temporary file, a slice at a time: the driver's memory need not hold the item side twice."""
     if not vectors.size:
         return vectors
-    unit = np.memmap(tempfile.TemporaryFile(prefix="sparkcf-"), np.float32, "w+", shape=vectors.shape)
-    for first in range(0, len(vectors), SLICE):
-        unit[first : first + SLICE] = unit_rows(vectors[first : first + SLICE])
-    return unit
+    file = tempfile.TemporaryFile(prefix="sparkcf-")
+    for first in range(0, len(vectors), SLICE):  # written, not mapped: a full disk is then an error, not a signal
+        file.write(unit_rows(vectors[first : first + SLICE]).astype(np.float32, copy=False).tobytes())
+    file.flush()
+    return np.memmap(file, np.float32, "r", shape=vectors.shape)
 
 
 def top_k(users: DataFrame, shared: SharedRanker, width: int, k: int, *reasons: str) -> DataFrame:

@@ -311,16 +311,16 @@ def tried(setting: Setting, fault: Callable[[Setting, Path], None], tally: Tally
             tally.survived += not wrong
             if wrong:
                 tally.problems.append(f"{wrong} rows wrong in {lake}")
+            else:
+                shutil.rmtree(lake.parent)
             break
         except Missed as missed:
             print(f"drawn again: {missed}", flush=True)
             setting.submit.close()  # what is left of the night
+            shutil.rmtree(lake.parent)
         except (Wrong, LakeError, subprocess.TimeoutExpired) as error:
             tally.problems.append(str(error))
             break
-        finally:
-            if not tally.problems:
-                shutil.rmtree(lake.parent)
     else:
         tally.problems.append(f"nothing was broken in {DRAWS} draws")
     tally.seconds += time.monotonic() - begin
