@@ -132,7 +132,9 @@ def lake(spark, tmp_path_factory: pytest.TempPathFactory) -> Path:
     fill("quarantine", "reason raw source", *rejected, ds="DATE'2024-01-01'")
     lists = [("r1", "260", 1), ("r1", "1196", 2), ("r2", "1210", 1), ("r2", "1196", 2), ("r3", "2571", 1)]
     names = "ds user_id position item_id score reason model run_id"
-    rows = [("2024-01-01", "1", position, item, 0.5, "model", "als", run) for run, item, position in lists]
+    place = {item: at for at, item in enumerate(("260", "1196", "1210", "2571"))}
+    score = {item: 1.0 + 0.5 * (0.5 + at) for item, at in place.items()}  # of the vectors below
+    rows = [("2024-01-01", "1", position, item, score[item], "model", "als", run) for run, item, position in lists]
     fill("recommendations", names, *rows)
     near = ("2024-01-02", "260", 1, "1196", 0.9, "als", "r2")
     fill("similar_items", "ds item_id position similar_item_id score model run_id", near)
@@ -144,7 +146,6 @@ def lake(spark, tmp_path_factory: pytest.TempPathFactory) -> Path:
     compared = ("c1", 1, "als", "als", "2024-01-02", "measured", "r2", "s", "{}", "0", "q4", "ndcg_at_k", 10)
     costs = {"pairs": "100", "train_seconds": "2.0", "compared_at": "current_timestamp()", "inputs": "map()"}
     fill("comparisons", names, compared, **costs)
-    place = {item: at for at, item in enumerate(("260", "1196", "1210", "2571"))}
     of_run = {"model": "'als'", "run_id": "'r2'", "bias": "CAST(0 AS float)"}
     for side, known in (("user", dict(ids)), ("item", place)):
         vector = f"CAST(array(0.5 + {side}_idx, 1.0) AS array<float>)"
@@ -476,5 +477,6 @@ def test_commands_on_an_object_store_have_its_connector_and_region() -> None:
                 found += 1
                 image = (ROOT / "conf/kubernetes/Dockerfile").read_text()
                 assert connector in (image if "--master k8s:" in line else line), block
-                assert "AWS_REGION=" in block.text, block
+                before = "\n".join(block.document.read_text().splitlines()[: block.line])
+                assert "AWS_REGION=" in block.text + before.rpartition("\n## ")[2], block
     assert found >= 3

@@ -169,7 +169,7 @@ def test_a_snapshot_whose_files_are_gone_ends_in_a_line(spark: SparkSession, roo
     section = config(root).multdae
     gone = (f"{tmp_path.as_uri()}/gone.parquet",)
     spec = spec_of(section, gone, tmp_path)
-    with pytest.raises(TrainingError, match=r"gone\.parquet cannot be read .*prepare"):
+    with pytest.raises(TrainingError, match=r"gone\.parquet cannot be read: .*train again"):
         launch(spark, spec, 1, print)
 
 
