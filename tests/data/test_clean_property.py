@@ -39,7 +39,7 @@ items = ["tea", "jam", "tea ", "NULL", " "]
 kinds_of_event = ["buy", "look", "buy", ""]
 values = ["1", "2.5", "2.50", "+1", "5", "1e0", " 3 ", "-1", "5.01", "nan", "-Infinity", "1e999", "4,5", "0x1F", ""]
 kinds = ["row"] * 12 + ["cut", "more", "header", "blank"]
-SOUPS = 300  # in one input
+SOUPS = 500  # in one input
 
 
 def soup(draw: random.Random, name: str) -> list[tuple[str, tuple[str, ...], int]]:
@@ -160,9 +160,9 @@ def check(outcome: Outcome, expected: Truth, lines: list[tuple[str, tuple]]) -> 
     assert Counter(reason for reason, _ in outcome.quarantine) == expected.reasons
 
 
-@pytest.mark.parametrize("form", ["csv", "jsonl"])
-@pytest.mark.parametrize("most", [12, 1000])
-@pytest.mark.parametrize("parts", [None, 3])
+@pytest.mark.parametrize(
+    ("form", "most", "parts"), [("csv", 3, None), ("csv", 1000, 3), ("jsonl", 3, 3), ("jsonl", 1000, None)]
+)
 def test_any_soup_of_rows_reconciles(spark, tmp_path: Path, form: str, most: int, parts: int | None) -> None:
     draw = random.Random(f"{form} {most} {parts}")
     drawn = [line for number in range(SOUPS) for line in soup(draw, f"s{number}")]
@@ -170,6 +170,6 @@ def test_any_soup_of_rows_reconciles(spark, tmp_path: Path, form: str, most: int
     overrides = ["ds=2024-01-31", f"input.path={tmp_path}", f"input.format={form}", MAPPED, "input.value_range=[0, 5]"]
     overrides += [f"clean.max_events_per_user={most}", "clean.max_quarantined_share=1"]
     expected = truth(lines, most)
-    assert {"clean", "exact_duplicates", "superseded"} <= {name for name, n in expected.counts.items() if n > 100}
-    assert ("too_many_events_of_user" in expected.reasons) == (most == 12)
+    assert min(expected.counts.values()) > 10, expected.counts  # every outcome is among them
+    assert ("too_many_events_of_user" in expected.reasons) == (most == 3)
     check(clean_input(spark, load_config((), overrides), parts), expected, lines)

@@ -32,5 +32,6 @@ def test_a_job_refuses_values_out_of_range_before_spark_starts(tmp_path: Path, c
     given = ["ds=2024-01-31", "input.path=none.csv", f"lake.root={tmp_path / 'lake'}", wrong]
     code = run_job("nightly", never, given)
     told = json.loads(capsys.readouterr().out)
-    assert (code, told["exit_code"], told["status"]) == (2, 2, "ConfigError")
+    status = "UnknownModelError" if wrong.startswith("model=") else "ConfigError"
+    assert (code, told["exit_code"], told["status"]) == (2, 2, status)
     assert key in told["error"] and not (tmp_path / "lake").exists()

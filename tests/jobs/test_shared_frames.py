@@ -17,7 +17,8 @@ from sparkcf.jobs.recommend import seen_items
 from sparkcf.jobs.shared import shared_frames
 from sparkcf.models.contract_data import TrainingData
 from sparkcf.models.registry import model_of
-from sparkcf.ranking.evaluate import evaluate, tested_users
+from sparkcf.ranking.evaluate import evaluate
+from sparkcf.ranking.evaluate import tested_users as users_of
 from tests.ranking.test_evaluate import SCHEMA, M, N, make_events, settings
 
 
@@ -72,7 +73,7 @@ def test_the_frames_of_another_model_are_kept_until_the_block_ends(rows: DataFra
     def anew() -> list[DataFrame]:
         """What the steps of the second model build."""
         parts = split(rows, model_of(nights[1]).reads, nights[1])
-        frames = [parts.marked, parts.train, parts.heldout, popularity(parts.popular), tested_users(parts)]
+        frames = [parts.marked, parts.train, parts.heldout, popularity(parts.popular), users_of(parts)]
         return [*frames, popularity(liked_pairs(rows, nights[1])), seen_items(rows)]
 
     with shared_frames(rows, nights):
