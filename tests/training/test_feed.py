@@ -135,7 +135,7 @@ def test_only_the_listed_files_are_read_and_no_planted_pickle_runs(tmp_path: Pat
 def test_a_file_that_is_gone_or_damaged_is_named(tmp_path: Path) -> None:
     files = files_of(tmp_path, 5, 5)
     Path(local_path(files[1])).unlink()
-    with pytest.raises(LakeError, match=r"part-1\.parquet cannot be read .*prepare"):
+    with pytest.raises(LakeError, match=r"part-1\.parquet cannot be read: .*train again"):
         PetastormFeed(files, "user_idx", 4, 1)
     Path(local_path(files[1])).write_bytes(b"PAR1 no")
     with pytest.raises(LakeError, match=r"part-1\.parquet cannot be read"):
