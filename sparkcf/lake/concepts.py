@@ -5,11 +5,10 @@ item_concepts, item_factors, user_factors, items ──▶ summaries, a user's l
 
 from __future__ import annotations
 
-import datetime as dt
 import json
 from collections import Counter
 from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
@@ -18,25 +17,12 @@ from numpy.typing import NDArray
 from sparkcf.errors import ConfigError, LakeError, NotFoundError
 from sparkcf.kernels.concepts import F32, concept_mass
 from sparkcf.kernels.vectors import unit_rows
-from sparkcf.lake.query import Day, Lake
+from sparkcf.lake.query import Day, Lake, RunOfModel
 
 TYPICAL = 5  # items of a summary
 TYPICAL_CATEGORIES = 3
 LEAST_ITEMS = 5  # of a category in a concept; the share of fewer is not shown
 STEPS = (-0.5, -0.25, 0.0, 0.25, 0.5)  # values of the varied dimension of a unit vector
-
-
-class ModelRun(Protocol):
-    """A run of a model, published or not. `partition` : of its rows in tables by run."""
-
-    @property
-    def run_id(self) -> str: ...
-    @property
-    def model(self) -> str: ...
-    @property
-    def ds(self) -> dt.date: ...
-    @property
-    def partition(self) -> dict[str, str]: ...
 
 
 @dataclass(frozen=True)
@@ -52,7 +38,7 @@ class Concepts:
     """
 
     lake: Lake
-    run: ModelRun
+    run: RunOfModel
     items: list[str]
     users: NDArray[np.int64]
     vectors: F32
@@ -74,7 +60,7 @@ class Concepts:
         return cls.of_run(lake, lake.published(model, ds))
 
     @classmethod
-    def of_run(cls, lake: Lake, run: ModelRun) -> Concepts:
+    def of_run(cls, lake: Lake, run: RunOfModel) -> Concepts:
         """Read the concepts of a run. Raises as `read`."""
         rows = lake.read("item_concepts", None, run.partition) if lake.has("item_concepts") else None
         if rows is None or not rows.num_rows:
@@ -234,7 +220,7 @@ def _vectors(column: pa.ChunkedArray) -> F32:
     return flat.reshape(len(column), -1)
 
 
-def _config(lake: Lake, run: ModelRun) -> dict[str, Any]:
+def _config(lake: Lake, run: RunOfModel) -> dict[str, Any]:
     rows = lake.read("runs", ("run_id", [run.run_id]), None, ("run_id", "config"))
     if not rows.num_rows:
         raise LakeError(f"{run} has no row in table runs, so its configuration is unknown: publish another run")
@@ -242,7 +228,7 @@ def _config(lake: Lake, run: ModelRun) -> dict[str, Any]:
     return found
 
 
-def _users_led(lake: Lake, run: ModelRun, n: int) -> list[int | None]:
+def _users_led(lake: Lake, run: RunOfModel, n: int) -> list[int | None]:
     if not lake.has("metrics"):  # no run was ever evaluated
         return [None] * n
     rows = lake.read("metrics", ("run_id", [run.run_id]), None, ("run_id", "metric", "segment", "value")).to_pylist()
